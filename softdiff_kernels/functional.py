@@ -1,0 +1,1 @@
+from .reference import *  # replaced by the dispatching functions
