@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Randomness of an image beyond its noise, from the same key.
+
+An image of d elements uses blocks 0 .. ceil(d / 4) - 1 of its Philox stream for its noise. What else
+an image needs (its time, its prior's coefficients) comes from the blocks after them, so one draw
+rules everything and no word serves twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..noise import NoiseKey, key_rows, pack_key, philox4x32
+
+_LOW = 0xFFFFFFFF
+
+
+def words_after(key: NoiseKey, batch: int, elements: int, count: int, device: torch.device) -> Tensor:
+    """`count` words in [0, 2^32) per image, after those of its `elements` normals: int64 [B, count]."""
+    rows = key_rows(*pack_key(key, batch, device), batch, device)
+    first = -(-elements // 4)
+    blocks = torch.arange(first, first + -(-count // 4), dtype=torch.int64, device=device)
+    seed, stream, draw = (rows[:, j, None] for j in range(3))
+    counter = (blocks[None, :] & _LOW, draw & _LOW, stream & _LOW, stream >> 32 & _LOW)
+    words = philox4x32(counter, (seed & _LOW, seed >> 32 & _LOW))
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1).reshape(batch, -1)[:, :count]
+
+
+def uniform_from_words(words: Tensor) -> Tensor:
+    """Uniforms in (0, 1), as Box-Muller makes them: ((word >> 8) + 1/2) 2^-24. float32 is exact."""
+    return ((words >> 8).double() + 0.5).mul(2.0**-24).float()
+
+
+def fresh_key(stream: int | Tensor = 0) -> NoiseKey:
+    """A key from torch's default CPU generator, so that `torch.manual_seed` rules it."""
+    return NoiseKey(int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)), stream)
+
+
+def for_images(key: NoiseKey | None, images: int | Tensor) -> tuple[NoiseKey, int]:
+    """A key and a batch size, of a number of images or of their streams (int64 [B]); at draw 0."""
+    key = fresh_key() if key is None else key
+    if isinstance(images, Tensor):
+        if images.dtype != torch.int64 or images.dim() != 1:
+            raise TypeError(
+                f"sample: expected the images as a number or as streams, an int64 tensor [B], got "
+                f"{images.dtype} of shape {list(images.shape)}"
+            )
+        return replace(key, stream=images, draw=0), images.shape[0]
+    if isinstance(images, bool) or not isinstance(images, int) or images < 0:
+        raise ValueError(f"sample: expected the number of images as an int of at least 0, got {images!r}")
+    return key.at(0), images

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Corruption processes: how much blur and how much noise at each time t in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..noise import NoiseKey
+from . import _images
+
+if TYPE_CHECKING:
+    from .schedule import Schedule
+
+_FORMAT = "softdiff-corruption"
+# Between two nodes whose logarithms differ by h, the chord of an exponential is off by h^2 / 8.
+_LOG_STEP = 0.05
+
+PAPER_BLUR_STD_MAX = 23.0
+PAPER_SIDE = 64
+
+
+def paper_blur_std_max(image_size: tuple[int, int]) -> float:
+    """The paper's strongest blur, 23 px at 64 px, kept in proportion to the longer side."""
+    return PAPER_BLUR_STD_MAX * max(image_size) / PAPER_SIDE
+
+
+def geometric_noise_std(
+    t: np.ndarray | Sequence[float], noise_std_min: float, noise_std_max: float, noise_full_at: float
+) -> np.ndarray:
+    """`noise_std_min (noise_std_max / noise_std_min)^min(t / noise_full_at, 1)`, float64.
+
+    Daras et al. 2022, figure 6, as read by others: geometric, full at a quarter, constant after.
+    """
+    if not 0 < noise_std_min <= noise_std_max < math.inf:
+        raise ValueError(
+            f"expected 0 < noise_std_min <= noise_std_max, got {noise_std_min!r} and {noise_std_max!r}"
+        )
+    if not 0 < noise_full_at <= 1:
+        raise ValueError(f"expected noise_full_at in (0, 1], got {noise_full_at!r}")
+    share = np.minimum(np.asarray(t, dtype=np.float64) / noise_full_at, 1.0)
+    return np.where(
+        share >= 1.0, noise_std_max, noise_std_min * np.exp(share * math.log(noise_std_max / noise_std_min))
+    )
+
+
+def noise_nodes(noise_std_min: float, noise_std_max: float, noise_full_at: float) -> np.ndarray:
+    """Times at which to tabulate `geometric_noise_std` so that chords are within 3.2e-4 of it."""
+    parts = max(1, math.ceil(math.log(noise_std_max / noise_std_min) / _LOG_STEP))
+    return np.unique(np.append(np.linspace(0.0, noise_full_at, parts + 1), 1.0))
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """`x_t = C_t x_0 + noise_std(t) n`, C_t a Gaussian blur of blur_std(t) pixels, as tables over t.
+
+    image_size: (H, W) that the tables are meant for. t: times of the nodes, ascending from 0 to 1.
+    blur_std_nodes (pixels), noise_std_nodes (units of an image in [-1, 1]): values there, at least 0
+    and never falling; linear in between. name: what it was made by. Bad tables raise ValueError.
+    """
+
+    image_size: tuple[int, int]
+    t: tuple[float, ...]
+    blur_std_nodes: tuple[float, ...]
+    noise_std_nodes: tuple[float, ...]
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", _images.image_size("Corruption", self.image_size))
+        for field in ("t", "blur_std_nodes", "noise_std_nodes"):
+            object.__setattr__(self, field, _table(field, getattr(self, field)))
+        if len(self.t) < 2 or self.t[0] != 0.0 or self.t[-1] != 1.0 or not _rises(self.t, strictly=True):
+            raise ValueError(
+                f"Corruption: expected t as at least 2 times that rise from 0 to 1, got {_short(self.t)}"
+            )
+        for field in ("blur_std_nodes", "noise_std_nodes"):
+            values = getattr(self, field)
+            if len(values) != len(self.t):
+                raise ValueError(
+                    f"Corruption: expected {field} with one value for each of {len(self.t)} t, got {len(values)}"
+                )
+            if values[0] < 0 or not _rises(values, strictly=False):
+                raise ValueError(
+                    f"Corruption: expected {field} of at least 0 and never falling, got {_short(values)}"
+                )
+
+    @overload
+    def blur_std(self, t: float) -> float: ...
+    @overload
+    def blur_std(self, t: Tensor) -> Tensor: ...
+    def blur_std(self, t: float | Tensor) -> float | Tensor:
+        """Standard deviation of the blur at t, in pixels.
+
+        t: a number in [0, 1], or a floating-point tensor of any shape, whose dtype and device the
+        answer keeps (values outside [0, 1] are clamped, for looking at them would synchronise).
+        """
+        return self._at("blur_std_nodes", t)
+
+    @overload
+    def noise_std(self, t: float) -> float: ...
+    @overload
+    def noise_std(self, t: Tensor) -> Tensor: ...
+    def noise_std(self, t: float | Tensor) -> float | Tensor:
+        """Standard deviation of the noise at t, in units of the image; t as in `blur_std`."""
+        return self._at("noise_std_nodes", t)
+
+    def _at(self, field: str, t: float | Tensor) -> float | Tensor:
+        if isinstance(t, Tensor):
+            return _interpolate(_tables(self, field, t.device), t)
+        t = float(t)
+        if not 0.0 <= t <= 1.0:
+            raise ValueError(f"Corruption: expected t in [0, 1], got {t!r}")
+        values: tuple[float, ...] = getattr(self, field)
+        i = min(bisect_right(self.t, t) - 1, len(self.t) - 2)
+        slope = (values[i + 1] - values[i]) / (self.t[i + 1] - self.t[i])
+        # Held under the next node, lest rounding make a table fall where it may not.
+        return min(values[i] + (t - self.t[i]) * slope, values[i + 1])
+
+    def corrupt(
+        self,
+        x0: Tensor,
+        t: float | Tensor,
+        *,
+        key: NoiseKey | None = None,
+        noise: Tensor | None = None,
+        return_residual: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`x_t = C_t x_0 + noise_std(t) n`, and, if asked, the residual `x_0 - x_t`.
+
+        x0: [B, C, H, W] in [-1, 1], or uint8; t: a number or [B]. Otherwise as `functional.corrupt`.
+        """
+        _images.check_size("Corruption.corrupt", x0, self.image_size)
+        return functional.corrupt(
+            x0, self.blur_std(t), self.noise_std(t), key=key, noise=noise, return_residual=return_residual
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON needs to make it again."""
+        return {
+            "format": _FORMAT,
+            "image_size": list(self.image_size),
+            "t": list(self.t),
+            "blur_std": list(self.blur_std_nodes),
+            "noise_std": list(self.noise_std_nodes),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Corruption:
+        """The corruption that `to_dict` wrote; ValueError where it is not one."""
+        if not isinstance(content, Mapping) or content.get("format") != _FORMAT:
+            raise ValueError(
+                f"Corruption: expected a dictionary of format {_FORMAT!r}, got {_short(content)}"
+            )
+        missing = [n for n in ("image_size", "t", "blur_std", "noise_std", "name") if n not in content]
+        if missing:
+            raise ValueError(f"Corruption: {', '.join(missing)} missing from the dictionary")
+        return cls.from_tables(
+            content["image_size"],
+            content["t"],
+            content["blur_std"],
+            content["noise_std"],
+            str(content["name"]),
+        )
+
+    @classmethod
+    def from_tables(
+        cls,
+        image_size: tuple[int, int],
+        t: Sequence[float],
+        blur_std: Sequence[float],
+        noise_std: Sequence[float],
+        name: str = "custom",
+    ) -> Corruption:
+        """A corruption of one's own: values of blur_std (pixels) and noise_std at the times t."""
+        return cls(
+            image_size, _table("t", t), _table("blur_std", blur_std), _table("noise_std", noise_std), name
+        )
+
+    @classmethod
+    def paper(
+        cls,
+        image_size: tuple[int, int],
+        *,
+        blur_std_min: float = 0.01,
+        blur_std_max: float | None = None,
+        noise_std_min: float = 0.01,
+        noise_std_max: float = 0.10,
+        noise_full_at: float = 0.25,
+    ) -> Corruption:
+        """The paper's ranges without its schedule: blur linear in t, noise geometric up to noise_full_at.
+
+        blur_std_max: None is the paper's 23 px at 64 px, times max(H, W) / 64; a number is taken as
+        it is. The geometric part is tabulated so densely that interpolation is within 3.2e-4 of it.
+        Daras et al. 2022, section 5 and figure 6 (blur 0.01 to 23 px, noise 0.01 to 0.10).
+        """
+        size = _images.image_size("Corruption.paper", image_size)
+        most = paper_blur_std_max(size) if blur_std_max is None else float(blur_std_max)
+        noise = (noise_std_min, noise_std_max, noise_full_at)
+        geometric_noise_std([0.0], *noise)
+        t = noise_nodes(*noise)
+        blur = blur_std_min + (most - blur_std_min) * t
+        return cls.from_tables(
+            size, t.tolist(), blur.tolist(), geometric_noise_std(t, *noise).tolist(), "paper"
+        )
+
+    @classmethod
+    def from_schedule(cls, schedule: Schedule) -> Corruption:
+        """Blur along the schedule's path, linear between its nodes; the schedule's noise, geometric."""
+        noise = (schedule.noise_std_min, schedule.noise_std_max, schedule.noise_full_at)
+        t = np.union1d(schedule.t, noise_nodes(*noise))
+        t = t[np.append(True, np.diff(t) > 1e-9)]
+        t[-1] = 1.0
+        blur = np.interp(t, schedule.t, schedule.blur_std)
+        return cls.from_tables(
+            schedule.image_size,
+            t.tolist(),
+            blur.tolist(),
+            geometric_noise_std(t, *noise).tolist(),
+            "schedule",
+        )
+
+
+def _table(name: str, values: Any) -> tuple[float, ...]:
+    try:
+        table = tuple(float(v) for v in values)
+    except (TypeError, ValueError):
+        raise ValueError(f"Corruption: expected {name} as a list of numbers, got {_short(values)}") from None
+    if not all(math.isfinite(v) for v in table):
+        raise ValueError(f"Corruption: expected {name} as finite numbers, got {_short(table)}")
+    return table
+
+
+def _rises(values: Sequence[float], *, strictly: bool) -> bool:
+    return all(a < b or (a == b and not strictly) for a, b in pairwise(values))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+@lru_cache(maxsize=64)
+def _tables(corruption: Corruption, field: str, device: torch.device) -> Tensor:
+    """Start, value, slope and limit of each piece, float64 [4, nodes - 1]; kept, so copied once."""
+    t = np.array(corruption.t)
+    values = np.array(getattr(corruption, field))
+    slope = np.diff(values) / np.diff(t)
+    return torch.tensor(np.stack((t[:-1], values[:-1], slope, values[1:])), device=device)
+
+
+def _interpolate(tables: Tensor, t: Tensor) -> Tensor:
+    if not t.dtype.is_floating_point:
+        raise TypeError(f"Corruption: expected t as a number or a floating-point tensor, got {t.dtype}")
+    start, value, slope, limit = tables.unbind(0)
+    exact = t.detach().double().clamp(0.0, 1.0)
+    piece = torch.searchsorted(start, exact.contiguous(), right=True).sub_(1).clamp_(min=0)
+    return torch.minimum(value[piece] + (exact - start[piece]) * slope[piece], limit[piece]).to(t.dtype)

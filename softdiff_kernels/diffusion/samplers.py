@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers: from x_1 back to an image, each a choice of (a, b) in one reverse step,
+
+    x_s = a x_t + (C_s - a C_t) x0_hat + b n,        s < t.
+
+They share a signature, in the manner of k-diffusion: `sample_*(model, x, ts, extra_args, callback,
+disable, key=...)`.
+
+model: a `SoftDenoiser`, or anything callable as `model(x, t[B], **extra_args) -> x0_hat` with a
+`.corruption`. x: x_1, [B, C, H, W], left as it is. ts: times falling from 1 to 0, 1-D (`time_steps`);
+the model is called once for each but the last. callback: gets a dict of x, i, t and denoised after
+each call of the model. disable: no progress bar. key: its stream names the images; step i uses draw
+i + 1 (draw 0 is the prior's), so image k is the same at any batch size. None: a fresh key from torch's
+generator.
+
+Where ts ends in 0, the last step returns x0_hat itself, without the noise that is left at t = 0
+(our choice; the paper does not say).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _arguments as args
+from .. import functional
+from ..noise import NoiseKey
+from . import _images
+from ._stream import fresh_key
+from .corruption import Corruption
+
+Callback = Callable[[dict[str, Any]], Any]
+# x_t, x0_hat, t, s, corruption, key -> x_s
+_Step = Callable[[Tensor, Tensor, float, float, Corruption, NoiseKey], Tensor]
+
+
+def time_steps(n: int) -> Tensor:
+    """n + 1 times, evenly from 1 down to 0, for a sampler of n steps. float64 [n + 1] on the CPU."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"time_steps: expected the number of steps as an int of at least 1, got {n!r}")
+    return torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)
+
+
+def _run(
+    name: str,
+    step: _Step,
+    model: Any,
+    x: Tensor,
+    ts: Tensor,
+    extra_args: Mapping[str, Any] | None,
+    callback: Callback | None,
+    disable: bool | None,
+    key: NoiseKey | None,
+) -> Tensor:
+    corruption = getattr(model, "corruption", None)
+    if not isinstance(corruption, Corruption):
+        raise TypeError(
+            f"{name}: expected a model with a Corruption as its .corruption, got {type(model).__name__}"
+        )
+    args.image(name, "x", x)
+    _images.check_size(name, x, corruption.image_size)
+    times = _times(name, ts)
+    key = fresh_key() if key is None else key
+    extra = dict(extra_args or {})
+    for i in _progress(range(len(times) - 1), disable):
+        t, s = times[i], times[i + 1]
+        x0_hat = model(x, torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device), **extra)
+        x0_hat = x0_hat.to(x.dtype)
+        if callback is not None:
+            callback({"x": x, "i": i, "t": t, "denoised": x0_hat})
+        x = x0_hat if s == 0.0 else step(x, x0_hat, t, s, corruption, key.at(i + 1))
+    return x
+
+
+def _times(name: str, ts: Tensor) -> list[float]:
+    times = torch.as_tensor(ts)
+    if times.dim() != 1 or times.shape[0] < 2:
+        raise ValueError(f"{name}: expected ts as at least 2 times, 1-D, got shape {list(times.shape)}")
+    values = [float(t) for t in times.tolist()]
+    falling = all(a > b for a, b in pairwise(values))
+    if not falling or not 0.0 <= values[-1] <= values[0] <= 1.0:
+        raise ValueError(f"{name}: expected ts that fall, within 1 to 0, got {values[:4]} ... {values[-1]}")
+    return values
+
+
+def _progress(steps: Iterable[int], disable: bool | None) -> Iterable[int]:
+    if disable:
+        return steps
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return steps
+    return tqdm(steps, disable=disable)
+
+
+@torch.no_grad()
+def sample_naive(
+    model: Any,
+    x: Tensor,
+    ts: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = False,
+    *,
+    key: NoiseKey | None = None,
+) -> Tensor:
+    """Naive Sampler, Daras et al. 2022, Algorithm 1: corrupt the estimate anew, a = 0, b = noise_std(s).
+
+    Arguments and result: see the module. Here for comparison; its samples lack detail.
+    """
+
+    def step(x_t: Tensor, x0_hat: Tensor, t: float, s: float, c: Corruption, k: NoiseKey) -> Tensor:
+        return functional.reverse_step(
+            x_t, x0_hat, blur_std_t=c.blur_std(t), blur_std_s=c.blur_std(s), a=0.0, b=c.noise_std(s), key=k
+        )
+
+    return _run("sample_naive", step, model, x, ts, extra_args, callback, disable, key)
+
+
+@torch.no_grad()
+def sample_momentum(
+    model: Any,
+    x: Tensor,
+    ts: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = False,
+    *,
+    key: NoiseKey | None = None,
+    variance: str = "large",
+) -> Tensor:
+    """Momentum Sampler, Daras et al. 2022, Algorithm 2: a = r = noise_std(s)^2 / noise_std(t)^2.
+
+    variance: "large" injects the paper's sqrt(noise_std(t)^2 - noise_std(s)^2), "small" sqrt(r) of
+    that, the exact posterior's under independent increments. Where the noise is constant the step is
+    deterministic, TACoS. Arguments and result: see the module.
+    """
+    args.choice("sample_momentum", "variance", variance, ("large", "small"))
+
+    def step(x_t: Tensor, x0_hat: Tensor, t: float, s: float, c: Corruption, k: NoiseKey) -> Tensor:
+        return functional.momentum_step(
+            x_t,
+            x0_hat,
+            blur_std_t=c.blur_std(t),
+            blur_std_s=c.blur_std(s),
+            noise_std_t=c.noise_std(t),
+            noise_std_s=c.noise_std(s),
+            variance=variance,
+            key=k,
+        )
+
+    return _run("sample_momentum", step, model, x, ts, extra_args, callback, disable, key)
+
+
+@torch.no_grad()
+def sample_ddim(
+    model: Any,
+    x: Tensor,
+    ts: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = False,
+    *,
+    key: NoiseKey | None = None,
+    nu: float = 0.0,
+    eta: float | None = None,
+) -> Tensor:
+    """DDIM: keeps the direction of the noise, a = sqrt(noise_std(s)^2 - nu^2) / noise_std(t), b = nu.
+
+    nu: standard deviation of each step's fresh noise, in units of the image, at most noise_std(s) at
+    every step taken; 0 is deterministic, the first-order probability-flow step. eta in [0, 1]: a
+    share of the exact posterior's deviation instead, step by step; 1 is `sample_momentum` with
+    variance "small". Song, Meng & Ermon 2021, eq. 12, carried over to blur; ours, not the paper's.
+    Arguments and result: see the module.
+    """
+    args.number("sample_ddim", "nu", nu)
+    if eta is not None:
+        args.number("sample_ddim", "eta", eta, most=1.0)
+        if nu != 0.0:
+            raise ValueError(f"sample_ddim: expected nu or eta, got both ({nu!r} and {eta!r})")
+
+    def step(x_t: Tensor, x0_hat: Tensor, t: float, s: float, c: Corruption, k: NoiseKey) -> Tensor:
+        a, b = ddim_coefficients(c.noise_std(t), c.noise_std(s), nu, eta)
+        return functional.reverse_step(
+            x_t, x0_hat, blur_std_t=c.blur_std(t), blur_std_s=c.blur_std(s), a=a, b=b, key=k
+        )
+
+    return _run("sample_ddim", step, model, x, ts, extra_args, callback, disable, key)
+
+
+def ddim_coefficients(
+    noise_std_t: float, noise_std_s: float, nu: float = 0.0, eta: float | None = None
+) -> tuple[float, float]:
+    """(a, b) of a DDIM step; nu and eta as in `sample_ddim`. Where noise_std_t = 0: (1, 0)."""
+    if noise_std_t == 0.0:
+        return 1.0, 0.0
+    if eta is not None:
+        gap = (noise_std_t - noise_std_s) * (noise_std_t + noise_std_s)
+        nu = eta * noise_std_s * math.sqrt(max(gap, 0.0)) / noise_std_t
+    if nu > noise_std_s:
+        raise ValueError(f"sample_ddim: expected nu of at most noise_std(s) = {noise_std_s:.6g}, got {nu!r}")
+    return math.sqrt((noise_std_s - nu) * (noise_std_s + nu)) / noise_std_t, nu
+
+
+@torch.no_grad()
+def sample_tacos(
+    model: Any,
+    x: Tensor,
+    ts: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = False,
+    *,
+    key: NoiseKey | None = None,
+) -> Tensor:
+    """TACoS, Bansal et al. 2022 (Cold Diffusion), Algorithm 2: `x_s = x_t + (C_s - C_t) x0_hat`.
+
+    Deterministic, a = 1 and b = 0; the noise of x_1 stays until the last step. Arguments and result:
+    see the module.
+    """
+
+    def step(x_t: Tensor, x0_hat: Tensor, t: float, s: float, c: Corruption, k: NoiseKey) -> Tensor:
+        return functional.reverse_step(
+            x_t, x0_hat, blur_std_t=c.blur_std(t), blur_std_s=c.blur_std(s), a=1.0, b=0.0, key=k
+        )
+
+    return _run("sample_tacos", step, model, x, ts, extra_args, callback, disable, key)
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "naive": sample_naive,
+    "momentum": sample_momentum,
+    "ddim": sample_ddim,
+    "tacos": sample_tacos,
+}
