@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `softdiff train | sample | schedule | doctor | demo`.
+
+Commands are chosen here by hand, so that `doctor` and `--help` need the standard library and torch
+alone; a command's own flags are read by tyro from the dataclasses of `training.config`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from .training.errors import UserError, need
+
+COMMANDS = {
+    "train": "train a model on a folder of images, an .npz file, or the built-in digits",
+    "sample": "draw images from a weights file",
+    "schedule": "compute the Wasserstein schedule of a data set",
+    "demo": "train on digits for a few minutes and draw momentum beside naive samples",
+    "doctor": "tell what works on this machine, and why the rest does not",
+}
+Options = TypeVar("Options")
+
+
+def usage() -> str:
+    """What `softdiff --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: softdiff COMMAND [OPTIONS]", "", *lines, "", "softdiff COMMAND --help lists its options"])
+
+
+def parse(options: type[Options], command: str, argv: Sequence[str], default: Options | None = None) -> Options:
+    """Reads flags into a dataclass; a wrong flag is a UserError of one sentence."""
+    tyro = need("tyro", f"softdiff {command}")
+    described = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(described):
+            extra: dict[str, Any] = {} if default is None else {"default": default}
+            found: Options = tyro.cli(options, prog=f"softdiff {command}", args=list(argv), **extra)
+            return found
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_sentence(described.getvalue(), command)) from None
+
+
+def _sentence(boxed: str, command: str) -> str:
+    """tyro's framed message on one line, without its frame and its pointer to the help."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    lines = [line.strip("│ ").strip() for line in plain.splitlines() if line.startswith("│")]
+    kept = []
+    for line in lines:
+        if line.startswith("──"):
+            break
+        kept.append(line)
+    text = " ".join(" ".join(kept).split())
+    return f"{text or 'the options cannot be read'} (softdiff {command} --help lists them)"
+
+
+def _flag(argv: Sequence[str], name: str) -> str | None:
+    """The value of a flag, read before the others because the others' defaults depend on it."""
+    for i, word in enumerate(argv):
+        if word.replace("_", "-") == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(name + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def _train(argv: Sequence[str]) -> int:
+    from .training.config import TrainConfig
+
+    default = None
+    if "--help" not in argv and "-h" not in argv and (resume := _flag(argv, "--resume")) is not None:
+        need("safetensors", "softdiff train")
+        from .training.loop import with_resume_defaults
+
+        default = with_resume_defaults(resume, _flag(argv, "--outdir"))
+    config = parse(TrainConfig, "train", argv, default)
+    for module in ("safetensors", "PIL", "diffusers"):
+        need(module, "softdiff train")
+    from .training.loop import train
+
+    result = train(config)
+    if result.stopped_by is not None:
+        print(f"stopped at step {result.step}; go on by: softdiff train --resume {result.folder}")
+        return 128 + result.stopped_by
+    print(f"done; draw images by: softdiff sample --weights {result.weights}")
+    return 0
+
+
+def _sample(argv: Sequence[str]) -> int:
+    from .training.config import SampleConfig
+
+    config = parse(SampleConfig, "sample", argv)
+    for module in ("safetensors", "PIL", "diffusers"):
+        need(module, "softdiff sample")
+    from .training.sampling import sample
+
+    sample(config)
+    return 0
+
+
+def _schedule(argv: Sequence[str]) -> int:
+    from .training.config import ScheduleConfig
+
+    config = parse(ScheduleConfig, "schedule", argv)
+    from .training.schedule import make_schedule
+
+    make_schedule(config)
+    return 0
+
+
+def _demo(argv: Sequence[str]) -> int:
+    from .training.config import DemoConfig
+
+    config = parse(DemoConfig, "demo", argv)
+    for module in ("safetensors", "PIL", "diffusers", "sklearn"):
+        need(module, "softdiff demo")
+    from .training.demo import demo
+
+    demo(config)
+    return 0
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    if argv and set(argv) & {"-h", "--help"}:
+        print("usage: softdiff doctor\n\n" + COMMANDS["doctor"])
+        return 0
+    if argv:
+        raise UserError(f"doctor takes no options, got {' '.join(argv)}")
+    from .training.doctor import report
+
+    print(report())
+    return 0
+
+
+RUN: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "sample": _sample,
+    "schedule": _schedule,
+    "demo": _demo,
+    "doctor": _doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns its exit code: 2, with one line on stderr, where the user can put
+    right what went wrong; 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    try:
+        if words[0] not in RUN:
+            raise UserError(f"expected a command ({', '.join(RUN)}), got {words[0]!r}")
+        return RUN[words[0]](words[1:])
+    except UserError as error:
+        print(f"softdiff: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("softdiff: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

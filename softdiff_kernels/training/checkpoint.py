@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints in safetensors, each complete in itself: tensors, and all the rest as JSON inside.
+
+`weights-*.safetensors` holds what sampling needs: averaged weights, options, corruption, prior and
+image shape. `state-*.safetensors` holds what going on with a run needs besides: raw weights,
+optimiser moments and counters. A file appears under its name only when it is whole and on the disk;
+a full disk or a kill on the way leaves the one before it untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from .errors import UserError
+
+VERSION = 1
+PARTIAL = ".partial"
+KINDS = {"weights": "weights", "state": "training state"}
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Puts a rename on the disk; systems that cannot open a folder (Windows) need and allow none."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes to a temporary name beside `path`, puts it on the disk, then renames it to `path`.
+
+    At every instant `path` is the old file or the whole new one. Raises UserError where it cannot
+    be written; what was there before is then still there.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _fsync_folder(path.parent)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            kept = "; the file that it was to replace is untouched" if path.exists() else ""
+            raise UserError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+        raise
+
+
+@dataclass
+class Checkpoint:
+    """One file's content. kind: `weights` or `state`; tensors by dotted name; meta as JSON takes it."""
+
+    kind: str
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under `prefix.`, by the rest of their names."""
+        start = prefix + "."
+        return {name[len(start) :]: t for name, t in self.tensors.items() if name.startswith(start)}
+
+    def put(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+        """Adds tensors under `prefix.`."""
+        self.tensors.update({f"{prefix}.{name}": t for name, t in tensors.items()})
+
+    def save(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
+        metadata = {"format": f"softdiff-{self.kind}", "version": str(VERSION), "softdiff": json.dumps(self.meta)}
+        plain = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
+        write_atomically(path, safetensors.torch.save(plain, metadata))
+
+
+def load_checkpoint(path: Path, kind: str) -> Checkpoint:
+    """Reads a checkpoint of the wanted kind. One sentence for a file that is missing, truncated,
+    foreign, of the other kind, or of a later version."""
+    wanted = f"a {KINDS[kind]} file of softdiff"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file (expected {wanted})")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            metadata = file.metadata() or {}
+            found, version = metadata.get("format", ""), metadata.get("version", "")
+            if found != f"softdiff-{kind}":
+                other = next((f"a {name} file" for k, name in KINDS.items() if found == f"softdiff-{k}"), None)
+                raise UserError(f"{path}: expected {wanted}, got {other or 'a safetensors file of something else'}")
+            if version != str(VERSION):
+                raise UserError(f"{path}: expected format version {VERSION}, got {version or 'none'}")
+            meta = json.loads(metadata["softdiff"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except UserError:
+        raise
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: expected {wanted}, got a truncated file or one of another kind ({error})") from error
+    return Checkpoint(kind, meta, tensors)
+
+
+def numbered(folder: Path, kind: str) -> list[Path]:
+    """The folder's checkpoints of a kind, oldest first."""
+    files = [p for p in folder.glob(f"{kind}-*.safetensors") if p.stem.removeprefix(f"{kind}-").isdigit()]
+    return sorted(files, key=lambda p: int(p.stem.removeprefix(f"{kind}-")))
+
+
+def checkpoint_name(kind: str, step: int) -> str:
+    """The file name of a checkpoint: weights-00002000.safetensors, say."""
+    return f"{kind}-{step:08d}.safetensors"
+
+
+def find(path: str, kind: str) -> Path:
+    """The file itself, or the newest of its kind in a run folder."""
+    where = Path(path)
+    if not where.is_dir():
+        return where
+    files = numbered(where, kind)
+    if not files:
+        raise UserError(f"{where}: expected a run folder with {kind}-*.safetensors in it, found none")
+    return files[-1]
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Leaves the newest `keep` checkpoints of each kind (0: all)."""
+    for kind in KINDS:
+        for old in numbered(folder, kind)[:-keep] if keep else ():
+            old.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Clears what a killed run left half written."""
+    for partial in folder.glob("*" + PARTIAL):
+        partial.unlink(missing_ok=True)

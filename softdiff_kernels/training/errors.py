@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command line shows as one line, without a traceback."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+EXTRA = 'pip install "softdiff_kernels[train]"'
+
+
+class UserError(ValueError):
+    """Something that the user can put right: a wrong path, file or flag. The message is one sentence."""
+
+
+def need(module: str, purpose: str) -> ModuleType:
+    """Imports an optional module, or raises a UserError that names the extra to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        if error.name is not None and error.name.partition(".")[0] != package:
+            raise UserError(f"{purpose} needs {package}, which fails to import here: {error}") from error
+        raise UserError(f"{purpose} needs {package}, which is not installed: {EXTRA}") from None
+
+
+@contextmanager
+def user_errors(prefix: str = "") -> Iterator[None]:
+    """Turns the ValueError, TypeError or OSError of a file or flag that the user gave into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{prefix}{error}") from error

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer's network: diffusers' U-Net, fitted to the data's channels and size."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError, need
+
+TIME_SCALE = 1000.0
+SMALLEST = 4
+ATTENTION_UP_TO = 16
+
+
+def default_multipliers(height: int, width: int) -> tuple[int, ...]:
+    """1 2 2 2, cut so that the coarsest level keeps at least 4 pixels a side."""
+    levels = 1 + int(math.log2(max(1, min(height, width) // SMALLEST)))
+    return (1, 2, 2, 2)[: max(1, min(levels, 4))]
+
+
+class UNet(nn.Module):
+    """`f(x, t) -> [B, C, H, W]` for images of any size, t in [0, 1].
+
+    The image is padded at its lower and right edge, by repeating the last row and column, to what
+    the levels divide, and cut back after. t goes in as 1000 t: the sine embedding's wavelengths are
+    made for 0 to 1000, and would hardly tell two t in [0, 1] apart.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], width: int, multipliers: tuple[int, ...], blocks: int):
+        super().__init__()
+        unet_class = need("diffusers", "the U-Net").UNet2DModel
+        multipliers = multipliers or default_multipliers(*size)
+        self.stride = 2 ** (len(multipliers) - 1)
+        groups = math.gcd(32, width)
+        if groups < 4:
+            raise UserError(f"--width: expected a multiple of 4, got {width}")
+        side = max(size)
+        attends = [i > 0 and side / 2**i <= ATTENTION_UP_TO for i in range(len(multipliers))]
+        self.net = unet_class(
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=blocks,
+            block_out_channels=tuple(width * m for m in multipliers),
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            norm_num_groups=min(groups, 8),
+            attention_head_dim=None,
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x: [B, C, H, W]; t: [B]."""
+        height, width = x.shape[-2:]
+        below, right = -height % self.stride, -width % self.stride
+        padded = F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+        out: Tensor = self.net(padded, t * TIME_SCALE).sample
+        return out[..., :height, :width]
+
+
+def build_model(
+    channels: int, size: tuple[int, int], *, width: int, multipliers: tuple[int, ...], blocks: int, seed: int
+) -> UNet:
+    """The network with weights drawn from `seed` alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet(channels, size, width, multipliers, blocks)

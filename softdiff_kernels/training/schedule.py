@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`softdiff schedule`: the shortest path of a data set, as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..diffusion import Schedule, power_spectrum, shortest_path_schedule
+from .config import ScheduleConfig
+from .data import load_images
+from .errors import UserError, need, user_errors
+
+
+def make_schedule(config: ScheduleConfig, say: Callable[[str], None] = print) -> Schedule:
+    """Computes, saves and, if asked, plots the schedule."""
+    need("scipy.sparse", "the Wasserstein schedule")
+    if config.plot is not None:
+        need("matplotlib.figure", "--plot")
+    images = load_images(config.data, config.image_size)
+    with user_errors():
+        schedule = shortest_path_schedule(
+            power_spectrum(images.batches()),
+            levels=config.levels,
+            nodes=config.nodes,
+            noise_term=config.noise_term,
+            dataset=images.name,
+        )
+    for path, write in ((config.out, schedule.save), (config.plot, schedule.plot)):
+        if path is not None:
+            try:
+                write(Path(path))
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    say(f"{config.out}: {schedule.describe()}")
+    if config.plot is not None:
+        say(f"{config.plot}")
+    return schedule
