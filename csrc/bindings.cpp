@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+// The pybind11 module: checks, then launches. It knows addresses, sizes and strides, and no torch.
+//
+// An image comes as a tuple (address, dtype code, stride, stride, stride, stride), or None; a coefficient
+// as (address, dtype code, stride); a key as (seed, stream, draw), (address, rows), or None.
+#include "cpu/driver.h"
+
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace softdiff {
+namespace {
+
+int64_t integer(const py::handle& value) {
+  const int64_t out = PyLong_AsLongLong(value.ptr());
+  if (out == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return out;
+}
+
+void* address(const py::handle& value) {
+  void* out = PyLong_AsVoidPtr(value.ptr());
+  if (out == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return out;
+}
+
+void expect(const py::tuple& tuple, size_t size, const char* what) {
+  if (tuple.size() != size) throw py::value_error(std::string(what) + ": wrong number of fields");
+}
+
+DType dtype_of(const py::handle& code) {
+  const int64_t value = integer(code);
+  if (value < 0 || value > 4) throw py::value_error("unknown dtype code " + std::to_string(value));
+  return static_cast<DType>(value);
+}
+
+Image image(const py::object& object) {
+  Image out;
+  if (object.is_none()) return out;
+  const auto fields = py::cast<py::tuple>(object);
+  expect(fields, 6, "image");
+  out.data = address(fields[0]);
+  out.dtype = dtype_of(fields[1]);
+  for (int i = 0; i < 4; ++i) out.stride[i] = integer(fields[2 + i]);
+  return out;
+}
+
+Coefficient coefficient(const py::object& object) {
+  Coefficient out;
+  if (object.is_none()) return out;
+  const auto fields = py::cast<py::tuple>(object);
+  expect(fields, 3, "coefficient");
+  out.data = address(fields[0]);
+  out.dtype = dtype_of(fields[1]);
+  out.stride = integer(fields[2]);
+  return out;
+}
+
+Shape shape(const py::tuple& sizes) {
+  expect(sizes, 4, "shape");
+  return {integer(sizes[0]), integer(sizes[1]), integer(sizes[2]), integer(sizes[3])};
+}
+
+Key key(const py::object& object) {
+  Key out;
+  if (object.is_none()) return out;
+  const auto fields = py::cast<py::tuple>(object);
+  out.present = true;
+  if (fields.size() == 2) {
+    out.rows = static_cast<const int64_t*>(address(fields[0]));
+    out.count = integer(fields[1]);
+  } else {
+    expect(fields, 3, "key");
+    out.seed = integer(fields[0]), out.stream = integer(fields[1]), out.draw = integer(fields[2]);
+  }
+  return out;
+}
+
+std::string shown(double value) { return py::repr(py::float_(value)).cast<std::string>(); }
+
+// Every sample's value is finite and, unless `any_sign`, not negative.
+void check(const char* op, const char* name, const Coefficient& value, int64_t batch, bool any_sign = false) {
+  if (value.data == nullptr) return;
+  const int64_t count = value.stride == 0 ? (batch > 0 ? 1 : 0) : batch;
+  for (int64_t b = 0; b < count; ++b) {
+    const double x = value.at(b);
+    if (std::isfinite(x) && (any_sign || x >= 0.0)) continue;
+    throw py::value_error(std::string(op) + ": expected " + name + " as finite numbers" +
+                          (any_sign ? "" : " of at least 0") + ", got " + shown(x) + " for sample " + std::to_string(b));
+  }
+}
+
+void check_order(const char* op, const char* low, const Coefficient& s, const char* high, const Coefficient& t,
+                 int64_t batch) {
+  for (int64_t b = 0; b < batch; ++b) {
+    if (s.at(b) <= t.at(b)) continue;
+    throw py::value_error(std::string(op) + ": expected " + low + " <= " + high +
+                          " (a step towards the clean image), got " + shown(s.at(b)) + " > " + shown(t.at(b)) +
+                          " for sample " + std::to_string(b));
+  }
+}
+
+template <class Args>
+void launch(const Args& args, int threads) {
+  const py::gil_scoped_release unlocked;
+  run(args, threads);
+}
+
+// blur and corrupt.
+void corrupt(const std::string& op, const py::tuple& sizes, const py::object& x0, const py::object& blur_std,
+             const py::object& noise_std, const py::object& scale, double floor, const py::object& noise_key,
+             const py::object& noise, const py::object& out, const py::object& residual, int threads) {
+  FilterArgs a;
+  a.shape = shape(sizes);
+  a.source = image(x0), a.noise = image(noise), a.out = image(out), a.residual = image(residual);
+  a.blur_std_s = coefficient(blur_std), a.noise_std = coefficient(noise_std), a.scale = coefficient(scale);
+  a.floor = floor;
+  a.key = key(noise_key);
+  check(op.c_str(), "blur_std", a.blur_std_s, a.shape.b);
+  check(op.c_str(), "noise_std", a.noise_std, a.shape.b);
+  check(op.c_str(), "scale", a.scale, a.shape.b, true);
+  launch(a, threads);
+}
+
+FilterArgs reverse_args(const py::tuple& sizes, const py::object& x_t, const py::object& x0_hat,
+                        const py::object& blur_std_t, const py::object& blur_std_s, double floor,
+                        const py::object& noise_key, const py::object& noise, const py::object& out) {
+  FilterArgs a;
+  a.shape = shape(sizes);
+  a.reverse = true;
+  a.add = image(x_t), a.source = image(x0_hat), a.noise = image(noise), a.out = image(out);
+  a.blur_std_t = coefficient(blur_std_t), a.blur_std_s = coefficient(blur_std_s);
+  a.floor = floor;
+  a.key = key(noise_key);
+  return a;
+}
+
+void reverse_step(const py::tuple& sizes, const py::object& x_t, const py::object& x0_hat, const py::object& blur_std_t,
+                  const py::object& blur_std_s, const py::object& keep, const py::object& inject, double floor,
+                  const py::object& noise_key, const py::object& noise, const py::object& out, int threads) {
+  FilterArgs a = reverse_args(sizes, x_t, x0_hat, blur_std_t, blur_std_s, floor, noise_key, noise, out);
+  a.keep = coefficient(keep), a.noise_std = coefficient(inject);
+  const char* op = "reverse_step";
+  check(op, "blur_std_t", a.blur_std_t, a.shape.b);
+  check(op, "blur_std_s", a.blur_std_s, a.shape.b);
+  check(op, "a", a.keep, a.shape.b, true);
+  check(op, "b", a.noise_std, a.shape.b);
+  launch(a, threads);
+}
+
+void momentum_step(const py::tuple& sizes, const py::object& x_t, const py::object& x0_hat,
+                   const py::object& blur_std_t, const py::object& blur_std_s, const py::object& noise_std_t,
+                   const py::object& noise_std_s, bool small_variance, const py::object& noise_key,
+                   const py::object& noise, const py::object& out, int threads) {
+  FilterArgs a = reverse_args(sizes, x_t, x0_hat, blur_std_t, blur_std_s, 0.0, noise_key, noise, out);
+  a.momentum = true;
+  a.small_variance = small_variance;
+  a.noise_std_t = coefficient(noise_std_t), a.noise_std_s = coefficient(noise_std_s);
+  const char* op = "momentum_step";
+  check(op, "blur_std_t", a.blur_std_t, a.shape.b);
+  check(op, "blur_std_s", a.blur_std_s, a.shape.b);
+  check(op, "noise_std_t", a.noise_std_t, a.shape.b);
+  check(op, "noise_std_s", a.noise_std_s, a.shape.b);
+  check_order(op, "blur_std_s", a.blur_std_s, "blur_std_t", a.blur_std_t, a.shape.b);
+  check_order(op, "noise_std_s", a.noise_std_s, "noise_std_t", a.noise_std_t, a.shape.b);
+  launch(a, threads);
+}
+
+// Writes the loss of each image to `loss` (float32, [B]).
+void soft_score_loss(const py::tuple& sizes, const py::object& prediction, const py::object& target,
+                     const py::object& blur_std, const py::object& weight, double floor, double gradient_scale,
+                     const py::object& loss, const py::object& gradient, int threads) {
+  LossArgs a;
+  a.shape = shape(sizes);
+  a.prediction = image(prediction), a.target = image(target), a.gradient = image(gradient);
+  a.blur_std = coefficient(blur_std), a.weight = coefficient(weight);
+  a.floor = floor;
+  a.gradient_scale = gradient_scale;
+  check("soft_score_loss", "blur_std", a.blur_std, a.shape.b);
+  check("soft_score_loss", "weight", a.weight, a.shape.b);
+  std::vector<double> planes(static_cast<size_t>(a.shape.b * a.shape.c));
+  a.plane_loss = planes.data();
+  launch(a, threads);
+  auto* out = static_cast<float*>(address(loss));
+  for (int64_t b = 0; b < a.shape.b; ++b) {
+    double sum = 0.0;
+    for (int64_t c = 0; c < a.shape.c; ++c) sum += planes[static_cast<size_t>(b * a.shape.c + c)];
+    out[b] = static_cast<float>(sum);
+  }
+}
+
+void transform(const py::tuple& sizes, const py::object& in, const py::object& out, bool inverse, int threads) {
+  TransformArgs a;
+  a.shape = shape(sizes);
+  a.in = image(in), a.out = image(out);
+  a.inverse = inverse;
+  launch(a, threads);
+}
+
+void spectral_mix(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& masks, const py::object& noise_mask,
+                  const py::object& noise_key, const py::object& out, int threads) {
+  std::vector<Image> in, mask;
+  for (const auto& item : inputs) in.push_back(image(py::reinterpret_borrow<py::object>(item)));
+  for (const auto& item : masks) mask.push_back(image(py::reinterpret_borrow<py::object>(item)));
+  if (in.size() != mask.size()) throw py::value_error("spectral_mix: as many masks as inputs");
+  MixArgs a;
+  a.shape = shape(sizes);
+  a.count = static_cast<int64_t>(in.size());
+  a.in = in.data(), a.mask = mask.data();
+  a.noise_mask = image(noise_mask), a.out = image(out);
+  a.key = key(noise_key);
+  launch(a, threads);
+}
+
+void normal(int64_t batch, int64_t count, const py::object& noise_key, const py::object& out, int threads) {
+  NormalArgs a;
+  a.b = batch, a.count = count;
+  a.key = key(noise_key);
+  a.out = image(out);
+  launch(a, threads);
+}
+
+}  // namespace
+}  // namespace softdiff
+
+PYBIND11_MODULE(_native, m) {
+  using namespace softdiff;
+  m.doc() = "softdiff_kernels: fused CPU kernels, free of torch.";
+  m.def("corrupt", &corrupt);
+  m.def("reverse_step", &reverse_step);
+  m.def("momentum_step", &momentum_step);
+  m.def("soft_score_loss", &soft_score_loss);
+  m.def("transform", &transform);
+  m.def("spectral_mix", &spectral_mix);
+  m.def("normal", &normal);
+  m.def("instruction_set", &instruction_set);
+  m.def("use_instruction_set", &use_instruction_set);
+  m.def("thread_source", &thread_source);
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "driver.h"
+
+#include "kernels.h"
+#include "parallel.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+namespace softdiff {
+namespace {
+
+bool supported(const char* name) {
+#if defined(__x86_64__)
+  if (std::strcmp(name, "avx512") == 0) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+  }
+  if (std::strcmp(name, "avx2") == 0) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  }
+#endif
+  return std::strcmp(name, "portable") == 0;
+}
+
+const Kernels* kernels_named(const char* name) {
+  if (!supported(name)) return nullptr;
+#if defined(__x86_64__)
+  if (std::strcmp(name, "avx512") == 0) return &avx512::kernels;
+  if (std::strcmp(name, "avx2") == 0) return &avx2::kernels;
+#endif
+  return &portable::kernels;
+}
+
+const Kernels* best() {
+  for (const char* name : {"avx512", "avx2"}) {
+    if (const Kernels* found = kernels_named(name)) return found;
+  }
+  return &portable::kernels;
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> kernels{best()};
+  return kernels;
+}
+
+// A thread's scratch is kept between calls up to 2 MiB: fresh pages would cost more than a small op.
+class Scratch {
+ public:
+  ~Scratch() { std::free(memory_); }
+  void* reserve(int64_t bytes) {
+    if (bytes > size_ || size_ > kKept) {
+      std::free(memory_);
+      size_ = (bytes + 4095) / 4096 * 4096;
+      memory_ = std::aligned_alloc(64, static_cast<size_t>(size_));
+      if (memory_ == nullptr) {
+        size_ = 0;
+        std::abort();
+      }
+    }
+    return memory_;
+  }
+
+ private:
+  static constexpr int64_t kKept = 2 << 20;
+  void* memory_ = nullptr;
+  int64_t size_ = 0;
+};
+
+template <class Args, class Op>
+void planes(const Args& args, int threads, int copies, Op op) {
+  const Shape& shape = args.shape;
+  const int64_t count = shape.b * shape.c;
+  if (count == 0) return;
+  const Kernels& kernels = *chosen().load(std::memory_order_relaxed);
+  const Plan *plan_h = plan_of(shape.h), *plan_w = plan_of(shape.w);
+  const int64_t bytes = kernels.scratch(shape.h, shape.w, copies);
+  parallel_for(count, threads, [&](int64_t item) {
+    thread_local Scratch scratch;
+    op(kernels)(args, item / shape.c, item % shape.c, plan_h, plan_w, scratch.reserve(bytes));
+  });
+}
+
+}  // namespace
+
+void run(const FilterArgs& args, int threads) {
+  planes(args, threads, 1, [](const Kernels& k) { return k.filter; });
+}
+
+void run(const LossArgs& args, int threads) {
+  planes(args, threads, 1, [](const Kernels& k) { return k.loss; });
+}
+
+void run(const TransformArgs& args, int threads) {
+  planes(args, threads, 1, [](const Kernels& k) { return k.transform; });
+}
+
+void run(const MixArgs& args, int threads) {
+  planes(args, threads, 2, [](const Kernels& k) { return k.mix; });
+}
+
+void run(const NormalArgs& args, int threads) {
+  const Kernels& kernels = *chosen().load(std::memory_order_relaxed);
+  constexpr int64_t kRun = 16 * kChunk;
+  const int64_t runs = (args.count + kRun - 1) / kRun;
+  parallel_for(args.b * runs, threads, [&](int64_t item) {
+    alignas(64) float buffer[kChunk + 64];
+    const int64_t begin = item % runs * kRun, end = begin + kRun < args.count ? begin + kRun : args.count;
+    kernels.normal(args, item / runs, begin, end, buffer);
+  });
+}
+
+const char* instruction_set() { return chosen().load()->name; }
+
+bool use_instruction_set(const char* name) {
+  const Kernels* found = kernels_named(name);
+  if (found != nullptr) chosen().store(found);
+  return found != nullptr;
+}
+
+}  // namespace softdiff

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// blur, corrupt, reverse_step and momentum_step: out = keep * add + IDCT2(mask * DCT2(source)) + std * n.
+#pragma once
+
+#include "gains.h"
+#include "normal.h"
+
+namespace softdiff::SOFTDIFF_ISA {
+
+// Walks a plane in runs of at most kChunk elements that are neighbours in element order: several whole
+// rows, or a part of one. `begin(first, count)` sees each run, `row(i, j, n, at)` each row's part of it.
+template <class Begin, class Row>
+SD_INLINE void walk(const Plane& p, Begin begin, Row row) {
+  const int64_t group = p.w < kChunk ? kChunk / p.w : 1;
+  for (int64_t i = 0; i < p.h; i += group) {
+    const int64_t rows = p.h - i < group ? p.h - i : group;
+    for (int64_t j = 0; j < p.w; j += kChunk) {
+      const int64_t n = p.w - j < kChunk ? p.w - j : kChunk;
+      begin(i * p.w + j, rows == 1 ? n : rows * p.w);
+      for (int64_t r = 0; r < rows; ++r) row(i + r, j, n, r * p.w);
+    }
+  }
+}
+
+// Noise for a run of elements into p.noise; returns where its first element lies.
+SD_INLINE const float* draw(const Plane& p, const ImageKey& key, int64_t first, int64_t count) {
+  const int64_t lead = first & 3;
+  fill_normals(key, static_cast<uint64_t>(first >> 2), (lead + count + 3) >> 2, p.noise);
+  return p.noise + lead;
+}
+
+SD_INLINE void add_scaled(float* y, const float* x, float factor, int64_t n) {
+  for (int64_t e = 0; e < n; ++e) y[e] += factor * x[e];
+}
+
+inline void filter_transform(Plane& p, const FilterArgs& a, const Heat& heat, int64_t b, int64_t c) {
+  if (heat.identity()) {
+    // Exactly the input times a number: no transform, whose rounding would show.
+    stage(p, a.source, Image{}, b, c, static_cast<float>(heat.reverse ? heat.rest : heat.scale));
+    return;
+  }
+  stage(p, a.source, Image{}, b, c);
+  const Mask mask = filter_gains(p, heat);
+  columns_forward(p, nullptr);
+  if (mask.terms == 1) {
+    rows_mask<1, false>(p, mask.rows, false);
+  } else if (mask.terms == 2) {
+    rows_mask<2, false>(p, mask.rows, false);
+  } else {
+    rows_mask<3, false>(p, mask.rows, false);
+  }
+  columns_inverse(p, mask.rows, nullptr);
+}
+
+inline void filter(const FilterArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
+  Plane p = carve(a.shape, 1, scratch, plan_h, plan_w, nullptr);
+  const Heat heat = heat_of(a, b);
+  filter_transform(p, a, heat, b, c);
+  const float keep = static_cast<float>(heat.keep), noise_std = static_cast<float>(heat.noise_std);
+  const bool drawn = !a.noise && a.key.present && noise_std != 0.0f;
+  const ImageKey key = key_of(a.key, b);
+  const int64_t plane_first = c * p.h * p.w;
+  const float* noise = nullptr;
+  walk(
+      p,
+      [&](int64_t first, int64_t count) {
+        if (drawn) noise = draw(p, key, plane_first + first, count);
+      },
+      [&](int64_t i, int64_t j, int64_t n, int64_t at) {
+        float* y = p.s + i * p.stride + j;
+        const auto read = [&](const Image& image) {
+          return read_row(image, row_offset(image, b, c, i) + j * image.stride[3], n, p.row);
+        };
+        if (a.add) add_scaled(y, read(a.add), keep, n);
+        if (a.noise) add_scaled(y, read(a.noise), noise_std, n);
+        if (drawn) add_scaled(y, noise + at, noise_std, n);
+        if (a.residual) {
+          const float* x = read(a.source);
+          for (int64_t e = 0; e < n; ++e) p.row[e] = x[e] - y[e];
+          write_row(a.residual, row_offset(a.residual, b, c, i) + j * a.residual.stride[3], n, p.row);
+        }
+        write_row(a.out, row_offset(a.out, b, c, i) + j * a.out.stride[3], n, y);
+      });
+}
+
+}  // namespace softdiff::SOFTDIFF_ISA

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// What each instruction set offers to the driver: one function an op, for one plane of one image.
+#pragma once
+
+#include "../args.h"
+#include "plan.h"
+
+namespace softdiff {
+
+// Elements of a plane that are converted, or given noise, at a time: 4 KiB, well inside a first-level cache.
+constexpr int64_t kChunk = 1024;
+
+struct Kernels {
+  const char* name;
+  // Bytes of scratch, 64-byte aligned, for planes of h x w: `planes` float32 copies and the strips.
+  int64_t (*scratch)(int64_t h, int64_t w, int planes);
+  void (*filter)(const FilterArgs&, int64_t b, int64_t c, const Plan* h, const Plan* w, void* scratch);
+  void (*loss)(const LossArgs&, int64_t b, int64_t c, const Plan* h, const Plan* w, void* scratch);
+  void (*transform)(const TransformArgs&, int64_t b, int64_t c, const Plan* h, const Plan* w, void* scratch);
+  void (*mix)(const MixArgs&, int64_t b, int64_t c, const Plan* h, const Plan* w, void* scratch);
+  // Elements [begin, end) of image b; begin a multiple of kChunk.
+  void (*normal)(const NormalArgs&, int64_t b, int64_t begin, int64_t end, void* scratch);
+};
+
+namespace portable {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+
+}  // namespace softdiff

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// soft_score_loss, dct2 / idct2, spectral_mix and normal.
+#pragma once
+
+#include "filter.h"
+
+namespace softdiff::SOFTDIFF_ISA {
+
+inline void write_plane(const Plane& p, const Image& out, int64_t b, int64_t c, float scale) {
+  for (int64_t i = 0; i < p.h; ++i) {
+    float* y = p.s + i * p.stride;
+    if (scale != 1.0f) {
+      for (int64_t j = 0; j < p.w; ++j) y[j] *= scale;
+    }
+    write_row(out, row_offset(out, b, c, i), p.w, y);
+  }
+}
+
+inline void loss(const LossArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
+  Plane p = carve(a.shape, 1, scratch, plan_h, plan_w, nullptr);
+  const double std = a.blur_std.at(b), weight = a.weight.at(b);
+  stage(p, a.prediction, a.target, b, c);
+  const Mask mask = loss_gains(p, 0.5 * std * std, a.floor);
+  columns_forward(p, nullptr);
+  const bool measure_only = !a.gradient;
+  const double energy = mask.terms == 1 ? rows_mask<1, true>(p, mask.rows, measure_only)
+                                        : rows_mask<3, true>(p, mask.rows, measure_only);
+  a.plane_loss[b * a.shape.c + c] = weight * energy;
+  if (measure_only) return;
+  columns_inverse(p, mask.rows, nullptr);
+  write_plane(p, a.gradient, b, c, static_cast<float>(2.0 * weight * a.gradient_scale));
+}
+
+SD_INLINE void forward(Plane& p) {
+  columns_forward(p, p.plan_h->norm);
+  rows_transform(p, false);
+}
+
+SD_INLINE void inverse(Plane& p) {
+  rows_transform(p, true);
+  columns_inverse(p, p.h, p.plan_h->norm);
+}
+
+inline void transform(const TransformArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w,
+                      void* scratch) {
+  Plane p = carve(a.shape, 1, scratch, plan_h, plan_w, nullptr);
+  stage(p, a.in, Image{}, b, c);
+  if (a.inverse) {
+    inverse(p);
+  } else {
+    forward(p);
+  }
+  write_plane(p, a.out, b, c, 1.0f);
+}
+
+inline void mix(const MixArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
+  Plane p = carve(a.shape, 2, scratch, plan_h, plan_w, nullptr);
+  Plane total = p;
+  total.s = p.s + p.hp * p.stride;
+  const auto mask_row = [&](const Image& mask, int64_t i, int64_t j, int64_t n) {
+    return read_row(mask, row_offset(mask, b, c, i) + j * mask.stride[3], n, p.row);
+  };
+  for (int64_t e = 0; e < p.hp * p.stride; ++e) total.s[e] = 0.0f;
+  for (int64_t k = 0; k < a.count; ++k) {
+    stage(p, a.in[k], Image{}, b, c);
+    forward(p);
+    walk(p, [](int64_t, int64_t) {}, [&](int64_t i, int64_t j, int64_t n, int64_t) {
+      const float *u = p.s + i * p.stride + j, *m = mask_row(a.mask[k], i, j, n);
+      float* y = total.s + i * p.stride + j;
+      for (int64_t e = 0; e < n; ++e) y[e] += m[e] * u[e];
+    });
+  }
+  if (a.noise_mask) {
+    const ImageKey key = key_of(a.key, b);
+    const float* noise = nullptr;
+    walk(
+        p, [&](int64_t first, int64_t count) { noise = draw(p, key, c * p.h * p.w + first, count); },
+        [&](int64_t i, int64_t j, int64_t n, int64_t at) {
+          const float* m = mask_row(a.noise_mask, i, j, n);
+          float* y = total.s + i * p.stride + j;
+          for (int64_t e = 0; e < n; ++e) y[e] += m[e] * noise[at + e];
+        });
+  }
+  inverse(total);
+  write_plane(total, a.out, b, c, 1.0f);
+}
+
+inline void normal(const NormalArgs& a, int64_t b, int64_t begin, int64_t end, void* scratch) {
+  const ImageKey key = key_of(a.key, b);
+  float* buffer = static_cast<float*>(scratch);
+  for (int64_t at = begin; at < end; at += kChunk) {
+    const int64_t n = end - at < kChunk ? end - at : kChunk;
+    fill_normals(key, static_cast<uint64_t>(at >> 2), (n + 3) >> 2, buffer);
+    write_row(a.out, b * a.count + at, n, buffer);
+  }
+}
+
+inline int64_t scratch_bytes(int64_t h, int64_t w, int planes) { return layout(h, w, planes, true, nullptr, nullptr); }
+
+const Kernels kernels = {SOFTDIFF_VL == 16 ? "avx512" : SOFTDIFF_VL == 8 ? "avx2" : "portable",
+                         scratch_bytes, filter, loss, transform, mix, normal};
+
+}  // namespace softdiff::SOFTDIFF_ISA
