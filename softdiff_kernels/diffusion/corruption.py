@@ -87,7 +87,7 @@ class Corruption:
             values = getattr(self, field)
             if len(values) != len(self.t):
                 raise ValueError(
-                    f"Corruption: expected {field} with one value for each of {len(self.t)} t, got {len(values)}"
+                    f"Corruption: expected {field} with {len(self.t)} values, as many as t, got {len(values)}"
                 )
             if values[0] < 0 or not _rises(values, strictly=False):
                 raise ValueError(
@@ -216,19 +216,8 @@ class Corruption:
 
     @classmethod
     def from_schedule(cls, schedule: Schedule) -> Corruption:
-        """Blur along the schedule's path, linear between its nodes; the schedule's noise, geometric."""
-        noise = (schedule.noise_std_min, schedule.noise_std_max, schedule.noise_full_at)
-        t = np.union1d(schedule.t, noise_nodes(*noise))
-        t = t[np.append(True, np.diff(t) > 1e-9)]
-        t[-1] = 1.0
-        blur = np.interp(t, schedule.t, schedule.blur_std)
-        return cls.from_tables(
-            schedule.image_size,
-            t.tolist(),
-            blur.tolist(),
-            geometric_noise_std(t, *noise).tolist(),
-            "schedule",
-        )
+        """Blur and noise of the schedule's nodes, linear in between (Daras et al. 2022)."""
+        return cls(schedule.image_size, schedule.t, schedule.blur_std, schedule.noise_std, "schedule")
 
 
 def _table(name: str, values: Any) -> tuple[float, ...]:

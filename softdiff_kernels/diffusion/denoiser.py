@@ -46,7 +46,7 @@ class SoftDenoiser(nn.Module):
             args.choice("SoftDenoiser", "weight", weight, WEIGHTS)
         if weight == "paper" and corruption.noise_std_nodes[0] == 0.0:
             raise ValueError(
-                "SoftDenoiser: expected noise_std over 0 at every t, for the weight 1 / noise_std^2, got 0 at t = 0"
+                "SoftDenoiser: expected noise_std over 0 for the weight 1 / noise_std^2, got 0 at t = 0"
             )
         self.inner_model = inner_model
         self.corruption = corruption

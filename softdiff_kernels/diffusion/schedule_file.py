@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from .corruption import geometric_noise_std
-
 _FORMAT = "softdiff-schedule"
 
 
@@ -23,23 +21,21 @@ _FORMAT = "softdiff-schedule"
 class Schedule:
     """Blur and noise at evenly spaced times, and what they were computed from.
 
-    image_size (H, W), channels: of the data. blur_std: pixels at the nodes, t = 0 .. 1 evenly. steps:
-    W2 from each node to the next, none over epsilon. nodes_wanted: asked for. levels: candidates.
-    noise_term: how noise entered the distances. noise_std_min, noise_std_max, noise_full_at: noise
-    over t, geometric. images: how many were seen. dataset, created (UTC), version: for the record.
+    image_size (H, W), channels: of the data. blur_std (pixels), noise_std: at the nodes, t = 0 .. 1
+    evenly. steps: W2 from each node to the next, none over epsilon. nodes_wanted: asked for. levels:
+    how many candidates. noise_term: how noise entered the distances. images: how many were seen.
+    dataset, created (UTC), version: for the record.
     """
 
     image_size: tuple[int, int]
     channels: int
     blur_std: tuple[float, ...]
+    noise_std: tuple[float, ...]
     steps: tuple[float, ...]
     epsilon: float
     nodes_wanted: int
     levels: int
     noise_term: str
-    noise_std_min: float
-    noise_std_max: float
-    noise_full_at: float
     images: int
     dataset: str
     created: str
@@ -49,12 +45,6 @@ class Schedule:
     def t(self) -> tuple[float, ...]:
         """Times of the nodes."""
         return tuple(np.linspace(0.0, 1.0, len(self.blur_std)).tolist())
-
-    @property
-    def noise_std(self) -> tuple[float, ...]:
-        """Noise at the nodes."""
-        noise = (self.noise_std_min, self.noise_std_max, self.noise_full_at)
-        return tuple(geometric_noise_std(self.t, *noise).tolist())
 
     @property
     def length(self) -> float:
@@ -80,13 +70,7 @@ class Schedule:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON under a temporary name and renames it, so that a file is there whole or not."""
-        content = {
-            "format": _FORMAT,
-            **asdict(self),
-            "t": self.t,
-            "noise_std": self.noise_std,
-            "length": self.length,
-        }
+        content = {"format": _FORMAT, **asdict(self), "t": self.t, "length": self.length}
         target = Path(path)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name + ".", suffix=".tmp")
         try:
@@ -116,7 +100,7 @@ class Schedule:
             raise ValueError(f"schedule {path}: {', '.join(missing)} missing from the file")
         try:
             schedule = cls(**{f.name: _plain(content[f.name]) for f in fields(cls)})
-            _check(schedule, content)
+            _check(schedule)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"schedule {path}: {error}") from None
         if image_size is not None and schedule.image_size != tuple(image_size):
@@ -134,15 +118,9 @@ class Schedule:
             raise ImportError("Schedule.plot needs matplotlib: pip install matplotlib") from None
         figure = Figure(figsize=(10, 3.2), layout="constrained")
         blur, noise, step = figure.subplots(1, 3)
-        fine = np.linspace(0.0, 1.0, 513)
         blur.plot(self.t, self.blur_std, ".-")
-        blur.set(
-            xlabel="t", ylabel="blur_std (px)", title=f"{len(self.blur_std)} nodes of {self.levels} levels"
-        )
-        noise.plot(
-            fine, geometric_noise_std(fine, self.noise_std_min, self.noise_std_max, self.noise_full_at)
-        )
-        noise.plot(self.t, self.noise_std, "C0.")
+        blur.set(xlabel="t", ylabel="blur_std (px)", title=f"{len(self.t)} nodes of {self.levels} levels")
+        noise.plot(self.t, self.noise_std, ".-")
         noise.set(xlabel="t", ylabel="noise_std", ylim=(0, None), title="noise")
         step.bar(range(1, len(self.blur_std)), self.steps)
         step.axhline(self.epsilon, color="C3", label=f"step limit {self.epsilon:.4g}")
@@ -157,23 +135,18 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check(schedule: Schedule, content: dict[str, Any]) -> None:
+def _check(schedule: Schedule) -> None:
     """Raises where a file's values contradict each other."""
-    blur = schedule.blur_std
-    if len(schedule.image_size) != 2 or not all(isinstance(n, int) and n > 0 for n in schedule.image_size):
-        raise ValueError(
-            f"expected image_size as two whole numbers of at least 1, got {content['image_size']!r}"
-        )
-    if len(blur) < 2 or not all(a < b for a, b in pairwise(blur)) or not 0 <= blur[0] < math.inf:
-        raise ValueError(f"expected blur_std as at least 2 rising numbers, got {content['blur_std']!r}")
+    blur, noise, size = schedule.blur_std, schedule.noise_std, schedule.image_size
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"expected image_size as two whole numbers of at least 1, got {size!r}")
+    if len(blur) < 2 or not all(a < b for a, b in pairwise(blur)) or not 0 <= blur[0] <= blur[-1] < math.inf:
+        raise ValueError(f"expected blur_std as at least 2 rising numbers, got {blur!r}")
+    if len(noise) != len(blur) or not all(a <= b for a, b in pairwise(noise)):
+        raise ValueError(f"expected noise_std as {len(blur)} numbers that never fall, got {noise!r}")
+    if not 0 <= noise[0] <= noise[-1] < math.inf:
+        raise ValueError(f"expected noise_std as finite numbers of at least 0, got {noise!r}")
     if len(schedule.steps) != len(blur) - 1:
         raise ValueError(
             f"expected {len(blur) - 1} steps between {len(blur)} nodes, got {len(schedule.steps)}"
-        )
-    stated = content.get("noise_std")
-    if stated is not None and not np.allclose(
-        np.asarray(stated, dtype=np.float64), schedule.noise_std, rtol=1e-6
-    ):
-        raise ValueError(
-            "noise_std at the nodes contradicts noise_std_min, noise_std_max and noise_full_at, which rule"
         )

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .. import _arguments as args
@@ -53,19 +54,23 @@ def wasserstein_distances(
     if np.any(np.diff(blur) < 0):
         raise ValueError(f"{op}: expected blur_std_levels that never fall, got {blur.tolist()}")
 
-    lam = dct.eigenvalues_2d(*spectrum.image_size).numpy().reshape(-1)
-    gain = np.exp(-0.5 * lam * blur[:, None] ** 2)
+    height, width = spectrum.image_size
+    gain = dct.heat_gain(torch.from_numpy(blur), height, width).reshape(len(blur), -1).numpy()
     step = 0.5 * (np.diff(blur) * (blur[1:] + blur[:-1]))[:, None]
-    drop = gain[:-1] * -np.expm1(-lam * step)
+    lam = dct.eigenvalues_2d(height, width).reshape(-1).numpy()
+    drop = gain[:-1] * np.expm1(-lam * step)
     if noise_term == "shared":
-        squared = _from_drops(drop, spectrum.power.numpy().sum(axis=0).reshape(-1))
-        squared += (noise[:, None] - noise[None, :]) ** 2 * spectrum.power.numel()
-    else:
-        mean = spectrum.mean.numpy().reshape(spectrum.channels, -1)
-        squared = _from_drops(drop, np.square(mean).sum(axis=0))
-        for variance in spectrum.variance.numpy().reshape(spectrum.channels, -1):
-            squared += _between_deviations(gain, drop, variance, noise)
-    return np.sqrt(squared)
+        power = spectrum.power.numpy().sum(axis=0).reshape(-1)
+        return np.sqrt(
+            _double_sums((drop * power) @ drop.T)
+            + (noise[:, None] - noise[None, :]) ** 2 * spectrum.power.numel()
+        )
+    mean = spectrum.mean.numpy().reshape(spectrum.channels, -1)
+    gram = (drop * np.square(mean).sum(axis=0)) @ drop.T
+    for variance in spectrum.variance.numpy().reshape(spectrum.channels, -1):
+        change = _deviation_changes(gain, drop, variance, noise)
+        gram += change @ change.T
+    return np.sqrt(_double_sums(gram))
 
 
 def _levels(op: str, name: str, values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
@@ -75,32 +80,28 @@ def _levels(op: str, name: str, values: Sequence[float] | np.ndarray | Tensor) -
     return levels
 
 
-def _from_drops(drop: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """sum_k w_k (m_i - m_j)^2 for all i, j, of the drops m_n - m_{n+1} >= 0 [L - 1, K].
+def _double_sums(gram: np.ndarray) -> np.ndarray:
+    """sum of gram[n, n'] over n, n' in [i, j), for all i <= j, and its mirror: [L, L] of [L - 1, L - 1].
 
-    (m_i - m_j)^2 is the double sum over n, n' in [i, j) of drop_n drop_n', so that one Gram matrix of
-    the drops and running sums of its entries, all of one sign, give every distance.
+    With gram the inner products of the changes between neighbouring levels, these are the squared
+    distances. Running sums alone: where the changes are of one sign nothing cancels, and elsewhere
+    the rounding is that of the way between the levels over their distance, squared.
     """
-    gram = (drop * weight) @ drop.T
-    count = len(drop)
-    # above[i, n] = sum of gram[i..n-1, n]: what level n + 1 adds, against all drops since level i.
+    count = len(gram)
+    # above[i, n] = sum of gram[i..n-1, n]: level n + 1's change against all since level i.
     above = np.triu(np.cumsum(np.triu(gram, 1)[::-1], axis=0)[::-1])
     added = np.triu(2.0 * above + np.diag(gram)[None, :])
     squared = np.zeros((count + 1, count + 1))
     squared[:count, 1:] = np.cumsum(added, axis=1)
-    return squared + squared.T
+    return np.maximum(squared + squared.T, 0.0)
 
 
-def _between_deviations(
+def _deviation_changes(
     gain: np.ndarray, drop: np.ndarray, variance: np.ndarray, noise: np.ndarray
 ) -> np.ndarray:
-    """sum_k (a_i - a_j)^2 for all i, j, a = sqrt(m^2 v + s^2); one channel, a row at a time."""
+    """a_{n+1} - a_n of a = sqrt(m^2 v + s^2), for one channel: [L - 1, K], from a^2 - b^2 over a + b."""
     deviation = np.sqrt(gain**2 * variance + noise[:, None] ** 2)
-    change = (np.diff(noise) * (noise[1:] + noise[:-1]))[:, None] - variance * drop * (gain[1:] + gain[:-1])
+    change = variance * drop * (gain[1:] + gain[:-1])
+    change += (np.diff(noise) * (noise[1:] + noise[:-1]))[:, None]
     total = deviation[1:] + deviation[:-1]
-    change = np.divide(change, total, out=np.zeros_like(change), where=total > 0)
-    squared = np.zeros((len(gain), len(gain)))
-    for i in range(len(change)):
-        moved = np.cumsum(change[i:], axis=0)
-        squared[i, i + 1 :] = np.einsum("nk,nk->n", moved, moved)
-    return squared + squared.T
+    return np.divide(change, total, out=np.zeros_like(change), where=total > 0)
