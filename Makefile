@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` alone lists what can be made. Everything happens inside $(VENV); nothing outside the clone is touched.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The version that the tests ran with; any torch from 2.6 on works, e.g. make test TORCH=torch==2.6.0
+TORCH ?= torch==2.13.0
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean settings
+
+help:
+	@echo "make demo    make $(VENV), install, train on digits, sample, write a picture (DEMO_ARGS=... goes to softdiff demo)"
+	@echo "make test    make $(VENV), install, run ruff, mypy and pytest (PYTEST_ARGS=... goes to pytest)"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make bench   time every op beside its baselines"
+	@echo "make clean   remove $(VENV) and everything that was built"
+	@echo "PYTHON=$(PYTHON) TORCH=$(TORCH); docs/building.md lists all switches"
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/softdiff demo $(DEMO_ARGS)
+
+lint: $(VENV)/.installed
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test: lint
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed
+	$(PY) -m pytest benchmarks --timeout=0 $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info softdiff_kernels/_build.json softdiff_kernels/_native*.so
+	find softdiff_kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Rewritten only when a switch changed, so that what depends on it is made again just then.
+settings:
+	@mkdir -p build
+	@echo '$(PYTHON) | $(TORCH) | $(SOFTDIFF_BUILD) | $(SOFTDIFF_WERROR)' > build/settings.new
+	@cmp -s build/settings.new build/settings || cp build/settings.new build/settings
+
+build/settings: settings ;
+
+$(PY):
+	@command -v $(PYTHON) > /dev/null || \
+	  { echo "$(PYTHON) was not found: install Python 3.10 or later, or name it with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or later is needed, but $(PYTHON) is $$($(PYTHON) -V 2>&1): name another with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || \
+	  { echo "$(PYTHON) lacks the venv module: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: the ranges in pyproject.toml accept it, so nothing after it replaces it.
+$(VENV)/.dependencies: pyproject.toml build/settings $(PY)
+	$(PY) -m pip install "$(TORCH)"
+	SOFTDIFF_BUILD=python $(PY) -m pip install -e '.[test]'
+	@touch $@
+
+# Editable, so that the tests, the demo and the sources in this folder are one copy; without build isolation,
+# so that a changed C++ file is compiled again alone.
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	@echo "Building the C++ kernels; this takes a minute or two."
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@$(PY) -c "import json; record = json.load(open('softdiff_kernels/_build.json')); \
+	  print('Built without the compiled CPU kernels: ' + record['reason']) if record['reason'] else None"
+	@touch $@

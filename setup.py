@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives CMake and ninja to build softdiff_kernels._native; everything else is in pyproject.toml.
+
+Whether the module can be built is only known after trying, so every build goes through `BuildNative`: it
+builds, or it leaves a pure Python package and says in one sentence what is missing and what that costs. The
+outcome is written to softdiff_kernels/_build.json, which is where `sk.backends()` finds its reason.
+
+    SOFTDIFF_BUILD=auto|native|python   auto: build if possible; native: fail if not; python: never build
+    SOFTDIFF_WERROR=1                   compiler warnings are errors
+    MAX_JOBS=n                          compile n files at once, in place of the bound from cores and memory
+
+Needs neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, SetupError
+
+ROOT = Path(__file__).resolve().parent
+MODES = ("auto", "native", "python")
+COMPILERS = ("c++", "g++", "clang++")
+# One optimised translation unit of heavy templates; GCC 12 and Clang stay under this.
+BYTES_PER_JOB = 1 << 30
+LOST = (
+    "Every operation still works, on the slower plain PyTorch reference; to get the fused CPU kernels, mend "
+    "that and install again (SOFTDIFF_BUILD=native makes this an error, SOFTDIFF_BUILD=python hides it)."
+)
+
+
+class CannotBuild(Exception):
+    """Says in words why the compiled module cannot be built here."""
+
+
+def build_mode() -> str:
+    """The value of SOFTDIFF_BUILD, checked."""
+    mode = os.environ.get("SOFTDIFF_BUILD") or "auto"
+    if mode not in MODES:
+        raise SetupError(f"SOFTDIFF_BUILD must be one of {', '.join(MODES)}, got {mode!r}")
+    return mode
+
+
+def flag(name: str) -> bool:
+    """An on/off environment variable, checked."""
+    value = os.environ.get(name, "").lower()
+    if value not in ("", "0", "1", "off", "on", "false", "true"):
+        raise SetupError(f"{name} must be 0 or 1, got {value!r}")
+    return value in ("1", "on", "true")
+
+
+def notify(sentence: str) -> None:
+    """Print to stderr, and to the terminal if that is another: pip hides what a successful build prints."""
+    print(sentence, file=sys.stderr, flush=True)
+    if sys.stderr.isatty() or os.name != "posix":
+        return
+    try:
+        terminal = os.open("/dev/tty", os.O_WRONLY | os.O_NOCTTY)
+    except OSError:
+        return
+    try:
+        # A background job that writes to its terminal can be stopped for it, and the install would hang.
+        if os.tcgetpgrp(terminal) == os.getpgrp():
+            os.write(terminal, f"\r\n{sentence}\r\n".encode())
+    except OSError:
+        pass
+    finally:
+        os.close(terminal)
+
+
+def available_memory() -> int | None:
+    """Bytes that new processes may use, from the machine and from the control group; None where unknown."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return min(found) if found else None
+
+
+def jobs(cores: int, memory: int | None, requested: str | None) -> int:
+    """How many files to compile at once: what was asked for, else bounded by cores and by memory."""
+    if requested:
+        if not requested.isdecimal() or int(requested) < 1:
+            raise SetupError(f"MAX_JOBS must be a whole number from 1 up, got {requested!r}")
+        return int(requested)
+    if memory is None:
+        return max(1, cores)
+    return max(1, min(cores, memory // BYTES_PER_JOB))
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find_tool(name: str, folder_attribute: str) -> str:
+    """Path of cmake or ninja that runs: from its Python package if installed, else from PATH."""
+    candidates = []
+    with contextlib.suppress(ImportError, AttributeError):
+        # The package's own binary: a launcher script on PATH may belong to an environment hidden here.
+        candidates.append(shutil.which(name, path=getattr(importlib.import_module(name), folder_attribute)))
+    candidates.append(shutil.which(name))
+    for path in filter(None, candidates):
+        try:
+            subprocess.run([path, "--version"], check=True, capture_output=True)
+            return path
+        except (OSError, subprocess.CalledProcessError):
+            continue
+    raise CannotBuild(f"no working {name} was found (pip install {name})")
+
+
+def check_compiler() -> None:
+    """Raise CannotBuild if there is no C++ compiler, or no Python header to compile against."""
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    if chosen and not shutil.which(chosen[0]):
+        raise CannotBuild(f"the C++ compiler that CXX names was not found ({chosen[0]})")
+    if not chosen and not any(map(shutil.which, COMPILERS)):
+        tried = ", ".join(COMPILERS)
+        raise CannotBuild(f"no C++ compiler was found (looked for {tried}; CXX may name another)")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise CannotBuild(f"Python's header {header} was not found (Debian, Ubuntu: apt install python3-dev)")
+
+
+def run(command: list[str], what: str) -> None:
+    """Run, pass the output on, and raise CannotBuild with the first error line on failure."""
+    print(shlex.join(command), flush=True)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    print(done.stdout, flush=True)
+    if done.returncode:
+        raise CannotBuild(f"{what} failed: {first_error(done.stdout)}")
+
+
+def first_error(output: str) -> str:
+    """The first message in a build's output that tells what went wrong."""
+
+    def belongs(line: str) -> bool:
+        return not line.startswith(("--", "CMake", "Call Stack"))
+
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        if line.startswith("CMake Error"):
+            # The message is wrapped over the lines after the one that gives its place.
+            message = list(itertools.takewhile(belongs, lines[number + 1 :]))
+            return " ".join(message[:3]).rstrip(".") or line
+        if "error:" in line:
+            return line
+    return lines[-1] if lines else "no output"
+
+
+def compile_module() -> tuple[Path, str]:
+    """Build with CMake and ninja; returns the module's file and the compiler's name and version."""
+    check_compiler()
+    cmake, ninja = find_tool("cmake", "CMAKE_BIN_DIR"), find_tool("ninja", "BIN_DIR")
+    try:
+        pybind11_folder = importlib.import_module("pybind11").get_cmake_dir()
+    except ImportError:
+        raise CannotBuild("pybind11 was not found (pip install pybind11)") from None
+
+    folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+    variables = ("CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS")
+    settings = json.dumps([str(ROOT), sys.executable, *(os.environ.get(name) for name in variables)])
+    stamp = folder / "settings.json"
+    # CMake would keep the old compiler and flags from its cache.
+    if folder.exists() and not (stamp.exists() and stamp.read_text() == settings):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(settings)
+
+    configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_folder}"]
+    configure += ["-DPYBIND11_FINDPYTHON=ON", f"-DSOFTDIFF_WERROR={int(flag('SOFTDIFF_WERROR'))}"]
+    configure += ["-DCMAKE_BUILD_TYPE=Release", *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
+    run(configure, "configuring the C++ build")
+    parallel = jobs(usable_cores(), available_memory(), os.environ.get("MAX_JOBS"))
+    run([cmake, "--build", str(folder), "--parallel", str(parallel)], "compiling the C++ sources")
+
+    built = list((folder / "out").glob("_native*"))
+    if len(built) != 1:
+        raise CannotBuild(f"the C++ build made {len(built)} modules in {folder / 'out'}, expected one")
+    return built[0], (folder / "compiler.txt").read_text()
+
+
+class BuildNative(build_ext):
+    """Build the compiled module, or turn the distribution into a pure Python one and say why."""
+
+    def run(self) -> None:
+        mode = build_mode()
+        target = Path(self.get_ext_fullpath("softdiff_kernels._native"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        record = {"native": False, "reason": "it was installed with SOFTDIFF_BUILD=python", "compiler": ""}
+        try:
+            if mode != "python":
+                built, compiler = compile_module()
+                shutil.copy2(built, target)
+                record = {"native": True, "reason": "", "compiler": compiler}
+        except CannotBuild as why:
+            if mode == "native":
+                raise CompileError(f"SOFTDIFF_BUILD=native, but {why}") from None
+            record["reason"] = str(why)
+            notify(f"softdiff_kernels: installing without its compiled CPU kernels, because {why}. {LOST}")
+        if not record["native"]:
+            # An earlier build's module would be packaged, or imported, in place of what was asked for.
+            target.unlink(missing_ok=True)
+            self.extensions: list[Extension] = []
+            self.distribution.ext_modules = []
+            self.get_finalized_command("bdist_wheel").root_is_pure = True
+        (target.parent / "_build.json").write_text(json.dumps(record) + "\n")
+
+    def copy_extensions_to_source(self) -> None:
+        """Nothing to copy: `run` writes an editable install's module beside the package at once."""
+
+
+if __name__ == "__main__":
+    module = Extension("softdiff_kernels._native", sources=[])
+    setup(ext_modules=[module], cmdclass={"build_ext": BuildNative})
