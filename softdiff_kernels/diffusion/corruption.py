@@ -116,7 +116,9 @@ class Corruption:
 
     def _at(self, field: str, t: float | Tensor) -> float | Tensor:
         if isinstance(t, Tensor):
-            return _interpolate(_tables(self, field, t.device), t)
+            # torch.compile traces through a cache, and warns; what it traces is a constant anyway.
+            tables = _make_tables if torch.compiler.is_compiling() else _kept_tables
+            return _interpolate(tables(self, field, t.device), t)
         t = float(t)
         if not 0.0 <= t <= 1.0:
             raise ValueError(f"Corruption: expected t in [0, 1], got {t!r}")
@@ -239,13 +241,16 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-@lru_cache(maxsize=64)
-def _tables(corruption: Corruption, field: str, device: torch.device) -> Tensor:
-    """Start, value, slope and limit of each piece, float64 [4, nodes - 1]; kept, so copied once."""
-    t = np.array(corruption.t)
-    values = np.array(getattr(corruption, field))
-    slope = np.diff(values) / np.diff(t)
-    return torch.tensor(np.stack((t[:-1], values[:-1], slope, values[1:])), device=device)
+def _make_tables(corruption: Corruption, field: str, device: torch.device) -> Tensor:
+    """Start, value, slope and limit of each piece: float64 [4, nodes - 1]."""
+    t = corruption.t
+    values: tuple[float, ...] = getattr(corruption, field)
+    slope = [(v1 - v0) / (t1 - t0) for t0, t1, v0, v1 in zip(t, t[1:], values, values[1:], strict=False)]
+    return torch.tensor([t[:-1], values[:-1], slope, values[1:]], dtype=torch.float64, device=device)
+
+
+# Kept, so that a table is copied to a device once: a later copy could not be captured in a graph.
+_kept_tables = lru_cache(maxsize=64)(_make_tables)
 
 
 def _interpolate(tables: Tensor, t: Tensor) -> Tensor:

@@ -60,4 +60,6 @@ def power_spectrum(batches: Iterable[Any]) -> PowerSpectrum:
         count += images.shape[0]
     if total is None or squares is None:
         raise ValueError("power_spectrum: expected at least one image, got none")
+    if not bool(torch.isfinite(squares).all()):
+        raise ValueError("power_spectrum: expected finite images, got NaN or infinite values")
     return PowerSpectrum((total / count).cpu(), (squares / count).cpu(), count)

@@ -54,9 +54,9 @@ def path_with_nodes(distances: np.ndarray, nodes: int) -> tuple[float, list[int]
     """
     limits = np.unique(distances[np.triu_indices(len(distances), 1)])
     best: tuple[int, float, list[int]] | None = None
-    low, high = -1, len(limits) - 1
-    while high - low > 1 or best is None:
-        middle = (low + high) // 2 if high - low > 1 else high
+    low, high = -1, len(limits)
+    while high - low > 1:
+        middle = (low + high) // 2
         path = shortest_path(distances, limits[middle])
         if path is None:
             low = middle
@@ -68,6 +68,7 @@ def path_with_nodes(distances: np.ndarray, nodes: int) -> tuple[float, list[int]
             low = middle
         else:
             high = middle
+    assert best is not None, "the largest limit joins everything"
     return best[1], best[2]
 
 

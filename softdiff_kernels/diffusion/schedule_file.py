@@ -127,7 +127,8 @@ class Schedule:
         step.set(
             xlabel="step", ylabel="W2", title=f"W2 per step, {self.length:.4g} in all ({self.noise_term})"
         )
-        step.legend(loc="lower right")
+        step.set_ylim(0, 1.25 * max(self.epsilon, *self.steps))
+        step.legend(loc="upper left")
         figure.savefig(path, dpi=120)
 
 

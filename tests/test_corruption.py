@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Corruption processes: what blur and noise they give at each t, and what they refuse."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from softdiff_kernels import functional
+from softdiff_kernels.diffusion import Corruption
+from softdiff_kernels.noise import NoiseKey
+
+
+def test_paper_ranges_at_64_pixels() -> None:
+    c = Corruption.paper((64, 64))
+    # Blur is linear from 0.01 to 23 px; noise 0.01 -> 0.10 geometrically until t = 0.25, then flat.
+    assert c.blur_std(0.0) == pytest.approx(0.01, rel=1e-12)
+    assert c.blur_std(0.5) == pytest.approx((0.01 + 23.0) / 2, rel=1e-12)
+    assert c.blur_std(1.0) == pytest.approx(23.0, rel=1e-12)
+    assert c.noise_std(0.0) == pytest.approx(0.01, rel=1e-12)
+    assert c.noise_std(0.125) == pytest.approx(0.01 * math.sqrt(10), rel=3.2e-4)
+    for t in (0.25, 0.3, 0.77, 1.0):
+        assert c.noise_std(t) == pytest.approx(0.10, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "most"), [((32, 32), 11.5), ((8, 8), 2.875), ((48, 128), 46.0), ((1, 7), 23 * 7 / 64)]
+)
+def test_paper_blur_keeps_its_proportion_to_the_longer_side(size: tuple[int, int], most: float) -> None:
+    assert Corruption.paper(size).blur_std(1.0) == pytest.approx(most, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "full_at"), [(0.01, 0.1, 0.25), (0.001, 2.0, 1.0), (0.05, 0.05, 0.3)]
+)
+def test_tabulated_noise_is_geometric_to_within_its_bound(low: float, high: float, full_at: float) -> None:
+    c = Corruption.paper((16, 16), noise_std_min=low, noise_std_max=high, noise_full_at=full_at)
+    t = torch.linspace(0, 1, 5001, dtype=torch.float64)
+    truth = low * (high / low) ** (t / full_at).clamp(max=1.0)
+    # A chord of exp over a step h of its argument lies at most h^2 / 8 (times e^h) over it; h <= 0.05.
+    bound = 0.05**2 / 8 * math.exp(0.05)
+    assert ((c.noise_std(t) - truth) / truth).abs().max() <= bound
+
+
+def test_tables_interpolate_linearly_and_alike_for_numbers_and_tensors() -> None:
+    c = Corruption.from_tables((4, 6), [0, 0.2, 1], [0, 1, 5], [0.1, 0.1, 0.5])
+    expected = {0.0: (0, 0.1), 0.1: (0.5, 0.1), 0.2: (1, 0.1), 0.6: (3, 0.3), 1.0: (5, 0.5)}
+    times = torch.tensor(list(expected), dtype=torch.float64).reshape(5, 1)
+    blur, noise = c.blur_std(times), c.noise_std(times)
+    assert blur.shape == noise.shape == (5, 1) and blur.dtype == torch.float64
+    for row, (t, (b, n)) in enumerate(expected.items()):
+        # A handful of float64 roundings.
+        assert c.blur_std(t) == pytest.approx(b, abs=1e-15) == blur[row].item()
+        assert c.noise_std(t) == pytest.approx(n, abs=1e-15) == noise[row].item()
+    single = c.blur_std(times.float())
+    # The float32 time is off by 2^-25 relative, times the slope 5; then one float32 rounding.
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), blur, rtol=2.0**-22, atol=1e-7)
+
+
+def test_values_never_fall_between_neighbouring_times() -> None:
+    # momentum_step refuses noise that falls by a single rounding, so interpolation must not.
+    steps = [0.0, 0.1, 0.3, 0.7, 1.0]
+    c = Corruption.from_tables((4, 4), steps, [0.1, 0.3, 0.3, 1.7, 1.9], [0.01, 0.07, 0.1, 0.1, 0.1])
+    t = sorted({*torch.linspace(0, 1, 997).tolist(), *steps, *(math.nextafter(s, 0) for s in steps)})
+    for value in (c.blur_std, c.noise_std):
+        numbers = [value(s) for s in t]
+        assert all(a <= b for a, b in itertools.pairwise(numbers))
+        assert (value(torch.tensor(t, dtype=torch.float32)).diff() >= 0).all()
+
+
+def test_interpolation_traces_without_reading_values() -> None:
+    # fullgraph raises at any read of a tensor's value on the host, which on a GPU would synchronise.
+    c = Corruption.paper((8, 8))
+    t = torch.tensor([0.0, 0.1, 0.9, 1.0])
+    compiled = torch.compile(lambda t: (c.blur_std(t), c.noise_std(t)), fullgraph=True, backend="eager")
+    blur, noise = compiled(t)
+    assert torch.equal(blur, c.blur_std(t)) and torch.equal(noise, c.noise_std(t))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_corrupt_is_the_op_at_the_interpolated_levels(dtype: torch.dtype) -> None:
+    c = Corruption.paper((6, 9))
+    x0 = torch.randint(0, 256, (3, 2, 6, 9)).to(dtype)
+    x0 = x0 if dtype == torch.uint8 else x0 / 127.5 - 1
+    t = torch.tensor([0.05, 0.4, 1.0])
+    key = NoiseKey(5, stream=11)
+    x_t, residual = c.corrupt(x0, t, key=key, return_residual=True)
+    expected = functional.corrupt(x0, c.blur_std(t), c.noise_std(t), key=key, return_residual=True)
+    assert torch.equal(x_t, expected[0]) and torch.equal(residual, expected[1])
+    # A number stands for the same time in every row.
+    assert torch.equal(
+        c.corrupt(x0, 0.4, key=key), c.corrupt(x0, torch.full((3,), 0.4, dtype=torch.float64), key=key)
+    )
+
+
+def test_dictionary_survives_json() -> None:
+    for c in (
+        Corruption.paper((20, 33)),
+        Corruption.from_tables((3, 3), [0, 1], [0, 0], [0.5, 0.5], name="noise only"),
+    ):
+        assert Corruption.from_dict(json.loads(json.dumps(c.to_dict()))) == c
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"format": "other"}, "expected a dictionary of format"),
+        ({"t": None}, "t missing"),
+        ({"blur_std": None, "name": None}, "blur_std, name missing"),
+        ({"t": "abc"}, "expected t as a list of numbers"),
+        ({"image_size": 8}, r"expected image_size as \(H, W\)"),
+        ({"noise_std": [0.1]}, "expected noise_std_nodes with"),
+    ],
+)
+def test_foreign_dictionaries_are_refused(change: dict, sentence: str) -> None:
+    content = {**Corruption.from_tables((8, 8), [0, 1], [0, 1], [0.1, 0.1]).to_dict(), **change}
+    content = {k: v for k, v in content.items() if v is not None}
+    with pytest.raises(ValueError, match=sentence):
+        Corruption.from_dict(content)
+    with pytest.raises(ValueError, match="expected a dictionary"):
+        Corruption.from_dict([1, 2])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("t", "blur", "noise"),
+    [
+        ([0], [1], [1]),
+        ([0, 0.5], [0, 1], [0, 1]),
+        ([0.1, 1], [0, 1], [0, 1]),
+        ([0, 0.5, 0.5, 1], [0, 1, 2, 3], [0, 1, 2, 3]),
+        ([0, 0.7, 0.3, 1], [0, 1, 2, 3], [0, 1, 2, 3]),
+        ([0, 1], [1, 0.9], [0, 1]),
+        ([0, 1], [0, 1], [0.2, 0.1]),
+        ([0, 1], [-1, 1], [0, 1]),
+        ([0, 1], [0, 1], [-0.1, 1]),
+        ([0, 1], [0, math.nan], [0, 1]),
+        ([0, 1], [0, 1], [0, math.inf]),
+        ([0, 1], [0, 1, 2], [0, 1]),
+        ([0, 1], [0, "x"], [0, 1]),
+    ],
+)
+def test_bad_tables_are_refused(t: list, blur: list, noise: list) -> None:
+    with pytest.raises(ValueError, match=r"Corruption: expected .*, got"):
+        Corruption.from_tables((8, 8), t, blur, noise)
+
+
+def test_bad_times_sizes_and_ranges_are_refused() -> None:
+    c = Corruption.paper((8, 8))
+    for t in (-0.01, 1.01, math.nan):
+        with pytest.raises(ValueError, match=r"expected t in \[0, 1\], got"):
+            c.blur_std(t)
+    with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.int64"):
+        c.noise_std(torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"for images of 8 x 8, got .*\[1, 1, 8, 9\]"):
+        c.corrupt(torch.zeros(1, 1, 8, 9), 0.5)
+    with pytest.raises(ValueError, match="noise_std_min <= noise_std_max"):
+        Corruption.paper((8, 8), noise_std_min=0.2)
+    with pytest.raises(ValueError, match="noise_full_at in"):
+        Corruption.paper((8, 8), noise_full_at=0.0)
+    with pytest.raises(ValueError, match="image_size of at least 1"):
+        Corruption.paper((0, 8))
