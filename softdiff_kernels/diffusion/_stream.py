@@ -13,20 +13,26 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..noise import NoiseKey, key_rows, pack_key, philox4x32
+from ..noise import NoiseKey, pack_key, philox4x32
 
 _LOW = 0xFFFFFFFF
 
 
 def words_after(key: NoiseKey, batch: int, elements: int, count: int, device: torch.device) -> Tensor:
     """`count` words in [0, 2^32) per image, after those of its `elements` normals: int64 [B, count]."""
-    rows = key_rows(*pack_key(key, batch, device), batch, device)
+    ints, rows = pack_key(key, batch, device)
+    if rows is None:
+        # Filled on the device: copying host numbers there would synchronise.
+        seed, stream, draw = (torch.full((1, 1), n, dtype=torch.int64, device=device) for n in ints)
+    else:
+        seed, stream, draw = (rows[:, j, None] for j in range(3))
+    if stream.shape[0] != batch:
+        stream = stream + torch.arange(batch, dtype=torch.int64, device=device)[:, None]
     first = -(-elements // 4)
     blocks = torch.arange(first, first + -(-count // 4), dtype=torch.int64, device=device)
-    seed, stream, draw = (rows[:, j, None] for j in range(3))
     counter = (blocks[None, :] & _LOW, draw & _LOW, stream & _LOW, stream >> 32 & _LOW)
     words = philox4x32(counter, (seed & _LOW, seed >> 32 & _LOW))
-    return torch.stack(torch.broadcast_tensors(*words), dim=-1).reshape(batch, -1)[:, :count]
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]
 
 
 def uniform_from_words(words: Tensor) -> Tensor:

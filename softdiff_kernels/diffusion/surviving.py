@@ -43,7 +43,7 @@ class Surviving:
         """Blurred images [B, C, H, W] of coefficients [B, size]."""
         batch = values.shape[0]
         coefficients = values.new_zeros(batch, self.channels, self.image_size[0] * self.image_size[1])
-        coefficients[:, :, self.index.to(values.device)] = values.view(batch, self.channels, -1)
+        coefficients[:, :, self.index.to(values.device)] = values.view(batch, self.channels, len(self.index))
         return functional.idct2(coefficients.view(batch, self.channels, *self.image_size)).to(dtype)
 
 

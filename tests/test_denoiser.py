@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SoftDenoiser: what it calls the network with, what its answer means, and the loss."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import softdiff_kernels as sk
+from softdiff_kernels import reference
+from softdiff_kernels.diffusion import Corruption, SoftDenoiser, sample_momentum, time_steps
+
+C = Corruption.paper((6, 8))
+KEY = sk.NoiseKey(3, stream=20)
+
+
+class Net(nn.Module):
+    """A network of one convolution and one weight for t."""
+
+    def __init__(self, channels: int = 2, wrap: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.wrap = wrap
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, t: Tensor, bias: float = 0.0) -> Any:
+        self.seen.append((x, t))
+        out = self.conv(x) + t.view(-1, 1, 1, 1) + bias
+        return SimpleNamespace(sample=out) if self.wrap else out
+
+
+class Answer(nn.Module):
+    """A network that gives a stated answer."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor, t: Tensor) -> Any:
+        return self.answer
+
+
+def _x0(batch: int = 3) -> Tensor:
+    return torch.rand(batch, 2, 6, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("prediction_type", ["residual", "sample"])
+def test_forward_gives_x0_hat(prediction_type: str, wrap: bool) -> None:
+    net = Net(wrap=wrap)
+    x, t = _x0(), torch.tensor([0.1, 0.5, 1.0])
+    got = SoftDenoiser(net, C, prediction_type)(x, t, bias=0.25)
+    expected = net.conv(x) + t.view(-1, 1, 1, 1) + 0.25
+    # A residual network predicts x_0 - x_t, so x_t is added back.
+    torch.testing.assert_close(got, expected + x if prediction_type == "residual" else expected)
+    assert torch.equal(net.seen[0][1], t)
+
+
+def test_a_number_stands_for_the_same_time_in_every_row() -> None:
+    net = Net()
+    denoiser = SoftDenoiser(net, C)
+    assert torch.equal(denoiser(_x0(), 0.5), denoiser(_x0(), torch.full((3,), 0.5)))
+    assert torch.equal(denoiser(_x0(), torch.tensor(0.5)), denoiser(_x0(), 0.5))
+    assert all(t.shape == (3,) and t.dtype == torch.float32 for _, t in net.seen)
+
+
+@pytest.mark.parametrize("prediction_type", ["residual", "sample"])
+def test_loss_is_the_papers_equation_12(prediction_type: str) -> None:
+    net = Net().double()
+    x0, t = _x0().double(), torch.tensor([0.05, 0.3, 0.9], dtype=torch.float64)
+    n = sk.normal(x0.shape, KEY, dtype=torch.float64)
+    got = SoftDenoiser(net, C, prediction_type).loss(x0, t, key=KEY)
+    sigma = C.noise_std(t)
+    x_t = reference.blur(x0, C.blur_std(t)) + sigma.view(-1, 1, 1, 1) * n
+    phi = net(x_t, t)
+    target = x0 - x_t if prediction_type == "residual" else x0
+    expected = reference.blur(phi - target, C.blur_std(t)).square().sum(dim=(1, 2, 3)) / sigma.square()
+    # float64 throughout; Parseval's sum in another order.
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=0)
+    by_noise = SoftDenoiser(net, C, prediction_type).loss(x0, t, noise=n)
+    torch.testing.assert_close(by_noise, expected, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("prediction_type", ["residual", "sample"])
+def test_the_true_answer_costs_nothing(prediction_type: str) -> None:
+    x0, t = _x0(), torch.tensor([0.1, 0.5, 1.0])
+    x_t = C.corrupt(x0, t, key=KEY)
+    answer = x0 - x_t if prediction_type == "residual" else x0
+    loss = SoftDenoiser(Answer(answer), C, prediction_type).loss(x0, t, key=KEY)
+    # The residual is formed before x_t is rounded: 2^-24 of up to 2, squared, over 96 elements and 0.02^2.
+    assert loss.max() < 96 * (2 * 2.0**-23) ** 2 / 0.02**2
+    wrong = SoftDenoiser(Answer(answer + 0.01), C, prediction_type).loss(x0, t, key=KEY)
+    # A constant error passes every blur: 96 times 0.01^2 over noise_std^2.
+    torch.testing.assert_close(wrong, 96 * 1e-4 / C.noise_std(t).square(), rtol=1e-3, atol=0)
+
+
+def test_weights() -> None:
+    x0, t = _x0(), torch.tensor([0.1, 0.5, 1.0])
+    uniform = SoftDenoiser(Net(), C, weight="uniform").loss(x0, t, key=KEY)
+    paper = SoftDenoiser(Net(), C).loss(x0, t, key=KEY)
+    own = SoftDenoiser(Net(), C, weight=lambda t: 1 + t).loss(x0, t, key=KEY)
+    torch.testing.assert_close(paper, uniform / C.noise_std(t).square())
+    torch.testing.assert_close(own, uniform * (1 + t))
+
+
+def test_reductions() -> None:
+    denoiser, t = SoftDenoiser(Net(), C), torch.tensor([0.1, 0.5, 1.0])
+    each = denoiser.loss(_x0(), t, key=KEY)
+    assert each.shape == (3,) and each.dtype == torch.float32
+    torch.testing.assert_close(denoiser.loss(_x0(), t, key=KEY, reduction="mean"), each.mean())
+    torch.testing.assert_close(denoiser.loss(_x0(), t, key=KEY, reduction="sum"), each.sum())
+
+
+def test_uint8_images_are_decoded() -> None:
+    x0 = torch.randint(0, 256, (3, 2, 6, 8), dtype=torch.uint8)
+    for kind in ("residual", "sample"):
+        denoiser = SoftDenoiser(Net(), C, kind)
+        torch.testing.assert_close(
+            denoiser.loss(x0, key=KEY), denoiser.loss(x0 / 127.5 - 1, key=KEY), rtol=1e-5, atol=0
+        )
+
+
+def test_gradient_reaches_the_network_and_lowers_the_loss() -> None:
+    net = Net()
+    denoiser = SoftDenoiser(net, C)
+    assert {name for name, _ in denoiser.named_parameters()} == {
+        "inner_model.conv.weight",
+        "inner_model.conv.bias",
+    }
+    optimiser = torch.optim.Adam(denoiser.parameters(), lr=1e-2)
+    x0, losses = _x0(16), []
+    for _ in range(30):
+        loss = denoiser.loss(x0, key=KEY, reduction="mean")
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_under_autocast_the_network_may_work_in_bfloat16_and_the_loss_is_float32() -> None:
+    net = Net()
+    denoiser, t = SoftDenoiser(net, C), torch.tensor([0.1, 0.5, 1.0])
+    plain = denoiser.loss(_x0(), t, key=KEY)
+    dtypes: list[torch.dtype] = []
+    net.conv.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = denoiser.loss(_x0(), t, key=KEY)
+        x0_hat = denoiser(_x0(), 0.5)
+    assert dtypes == [torch.bfloat16] * 2
+    assert loss.dtype == x0_hat.dtype == net.seen[-1][0].dtype == torch.float32
+    # A bfloat16 answer is off by 2^-8 of itself; the loss by a few times that.
+    torch.testing.assert_close(loss, plain, rtol=0.05, atol=0)
+
+
+def test_times_are_uniform_and_an_images_own() -> None:
+    net = Net(1)
+    denoiser = SoftDenoiser(net, Corruption.paper((4, 4)))
+    count = 4000
+    denoiser.loss(torch.zeros(count, 1, 4, 4), key=KEY)
+    x_t, t = net.seen[-1]
+    assert t.min() > 0 and t.max() < 1
+    # Kolmogorov-Smirnov: 1.95 / sqrt(n) is exceeded once in a thousand.
+    order = t.sort().values
+    grid = torch.arange(1, count + 1) / count
+    assert (order - grid).abs().max() < 1.95 / math.sqrt(count)
+    # No word serves both time and noise: their correlation is under five standard errors.
+    noise = x_t[:, 0, 0, 0] / denoiser.corruption.noise_std(t)
+    assert torch.corrcoef(torch.stack((t, noise)))[0, 1].abs() < 5 / math.sqrt(count)
+    denoiser.loss(torch.zeros(5, 1, 4, 4), key=sk.NoiseKey(3, stream=20 + 100))
+    assert torch.equal(net.seen[-1][1], t[100:105])
+
+
+def test_an_images_loss_depends_on_its_stream_alone() -> None:
+    denoiser, x0 = SoftDenoiser(Net(), C), _x0(6)
+    whole = denoiser.loss(x0, key=KEY)
+    parts = torch.cat([denoiser.loss(x0[:2], key=KEY), denoiser.loss(x0[2:], key=sk.NoiseKey(3, stream=22))])
+    # Convolutions may sum in another order at another batch size.
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=0)
+    streams = torch.tensor([25, 20, 23, 22, 21, 24])
+    shuffled = denoiser.loss(x0[streams - 20], key=sk.NoiseKey(3, stream=streams))
+    torch.testing.assert_close(shuffled, whole[streams - 20], rtol=1e-5, atol=0)
+
+
+def test_without_a_key_torchs_seed_rules() -> None:
+    denoiser, losses = SoftDenoiser(Net(), C), []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        losses.append(denoiser.loss(_x0()))
+    assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
+
+
+def test_empty_batches_work() -> None:
+    denoiser = SoftDenoiser(Net(), C)
+    assert denoiser(_x0(0), 0.5).shape == (0, 2, 6, 8)
+    assert denoiser.loss(_x0(0), key=KEY).shape == denoiser.loss(_x0(0)).shape == (0,)
+
+
+def test_sampling_from_a_wrapped_network() -> None:
+    got = sample_momentum(SoftDenoiser(Net(), C), _x0(), time_steps(3), {"bias": 0.1}, disable=True, key=KEY)
+    assert got.shape == (3, 2, 6, 8) and got.isfinite().all() and not got.requires_grad
+
+
+def test_bad_arguments_are_refused() -> None:
+    silent = Corruption.from_tables((6, 8), [0, 1], [0, 3], [0, 0.1])
+    with pytest.raises(ValueError, match="noise_std over 0 for the weight"):
+        SoftDenoiser(Net(), silent)
+    SoftDenoiser(Net(), silent, weight="uniform")
+    with pytest.raises(ValueError, match="prediction_type as one of 'residual', 'sample', got 'epsilon'"):
+        SoftDenoiser(Net(), C, "epsilon")
+    with pytest.raises(ValueError, match="weight as one of"):
+        SoftDenoiser(Net(), C, weight="snr")
+    with pytest.raises(TypeError, match="expected a Corruption, got dict"):
+        SoftDenoiser(Net(), {})  # type: ignore[arg-type]
+    denoiser = SoftDenoiser(Net(), C)
+    for t in (-0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="expected t as"):
+            denoiser(_x0(), t)
+    with pytest.raises(ValueError, match=r"t as a number or a tensor \[3\]"):
+        denoiser(_x0(), torch.zeros(2))
+    with pytest.raises(TypeError, match="t as a number or a floating-point tensor"):
+        denoiser.loss(_x0(), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="for images of 6 x 8"):
+        denoiser.loss(torch.zeros(1, 2, 8, 8))
+    with pytest.raises(TypeError, match=r"\(or uint8\), got int64"):
+        denoiser.loss(torch.zeros(1, 2, 6, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"return shape \[3, 2, 6, 8\], got \[3, 4, 6, 8\]"):
+        SoftDenoiser(Answer(torch.zeros(3, 4, 6, 8)), C)(_x0(), 0.5)
+    with pytest.raises(TypeError, match=r"an object with \.sample"):
+        SoftDenoiser(Answer((1, 2)), C)(_x0(), 0.5)
