@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean settings
+.PHONY: help demo test lint bench clean always
 
 help:
 	@echo "make demo    make $(VENV), install, train on digits, sample, write a picture (DEMO_ARGS=... goes to softdiff demo)"
@@ -40,12 +40,11 @@ clean:
 	find softdiff_kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Rewritten only when a switch changed, so that what depends on it is made again just then.
-settings:
+build/environment.txt: SWITCHES = $(PYTHON) | $(TORCH)
+build/native.txt: SWITCHES = $(SOFTDIFF_BUILD) | $(SOFTDIFF_WERROR)
+build/environment.txt build/native.txt: always
 	@mkdir -p build
-	@echo '$(PYTHON) | $(TORCH) | $(SOFTDIFF_BUILD) | $(SOFTDIFF_WERROR)' > build/settings.new
-	@cmp -s build/settings.new build/settings || cp build/settings.new build/settings
-
-build/settings: settings ;
+	@echo '$(SWITCHES)' | cmp -s - $@ || echo '$(SWITCHES)' > $@
 
 $(PY):
 	@command -v $(PYTHON) > /dev/null || \
@@ -57,16 +56,18 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 # torch first and alone: the ranges in pyproject.toml accept it, so nothing after it replaces it.
-$(VENV)/.dependencies: pyproject.toml build/settings $(PY)
-	$(PY) -m pip install "$(TORCH)"
-	SOFTDIFF_BUILD=python $(PY) -m pip install -e '.[test]'
+$(VENV)/.dependencies: pyproject.toml build/environment.txt $(PY)
+	@echo "Installing $(TORCH) into $(VENV)."
+	@$(PY) -m pip install "$(TORCH)"
+	@echo "Installing the other dependencies."
+	@SOFTDIFF_BUILD=python $(PY) -m pip install --quiet -e '.[test]'
 	@touch $@
 
 # Editable, so that the tests, the demo and the sources in this folder are one copy; without build isolation,
 # so that a changed C++ file is compiled again alone.
-$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	@echo "Building the C++ kernels; this takes a minute or two."
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+$(VENV)/.installed: $(VENV)/.dependencies build/native.txt $(SOURCES)
+	@echo "Building the C++ kernels."
+	@$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
 	@$(PY) -c "import json; record = json.load(open('softdiff_kernels/_build.json')); \
 	  print('Built without the compiled CPU kernels: ' + record['reason']) if record['reason'] else None"
 	@touch $@
