@@ -30,10 +30,13 @@ def usage() -> str:
     """What `softdiff --help` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: softdiff COMMAND [OPTIONS]", "", *lines, "", "softdiff COMMAND --help lists its options"])
+    lines += ["", "softdiff COMMAND --help lists its options"]
+    return "\n".join(["usage: softdiff COMMAND [OPTIONS]", "", *lines])
 
 
-def parse(options: type[Options], command: str, argv: Sequence[str], default: Options | None = None) -> Options:
+def parse(
+    options: type[Options], command: str, argv: Sequence[str], default: Options | None = None
+) -> Options:
     """Reads flags into a dataclass; a wrong flag is a UserError of one sentence."""
     tyro = need("tyro", f"softdiff {command}")
     described = io.StringIO()

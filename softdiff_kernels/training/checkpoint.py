@@ -80,7 +80,11 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
-        metadata = {"format": f"softdiff-{self.kind}", "version": str(VERSION), "softdiff": json.dumps(self.meta)}
+        metadata = {
+            "format": f"softdiff-{self.kind}",
+            "version": str(VERSION),
+            "softdiff": json.dumps(self.meta),
+        }
         plain = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         write_atomically(path, safetensors.torch.save(plain, metadata))
 
@@ -92,12 +96,13 @@ def load_checkpoint(path: Path, kind: str) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"{path}: no such file (expected {wanted})")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found, version = metadata.get("format", ""), metadata.get("version", "")
             if found != f"softdiff-{kind}":
-                other = next((f"a {name} file" for k, name in KINDS.items() if found == f"softdiff-{k}"), None)
-                raise UserError(f"{path}: expected {wanted}, got {other or 'a safetensors file of something else'}")
+                ours = {f"softdiff-{k}": f"a {name} file" for k, name in KINDS.items()}
+                other = ours.get(found, "a safetensors file of something else")
+                raise UserError(f"{path}: expected {wanted}, got {other}")
             if version != str(VERSION):
                 raise UserError(f"{path}: expected format version {VERSION}, got {version or 'none'}")
             meta = json.loads(metadata["softdiff"])
@@ -105,7 +110,8 @@ def load_checkpoint(path: Path, kind: str) -> Checkpoint:
     except UserError:
         raise
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: expected {wanted}, got a truncated file or one of another kind ({error})") from error
+        got = f"a truncated file or one of another kind ({error})"
+        raise UserError(f"{path}: expected {wanted}, got {got}") from error
     return Checkpoint(kind, meta, tensors)
 
 

@@ -57,6 +57,12 @@ class TrainConfig:
     `softdiff schedule`."""
     nodes: int = 32
     """Distributions on the shortest path."""
+    blur_std_max: float | None = None
+    """Strongest blur in pixels. Default: the paper's 23 px at 64 px, in proportion to the longer side."""
+    noise_std_min: float = 0.01
+    """Noise at t = 0, for images in [-1, 1]."""
+    noise_std_max: float = 0.1
+    """Noise from t = 1/4 on. These three do not apply to a schedule file."""
     prior: Literal["gaussian", "blurred", "plain"] = "gaussian"
     """What sampling starts from: a Gaussian fitted to the data's surviving frequencies, blurred
     training images (kept inside the weights file), or a plain Gaussian."""
@@ -86,11 +92,25 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuses numbers that no run could mean."""
-        for name in ("steps", "batch", "width", "blocks", "sample_steps", "log_every", "sample_every", "save_every"):
+        counts = (
+            "steps",
+            "batch",
+            "width",
+            "blocks",
+            "sample_steps",
+            "log_every",
+            "sample_every",
+            "save_every",
+        )
+        for name in counts:
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup", "keep", "sample_count", "grad_clip"):
             _check(self, name, getattr(self, name) >= 0, "at least 0")
         _check(self, "nodes", self.nodes >= 2, "at least 2")
+        blur, least, most = self.blur_std_max, self.noise_std_min, self.noise_std_max
+        _check(self, "blur_std_max", blur is None or 0.01 < blur < math.inf, "over 0.01")
+        _check(self, "noise_std_min", 0 < least < math.inf, "a positive number")
+        _check(self, "noise_std_max", least <= most < math.inf, "at least --noise-std-min")
         _check(self, "lr", math.isfinite(self.lr) and self.lr > 0, "a positive number")
         _check(self, "ema", 0 <= self.ema < 1, "in [0, 1)")
         _check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")
@@ -117,8 +137,10 @@ def _check(config: TrainConfig, name: str, good: bool, wanted: str) -> None:
 
 
 MAY_CHANGE = frozenset(
-    "data outdir resume steps log_every sample_every save_every keep sampler sample_steps sample_count "
-    "device progress".split()
+    {
+        *("data", "outdir", "resume", "steps", "log_every", "sample_every", "save_every", "keep"),
+        *("sampler", "sample_steps", "sample_count", "device", "progress"),
+    }
 )
 """Options that a resumed run may change and still be the same run."""
 
@@ -178,6 +200,12 @@ class ScheduleConfig:
     """Candidate blur levels."""
     noise_term: Literal["shared", "gaussian"] = "shared"
     """How noise enters the distance: shared (an upper bound) or gaussian (a closed form)."""
+    blur_std_max: float | None = None
+    """As in `softdiff train`."""
+    noise_std_min: float = 0.01
+    """As in `softdiff train`."""
+    noise_std_max: float = 0.1
+    """As in `softdiff train`."""
     plot: str | None = None
     """Also draw the schedule into this PNG."""
 
@@ -190,5 +218,7 @@ class DemoConfig:
     """Folder for digits.png and the run."""
     steps: int | None = None
     """Optimiser steps, for a shorter or longer demo."""
+    sampler_steps: int | None = None
+    """Steps of both samplers."""
     seed: int = 0
     """Rules the training."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+EXPECTED = "expected a folder of images, an .npz file, or the word digits"
 GREY_MODES = frozenset(("1", "L", "LA", "I;16", "I"))
 
 
@@ -40,7 +41,7 @@ class ImageSet:
     def digest(self) -> str:
         """Sixteen hex digits that name these pixels."""
         digest = hashlib.blake2b(repr(list(self.pixels.shape)).encode(), digest_size=8)
-        digest.update(self.pixels.contiguous().numpy())
+        digest.update(self.pixels.contiguous().numpy().data)
         return digest.hexdigest()
 
     def batches(self, size: int = 512) -> Iterator[Tensor]:
@@ -62,8 +63,8 @@ def load_images(source: str, image_size: int | None = None) -> ImageSet:
     if path.suffix == ".npz" and path.is_file():
         return ImageSet(_npz(path, image_size), path.stem)
     if not path.exists():
-        raise UserError(f"{source}: no such file or folder (expected a folder of images, an .npz file, or digits)")
-    raise UserError(f"{source}: expected a folder of images, an .npz file, or the word digits")
+        raise UserError(f"{source}: no such file or folder; {EXPECTED}")
+    raise UserError(f"{source}: {EXPECTED}")
 
 
 def _digits(image_size: int | None) -> Tensor:
@@ -88,7 +89,8 @@ def _npz(path: Path, image_size: int | None) -> Tensor:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable .npz file ({error})") from error
     what = f"{path}: expected {name} as uint8 [N, H, W] or [N, H, W, C] with C of 1 to 4"
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and not 1 <= array.shape[3] <= 4):
+    shaped = array.ndim == 3 or (array.ndim == 4 and 1 <= array.shape[3] <= 4)
+    if array.dtype != np.uint8 or not shaped:
         raise UserError(f"{what}, got {array.dtype} {list(array.shape)}")
     if 0 in array.shape:
         raise UserError(f"{what} and at least one image, got {list(array.shape)}")
@@ -139,7 +141,8 @@ def _crop(image: Image, side: int) -> Image:
     pil = need("PIL.Image", "resizing")
     shorter = min(image.size)
     width, height = (max(side, round(length * side / shorter)) for length in image.size)
-    filtered = image.resize((width, height), pil.Resampling.BICUBIC if side > shorter else pil.Resampling.LANCZOS)
+    kind = pil.Resampling.BICUBIC if side > shorter else pil.Resampling.LANCZOS
+    filtered = image.resize((width, height), kind)
     left, top = (width - side) // 2, (height - side) // 2
     return filtered.crop((left, top, left + side, top + side))
 

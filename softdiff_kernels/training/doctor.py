@@ -68,10 +68,8 @@ def _compiler() -> str:
 def _compiled_module() -> str:
     import softdiff_kernels
 
-    names = [name for name in ("_C", "_native", "_cpu") if importlib.util.find_spec(f"softdiff_kernels.{name}")]
-    if not names:
-        folder = os.path.dirname(softdiff_kernels.__file__)
-        names = sorted(f for f in os.listdir(folder) if f.endswith((".so", ".pyd")))
+    folder = os.path.dirname(softdiff_kernels.__file__)
+    names = sorted(f for f in os.listdir(folder) if f.endswith((".so", ".pyd")))
     return ", ".join(names) if names else "absent: this installation is pure Python"
 
 
@@ -99,11 +97,12 @@ def _vector_units() -> str:
 
 def _extras() -> str:
     present, absent = [], []
-    for name in EXTRAS:
-        if importlib.util.find_spec(name) is None:
-            absent.append(DISTRIBUTIONS.get(name, name))
+    for module in EXTRAS:
+        name = DISTRIBUTIONS.get(module, module)
+        if importlib.util.find_spec(module) is None:
+            absent.append(name)
         else:
-            present.append(f"{DISTRIBUTIONS.get(name, name)} {metadata.version(DISTRIBUTIONS.get(name, name))}")
+            present.append(f"{name} {metadata.version(name)}")
     from .errors import EXTRA
 
     return ", ".join(present) + (f"; missing: {', '.join(absent)} ({EXTRA})" if absent else "")

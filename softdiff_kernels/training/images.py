@@ -18,6 +18,7 @@ from .errors import UserError, need
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+GAP_GREY = 96
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -53,20 +54,19 @@ def tile(pixels: Tensor, columns: int | None = None, *, smallest: int = 48, gap:
     scale = max(1, math.ceil(smallest / max(height, width)))
     cell_w, cell_h = width * scale + gap, height * scale + gap
     rows = max(1, math.ceil(count / columns))
-    sheet = pil.new(MODES[min(channels, 3) if channels != 2 else 1], (columns * cell_w + gap, rows * cell_h + gap), 0)
-    sheet.paste(GAP_GREY if sheet.mode == "L" else (GAP_GREY,) * 3, (0, 0, *sheet.size))
+    grey = channels < 3
+    background = GAP_GREY if grey else (GAP_GREY,) * 3
+    sheet = pil.new("L" if grey else "RGB", (columns * cell_w + gap, rows * cell_h + gap), background)
     for i, image in enumerate(pixels):
         enlarged = to_pil(image).resize((width * scale, height * scale), pil.Resampling.NEAREST)
         sheet.paste(enlarged.convert(sheet.mode), (gap + i % columns * cell_w, gap + i // columns * cell_h))
     return sheet
 
 
-GAP_GREY = 96
-
-
 def labelled(rows: Sequence[tuple[str, Image]], *, margin: int = 12, size: int = 18) -> Image:
     """Pictures under one another, each below its label, black on white."""
-    pil, draw, font = (need(f"PIL.{name}", "writing PNG files") for name in ("Image", "ImageDraw", "ImageFont"))
+    modules = ("PIL.Image", "PIL.ImageDraw", "PIL.ImageFont")
+    pil, draw, font = (need(name, "writing PNG files") for name in modules)
     try:
         face = font.load_default(size)
     except (TypeError, OSError):  # Pillow before 10.1, or built without FreeType

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..diffusion import PRIORS, Corruption, Schedule, power_spectrum, prior_from_state, shortest_path_schedule
 from ..noise import NoiseKey
-from .checkpoint import Checkpoint, checkpoint_name, find, load_checkpoint, numbered, prune, remove_partial
+from .checkpoint import checkpoint_name, find, load_checkpoint, numbered, prune, remove_partial
 from .config import TrainConfig, check_resumed
 from .data import ImageSet, load_images
-from .errors import UserError, user_errors
+from .errors import UserError, need, user_errors
 from .images import save_png, tile, to_uint8
 from .progress import Progress, StopFlag, stop_on_signals
 from .run_folder import append_stats, drop_stats_after, fresh_folder, next_run_folder, save_json
@@ -42,29 +42,29 @@ class RunResult:
     stopped_by: int | None = None
 
 
-def make_corruption(schedule: str, images: ImageSet, nodes: int = 32) -> tuple[Corruption, Schedule | None]:
+def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, Schedule | None]:
     """What `--schedule` names, for these images: `wasserstein`, `paper`, or a schedule file."""
     _, height, width = images.shape
-    if schedule == "paper":
-        return Corruption.paper((height, width)), None
-    if schedule == "wasserstein":
-        need_scipy()
+    ranges: dict[str, Any] = {
+        "blur_std_max": config.blur_std_max,
+        "noise_std_min": config.noise_std_min,
+        "noise_std_max": config.noise_std_max,
+    }
+    if config.schedule == "paper":
+        with user_errors("--schedule paper: "):
+            return Corruption.paper((height, width), **ranges), None
+    if config.schedule == "wasserstein":
+        need("scipy.sparse", "the Wasserstein schedule")
         with user_errors("--schedule wasserstein: "):
             spectrum = power_spectrum(images.batches())
-            found = shortest_path_schedule(spectrum, nodes=nodes, dataset=images.name)
+            found = shortest_path_schedule(spectrum, nodes=config.nodes, dataset=images.name, **ranges)
     else:
-        if not Path(schedule).is_file():
-            raise UserError(f"--schedule: expected wasserstein, paper or a schedule file, got {schedule!r}")
+        if not Path(config.schedule).is_file():
+            wanted = "wasserstein, paper or a schedule file"
+            raise UserError(f"--schedule: expected {wanted}, got {config.schedule!r}")
         with user_errors():
-            found = Schedule.load(schedule, image_size=(height, width))
+            found = Schedule.load(config.schedule, image_size=(height, width))
     return Corruption.from_schedule(found), found
-
-
-def need_scipy() -> None:
-    """The shortest path's only need besides torch."""
-    from .errors import need
-
-    need("scipy.sparse", "the Wasserstein schedule")
 
 
 def corruption_sheet(images: ImageSet, corruption: Corruption) -> Tensor:
@@ -103,7 +103,7 @@ def options_of(state: Path) -> TrainConfig:
 def _begin(config: TrainConfig, device: torch.device) -> tuple[Trainer, Path]:
     """A new run: its schedule, prior and folder."""
     images = load_images(config.data, config.image_size)
-    corruption, schedule = make_corruption(config.schedule, images, config.nodes)
+    corruption, schedule = make_corruption(config, images)
     prior = PRIORS[PRIOR_NAMES[config.prior]].fit(images.batches(), corruption)
     trainer = Trainer(config, images, corruption, prior, device)
     folder = fresh_folder(config.outdir) if config.outdir else next_run_folder(images.name)
@@ -155,8 +155,8 @@ class _Meter:
         seconds = time.perf_counter() - self.since
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss is no longer finite at step {trainer.step}; the last checkpoint is from before it, "
-                "go on from it with a lower --lr or start anew"
+                f"the loss is no longer finite at step {trainer.step}, and no checkpoint was written since; "
+                "start anew with a lower --lr"
             )
         rate = self.steps * trainer.config.batch / max(seconds, 1e-9)
         self.sums.zero_()
@@ -205,7 +205,8 @@ def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> 
             if trainer.step % config.save_every == 0 or last:
                 _save(trainer, folder)
                 saved = trainer.step
-            if config.sample_count and stop.signal is None and (trainer.step % config.sample_every == 0 or last):
+            drawn = trainer.step % config.sample_every == 0 or last
+            if config.sample_count and stop.signal is None and drawn:
                 path = _sample_grid(trainer, folder)
                 progress.say(f"samples in {path}, from the {trainer.prior.describe()}")
         if saved != trainer.step:

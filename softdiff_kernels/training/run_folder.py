@@ -38,7 +38,9 @@ def fresh_folder(path: str) -> Path:
     """The folder that --outdir names; refused where it already holds a run."""
     folder = Path(path)
     if folder.is_dir() and any(numbered(folder, kind) for kind in KINDS):
-        raise UserError(f"{folder} already holds a run: go on with it by --resume {folder}, or choose another --outdir")
+        raise UserError(
+            f"{folder} already holds a run: go on with it by --resume {folder}, or choose another --outdir"
+        )
     with user_errors():
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -25,6 +25,7 @@ SAMPLING_SEED = 0x50F7D1FF
 also count from 0."""
 
 MOST_SEEDS = 10_000_000
+GRID_MOST = 256
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -38,7 +39,8 @@ def parse_seeds(text: str) -> list[int]:
         if last < first:
             raise UserError(f"--seeds: expected a range that rises, got {part.strip()!r}")
         if last >= 2**63 or last - first >= MOST_SEEDS:
-            raise UserError(f"--seeds: expected at most {MOST_SEEDS} seeds, each under 2^63, got {part.strip()!r}")
+            wanted = f"at most {MOST_SEEDS} seeds, each under 2^63"
+            raise UserError(f"--seeds: expected {wanted}, got {part.strip()!r}")
         seeds.extend(range(first, last + 1))
     return seeds
 
@@ -52,7 +54,9 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device: expected auto, cpu, cuda or cuda:N usable here, got {name!r} ({reason})") from None
+        raise UserError(
+            f"--device: expected auto, cpu, or a cuda device usable here, got {name!r} ({reason})"
+        ) from None
     return device
 
 
@@ -81,19 +85,13 @@ def restore(checkpoint: Checkpoint, part: str, path: object, device: torch.devic
             channels, height, width = meta["shape"]
             corruption = Corruption.from_dict(meta["corruption"])
             prior = prior_from_state(meta["prior"], checkpoint.part("prior"))
-            model = build_model(
-                channels,
-                (height, width),
-                width=config.width,
-                multipliers=config.multipliers,
-                blocks=config.blocks,
-                seed=config.seed,
-            )
+            model = build_model(config, (channels, height, width))
             model.load_state_dict(checkpoint.part(part))
             step = int(meta["step"])
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: its parts do not fit together ({type(error).__name__}: {reason})") from error
+        what = f"{type(error).__name__}: {reason}"
+        raise UserError(f"{path}: its parts do not fit together ({what})") from error
     denoiser = SoftDenoiser(model, corruption, config.prediction).to(device).eval()
     return LoadedModel(denoiser, prior, (channels, height, width), config, step)
 
@@ -119,7 +117,7 @@ def generate(
     """uint8 [N, C, H, W]: one image a seed.
 
     Image noise comes from NoiseKey(SAMPLING_SEED, stream=seed): draw 0 for the prior, draw i for
-    step i. progress: called after each network evaluation with the number of images it covered.
+    step i. progress: called after each batch with its size.
     """
     ts = time_steps(steps)
     made = []
@@ -127,8 +125,9 @@ def generate(
         streams = torch.tensor(seeds[start : start + batch], dtype=torch.int64, device=device)
         key = NoiseKey(SAMPLING_SEED, stream=streams)
         x = prior.sample(len(streams), key=key, device=device, dtype=torch.float32)
-        advance = None if progress is None else (lambda _, n=len(streams): progress(n))
-        made.append(to_uint8(SAMPLERS[sampler](denoiser, x, ts, callback=advance, disable=True, key=key)))
+        made.append(to_uint8(SAMPLERS[sampler](denoiser, x, ts, disable=True, key=key)))
+        if progress is not None:
+            progress(len(streams))
     return torch.cat(made)
 
 
@@ -145,7 +144,8 @@ def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Pat
         f"{loaded.prior.describe()}, with the weights of step {loaded.step}"
     )
     digits = max(6, len(str(max(seeds))))
-    files, shown = [], []
+    files: list[Path] = []
+    shown: list[Tensor] = []
     for start in range(0, len(seeds), config.batch):
         part = seeds[start : start + config.batch]
         images = generate(
@@ -162,6 +162,3 @@ def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Pat
         save_png(files[-1], tile(torch.stack(shown)))
         say(f"{files[-1]}")
     return files
-
-
-GRID_MOST = 256

@@ -23,6 +23,9 @@ def make_schedule(config: ScheduleConfig, say: Callable[[str], None] = print) ->
             power_spectrum(images.batches()),
             levels=config.levels,
             nodes=config.nodes,
+            blur_std_max=config.blur_std_max,
+            noise_std_min=config.noise_std_min,
+            noise_std_max=config.noise_std_max,
             noise_term=config.noise_term,
             dataset=images.name,
         )

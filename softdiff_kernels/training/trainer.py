@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from .. import functional
-from ..diffusion import Corruption, SoftDenoiser
+from ..diffusion import Corruption, SoftDenoiser, power_spectrum
 from ..noise import NoiseKey
 from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .data import ImageOrder, ImageSet
 from .errors import UserError
-from .model import build_model
+from .model import build_model, residual_scale
 
 FLIP_DRAW = 1
 """The corruption and t use draw 0 of an image's stream."""
@@ -50,7 +50,6 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, images: ImageSet, corruption: Corruption, prior: Any, device: torch.device
     ) -> None:
-        channels, height, width = images.shape
         self.config = config
         self.data = {"name": images.name, "count": len(images.pixels), "digest": images.digest()}
         self.shape = images.shape
@@ -58,10 +57,10 @@ class Trainer:
         self.device = device
         self.pixels = images.pixels.to(device)
         self.order = ImageOrder(len(images.pixels), config.seed)
-        self.model = build_model(
-            channels, (height, width), width=config.width, multipliers=config.multipliers,
-            blocks=config.blocks, seed=config.seed,
-        ).to(device)  # fmt: skip
+        scale = None
+        if config.prediction == "residual":
+            scale = residual_scale(power_spectrum(images.batches()), corruption)
+        self.model = build_model(config, images.shape, scale).to(device)
         self.denoiser = SoftDenoiser(self.model, corruption, config.prediction)
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
         self.averaged = SoftDenoiser(self.average.module, corruption, config.prediction).eval()
@@ -149,7 +148,8 @@ class Trainer:
             self.step, self.seen = int(checkpoint.meta["step"]), int(checkpoint.meta["seen"])
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: its parts do not fit this run ({type(error).__name__}: {reason})") from error
+            what = f"{type(error).__name__}: {reason}"
+            raise UserError(f"{path}: its parts do not fit this run ({what})") from error
         self.average.n_averaged.fill_(self.step)
 
 
