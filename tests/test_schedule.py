@@ -252,6 +252,21 @@ def test_path_is_the_shortest_of_all_by_trying_them() -> None:
             assert sum(distances[a, b] for a, b in itertools.pairwise(path)) == pytest.approx(best, rel=1e-12)
 
 
+def test_a_steps_cost_lengthens_the_path_by_no_more_than_the_steps_it_saves(digits: PowerSpectrum) -> None:
+    # If length + cost n is least, then length - least length <= cost (n of the shortest - n).
+    distances = wasserstein_distances(digits, np.linspace(0.01, 2.9, 200), np.full(200, 0.1))
+    saved = 0
+    for epsilon in np.linspace(0.1, 1.0, 10):
+        free, charged = shortest_path(distances, epsilon), shortest_path(distances, epsilon, 1e-3)
+        assert free is not None and charged is not None
+        lengths = [sum(distances[a, b] for a, b in itertools.pairwise(path)) for path in (free, charged)]
+        assert (
+            lengths[0] - 1e-9 <= lengths[1] <= lengths[0] + 1e-3 * epsilon * (len(free) - len(charged)) + 1e-9
+        )
+        saved += len(free) - len(charged)
+    assert saved > 0
+
+
 @pytest.mark.parametrize("term", ["shared", "gaussian"])
 def test_without_a_limit_the_direct_step_is_the_shortest(digits: PowerSpectrum, term: str) -> None:
     # Both distances are metrics, so the triangle inequality holds: only the limit makes nodes.
@@ -272,6 +287,9 @@ def test_schedule_of_the_digits(digits: PowerSpectrum, term: str) -> None:
     distances = wasserstein_distances(digits, s.blur_std, s.noise_std, term)
     np.testing.assert_allclose(s.steps, np.diagonal(distances, 1), rtol=1e-9)
     assert max(s.steps) <= s.epsilon * (1 + 1e-12) and s.length == pytest.approx(sum(s.steps))
+    if term == "shared":
+        # What the cost of a step is for: no step is left over that is under half the limit.
+        assert min(s.steps) > 0.5 * s.epsilon
     # The noise is full within half a node of a quarter: at node 8 of 31, and no more than one sooner.
     assert s.noise_std[9] == 0.1 > s.noise_std[7]
     # The limit makes more steps than the direct one, hence a longer way, but far fewer than the levels.
