@@ -103,8 +103,8 @@ def shortest_path_schedule(
 
     A level's noise is geometric in the share of the data's W2 way that blur alone has gone by then,
     and full from some share on. That share is found by bisection so that the noise is full at
-    t = noise_full_at of the path, to within half a node where a path allows it (our choice: the paper gives noise over t
-    alone, and how it entered its distances is not known).
+    t = noise_full_at of the path, to within half a node where a path allows it (our choice: the
+    paper gives noise over t alone, and how it entered its distances is not known).
     """
     op = "shortest_path_schedule"
     if not isinstance(levels, int) or not isinstance(nodes, int) or not 2 <= nodes <= levels:
