@@ -1,4 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Fused kernels for diffusion models that corrupt images by blur and a little noise.
+
+    import softdiff_kernels as sk
+
+    x_t, residual = sk.corrupt(x0, blur_std, noise_std, return_residual=True)
+    loss = sk.soft_score_loss(network(x_t, t), residual, blur_std, weight=1 / noise_std**2)
+    x_s = sk.momentum_step(x_t, x0_hat, blur_std_t=..., blur_std_s=..., noise_std_t=..., noise_std_s=...)
+
+Images are [B, C, H, W] in [-1, 1]; blur_std is in pixels; coefficients are numbers or tensors [B].
+Importing this needs torch and numpy alone: no compiler, no GPU, no Triton, and CUDA is not initialised.
+"""
+
 from . import reference
+from ._version import __version__
+from .backends import backends, use_backend
+from .functional import (
+    blur,
+    corrupt,
+    dct2,
+    idct2,
+    momentum_step,
+    normal,
+    reverse_step,
+    soft_score_loss,
+    spectral_mix,
+)
 from .noise import NoiseKey
-from .functional import *
+
+__all__ = [
+    "NoiseKey",
+    "__version__",
+    "backends",
+    "blur",
+    "corrupt",
+    "dct2",
+    "idct2",
+    "momentum_step",
+    "normal",
+    "reference",
+    "reverse_step",
+    "soft_score_loss",
+    "spectral_mix",
+    "use_backend",
+]

@@ -126,3 +126,25 @@ def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.dev
     padded = (1,) * (4 - value.dim()) + tuple(value.shape)
     if len(padded) != 4 or any(got not in (1, want) for got, want in zip(padded, shape, strict=True)):
         raise ValueError(f"{op}: expected {name} to broadcast to {list(shape)}, got {describe(value)}")
+
+
+def ordered_numbers(op: str, low: str, value_low: object, high: str, value_high: object) -> None:
+    """Checks value_low <= value_high where both are plain numbers."""
+    if isinstance(value_low, (int, float)) and isinstance(value_high, (int, float)) and value_low > value_high:
+        raise ValueError(
+            f"{op}: expected {low} <= {high} (a step towards the clean image), got {value_low!r} > {value_high!r}"
+        )
+
+
+def output(op: str, out: Tensor | None, x_t: Tensor, *images: Tensor | None) -> None:
+    """Checks `out=`: like x_t, not overlapping itself, and not under autograd."""
+    if out is None:
+        return
+    image(op, "out", out, like=x_t)
+    if out.dtype != x_t.dtype:
+        raise TypeError(f"{op}: expected out as {x_t.dtype}, got {describe(out)}")
+    if any(step == 0 and size > 1 for step, size in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError(f"{op}: expected out whose elements do not share memory, got strides {out.stride()}")
+    grads = [x for x in (out, x_t, *images) if x is not None and x.requires_grad]
+    if torch.is_grad_enabled() and grads:
+        raise ValueError(f"{op}: out= cannot be differentiated; drop it, or work under torch.no_grad()")

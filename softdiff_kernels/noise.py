@@ -63,7 +63,6 @@ class NoiseKey:
 
 def signed64(value: int) -> int:
     """The int64 with the same 64 bits as `value`."""
-    value &= 2**64 - 1
     return value - 2**64 if value >= 2**63 else value
 
 

@@ -152,15 +152,6 @@ def _write(result: Tensor, out: Tensor | None) -> Tensor:
     return result if out is None else out.copy_(result)
 
 
-def _check_out(op: str, out: Tensor | None, x_t: Tensor) -> None:
-    if out is not None:
-        args.image(op, "out", out, like=x_t)
-        if out.dtype != x_t.dtype:
-            raise TypeError(f"{op}: expected out as {x_t.dtype}, got {args.describe(out)}")
-        if torch.is_grad_enabled() and (out.requires_grad or x_t.requires_grad):
-            raise ValueError(f"{op}: out= cannot be differentiated; drop it, or work under torch.no_grad()")
-
-
 def reverse_step(
     x_t: Tensor,
     x0_hat: Tensor,
@@ -185,7 +176,7 @@ def reverse_step(
     args.image(op, "x0_hat", x0_hat, like=x_t)
     args.number(op, "floor", floor, most=1.0)
     _check_noise(op, key, noise, x_t)
-    _check_out(op, out, x_t)
+    args.output(op, out, x_t, x0_hat, noise)
     std_t = _coefficient(op, "blur_std_t", blur_std_t, x_t)
     std_s = _coefficient(op, "blur_std_s", blur_std_s, x_t)
     # 1 - a is formed in float64, where a near 1 costs it no digits that a float32 image can show.
@@ -262,7 +253,7 @@ def momentum_step(
     args.image(op, "x0_hat", x0_hat, like=x_t)
     args.choice(op, "variance", variance, ("large", "small"))
     _check_noise(op, key, noise, x_t)
-    _check_out(op, out, x_t)
+    args.output(op, out, x_t, x0_hat, noise)
     std_t = _coefficient(op, "blur_std_t", blur_std_t, x_t)
     std_s = _coefficient(op, "blur_std_s", blur_std_s, x_t)
     sigma_t = _coefficient(op, "noise_std_t", noise_std_t, x_t, dtype=torch.float64)

@@ -69,6 +69,12 @@ class Scratch {
   int64_t size_ = 0;
 };
 
+// Waking a thread costs as much as some ten thousand elements; fewer are not worth it.
+int useful_threads(int threads, int64_t elements) {
+  const int64_t most = 1 + elements / 16384;
+  return most < threads ? static_cast<int>(most) : threads;
+}
+
 template <class Args, class Op>
 void planes(const Args& args, int threads, int copies, Op op) {
   const Shape& shape = args.shape;
@@ -77,7 +83,7 @@ void planes(const Args& args, int threads, int copies, Op op) {
   const Kernels& kernels = *chosen().load(std::memory_order_relaxed);
   const Plan *plan_h = plan_of(shape.h), *plan_w = plan_of(shape.w);
   const int64_t bytes = kernels.scratch(shape.h, shape.w, copies);
-  parallel_for(count, threads, [&](int64_t item) {
+  parallel_for(count, useful_threads(threads, count * shape.h * shape.w), [&](int64_t item) {
     thread_local Scratch scratch;
     op(kernels)(args, item / shape.c, item % shape.c, plan_h, plan_w, scratch.reserve(bytes));
   });
@@ -105,7 +111,7 @@ void run(const NormalArgs& args, int threads) {
   const Kernels& kernels = *chosen().load(std::memory_order_relaxed);
   constexpr int64_t kRun = 16 * kChunk;
   const int64_t runs = (args.count + kRun - 1) / kRun;
-  parallel_for(args.b * runs, threads, [&](int64_t item) {
+  parallel_for(args.b * runs, useful_threads(threads, args.b * args.count), [&](int64_t item) {
     alignas(64) float buffer[kChunk + 64];
     const int64_t begin = item % runs * kRun, end = begin + kRun < args.count ? begin + kRun : args.count;
     kernels.normal(args, item / runs, begin, end, buffer);

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every op's torch.library schema and fake, side by side.
+
+The ops are pure functions of tensors (`step_out` apart, which declares its mutation); autograd lies
+outside, in `_autograd.py`. A coefficient is a float32 or float64 tensor [1] or [B]. A key is three host
+integers (seed, stream, draw), or int64 rows [1, 3] or [B, 3] on the device, or absent.
+
+One Python function serves all dispatch keys below autograd: it asks `backends` which implementation
+takes the call, so that a choice of backend holds under torch.compile as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import dispatcher
+
+_KEY = "SymInt[] key, Tensor? key_rows"
+
+_SCHEMAS = {
+    "dct2": "(Tensor x, bool inverse) -> Tensor",
+    "blur": "(Tensor x, Tensor blur_std, Tensor? scale, float floor) -> Tensor",
+    "corrupt": (
+        "(Tensor x0, Tensor blur_std, Tensor noise_std, Tensor? scale, float floor, "
+        f"{_KEY}, Tensor? noise, bool residual) -> (Tensor, Tensor)"
+    ),
+    # mode "given": first = a, second = b; "large" or "small": first = noise_std_t, second = noise_std_s.
+    "step": (
+        "(Tensor? x_t, Tensor x0_hat, Tensor blur_std_t, Tensor blur_std_s, Tensor first, Tensor second, "
+        f"str mode, float floor, {_KEY}, Tensor? noise) -> Tensor"
+    ),
+    "step_out": (
+        "(Tensor? x_t, Tensor x0_hat, Tensor blur_std_t, Tensor blur_std_s, Tensor first, Tensor second, "
+        f"str mode, float floor, {_KEY}, Tensor? noise, Tensor(a!) out) -> ()"
+    ),
+    # The loss of each image [B]; its gradient for the prediction, times gradient_scale, or an empty tensor.
+    "soft_score_loss": (
+        "(Tensor prediction, Tensor target, Tensor blur_std, Tensor? weight, float floor, "
+        "float gradient_scale, bool gradient) -> (Tensor, Tensor)"
+    ),
+    "spectral_mix": f"(Tensor[] inputs, Tensor[] masks, Tensor? noise_mask, {_KEY}) -> Tensor",
+    "normal": f"(SymInt[] shape, {_KEY}, ScalarType dtype, Device device) -> Tensor",
+}
+
+
+def _fake_dct2(x: Tensor, inverse: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_blur(x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_corrupt(x0: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(x0, dtype=image_dtype(x0))
+    return out, torch.empty_like(out) if args[-1] else out.new_empty(0)
+
+
+def _fake_step(x_t: Tensor | None, x0_hat: Tensor, *args: Any) -> Tensor:
+    return torch.empty_like(x0_hat if x_t is None else x_t)
+
+
+def _fake_step_out(*args: Any) -> None:
+    return None
+
+
+def _fake_loss(prediction: Tensor, target: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+    loss = prediction.new_empty(prediction.shape[0], dtype=dtype)
+    return loss, torch.empty_like(prediction) if args[-1] else prediction.new_empty(0)
+
+
+def _fake_mix(inputs: Sequence[Tensor], *args: Any) -> Tensor:
+    return torch.empty_like(inputs[0])
+
+
+def _fake_normal(
+    shape: Sequence[int], key: Sequence[int], rows: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return torch.empty(list(shape), dtype=dtype, device=device)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "dct2": _fake_dct2,
+    "blur": _fake_blur,
+    "corrupt": _fake_corrupt,
+    "step": _fake_step,
+    "step_out": _fake_step_out,
+    "soft_score_loss": _fake_loss,
+    "spectral_mix": _fake_mix,
+    "normal": _fake_normal,
+}
+
+
+def image_dtype(x0: Tensor) -> torch.dtype:
+    """The dtype of an image made from x0: x0's own, or float32 for uint8."""
+    return torch.float32 if x0.dtype == torch.uint8 else x0.dtype
+
+
+def _register(name: str) -> Any:
+    qualified = f"softdiff::{name}"
+    torch.library.define(qualified, _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, "CompositeExplicitAutograd", dispatcher(name))
+    torch.library.register_fake(qualified, _FAKES[name])
+    return getattr(torch.ops.softdiff, name).default
+
+
+dct2 = _register("dct2")
+blur = _register("blur")
+corrupt = _register("corrupt")
+step = _register("step")
+step_out = _register("step_out")
+soft_score_loss = _register("soft_score_loss")
+spectral_mix = _register("spectral_mix")
+normal = _register("normal")

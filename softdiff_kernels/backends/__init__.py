@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which implementation takes a call: by the user's choice, then by device and dtype.
+
+A backend is a module with the functions of `_ops.py`. Nothing here imports a compiled module or
+Triton before it is asked for, and what cannot be imported is a reason in words, never an error at
+import. A backend that is asked for by name and does not work here is refused when it is asked for;
+a single call that it does not cover (float64 images, another device) takes the reference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import eager, native
+
+NAMES = ("reference", "native", "triton", "cuda")
+
+# What `auto` takes first on each kind of device. On the CPU the fused kernels were the faster at every size
+# from 8 to 512 px and every dtype they cover: benchmarks/results.
+_PREFERENCE = {"cpu": ("native",)}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Whether a backend works here, and the reason in words."""
+
+    name: str
+    usable: bool
+    reason: str
+
+
+def backends() -> dict[str, Backend]:
+    """Which backends are usable on this machine and, for each that is not, why."""
+    return {name: Backend(name, *_probe(name)) for name in NAMES}
+
+
+def _probe(name: str) -> tuple[bool, str]:
+    if name == "reference":
+        return True, "plain PyTorch, any device"
+    if name == "native":
+        return native.status()
+    return False, f"the {name} kernels are not part of this version; CUDA tensors take the reference"
+
+
+_forced: str | None = None
+
+
+def chosen() -> str:
+    """The backend asked for by `use_backend`, else by SOFTDIFF_BACKEND, else "auto"."""
+    if _forced is not None:
+        return _forced
+    name = os.environ.get("SOFTDIFF_BACKEND", "auto") or "auto"
+    _check(name, "SOFTDIFF_BACKEND")
+    return name
+
+
+def _check(name: str, where: str) -> None:
+    if name == "auto":
+        return
+    if name not in NAMES:
+        raise ValueError(f"{where}: expected one of {', '.join(NAMES)} or auto, got {name!r}")
+    usable, reason = _probe(name)
+    if not usable:
+        raise RuntimeError(f"{where}: backend {name!r} does not work here: {reason}")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Takes the named backend for all ops inside the `with` block, in every thread.
+
+    name: "reference", "native", "triton", "cuda" or "auto". An unknown name raises ValueError, one
+    that does not work on this machine RuntimeError with the reason.
+    """
+    global _forced
+    _check(name, "use_backend")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _implementation(device: torch.device, tensors: tuple[Any, ...]) -> Any:
+    name = chosen()
+    if name == "reference" or device.type != "cpu" or (name != "native" and not _PREFERENCE["cpu"]):
+        return eager
+    return native if native.status()[0] and native.covers(tensors) else eager
+
+
+def dispatcher(op: str) -> Callable[..., Any]:
+    """The function that `_ops.py` registers for an op."""
+
+    def call(*args: Any) -> Any:
+        tensors: tuple[Any, ...] = args
+        if op == "spectral_mix":
+            tensors = (*args[0],)
+        elif op == "normal":
+            return getattr(_implementation(args[4], (args[3],)), op)(*args)
+        first = next(t for t in tensors if isinstance(t, Tensor))
+        return getattr(_implementation(first.device, tensors), op)(*args)
+
+    call.__name__ = op
+    return call

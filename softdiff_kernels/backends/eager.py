@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The eager twins behind the ops' schemas: the backend that works everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..noise import NoiseKey, key_rows, philox_normal
+
+
+def _key(key: Sequence[int], rows: Tensor | None, batch: int, device: torch.device) -> NoiseKey | None:
+    if rows is None and not key:
+        return None
+    table = key_rows(key, rows, batch, device)
+    return NoiseKey(table[:, 0], table[:, 1], table[:, 2])
+
+
+def _noise(key: NoiseKey | None, noise: Tensor | None, like: Tensor) -> Tensor | None:
+    """The noise to pass on: zeros where there is neither noise nor key, which must draw nothing."""
+    if key is None and noise is None:
+        return torch.zeros((), dtype=torch.float32, device=like.device).expand(like.shape)
+    return noise
+
+
+def _laid_out(result: Tensor, like: Tensor) -> Tensor:
+    """`result` with the strides that the fakes promise."""
+    out = torch.empty_like(like, dtype=result.dtype)
+    return result if out.stride() == result.stride() else out.copy_(result)
+
+
+def dct2(x: Tensor, inverse: bool) -> Tensor:
+    return _laid_out(reference.idct2(x) if inverse else reference.dct2(x), x)
+
+
+def blur(x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Tensor:
+    return _laid_out(reference.blur(x, blur_std, floor=floor, scale=1.0 if scale is None else scale), x)
+
+
+def corrupt(
+    x0: Tensor,
+    blur_std: Tensor,
+    noise_std: Tensor,
+    scale: Tensor | None,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    named = _key(key, rows, x0.shape[0], x0.device)
+    x_t, rest = reference.corrupt(
+        x0,
+        blur_std,
+        noise_std,
+        floor=floor,
+        scale=1.0 if scale is None else scale,
+        key=named,
+        noise=_noise(named, noise, x0),
+        return_residual=True,
+    )
+    return _laid_out(x_t, x0), _laid_out(rest, x0) if residual else x_t.new_empty(0)
+
+
+def step(
+    x_t: Tensor | None,
+    x0_hat: Tensor,
+    blur_std_t: Tensor,
+    blur_std_s: Tensor,
+    first: Tensor,
+    second: Tensor,
+    mode: str,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+) -> Tensor:
+    if x_t is None:
+        x_t = torch.zeros_like(x0_hat)
+    named = _key(key, rows, x_t.shape[0], x_t.device)
+    noise = _noise(named, noise, x_t)
+    if mode == "given":
+        x_s = reference.reverse_step(
+            x_t,
+            x0_hat,
+            blur_std_t=blur_std_t,
+            blur_std_s=blur_std_s,
+            a=first,
+            b=second,
+            floor=floor,
+            key=named,
+            noise=noise,
+        )
+    else:
+        x_s = reference.momentum_step(
+            x_t,
+            x0_hat,
+            blur_std_t=blur_std_t,
+            blur_std_s=blur_std_s,
+            noise_std_t=first,
+            noise_std_s=second,
+            variance=mode,
+            key=named,
+            noise=noise,
+        )
+    return _laid_out(x_s, x_t)
+
+
+def step_out(*args: object) -> None:
+    out = args[-1]
+    assert isinstance(out, Tensor)
+    out.copy_(step(*args[:-1]))  # type: ignore[arg-type]
+
+
+def soft_score_loss(
+    prediction: Tensor,
+    target: Tensor,
+    blur_std: Tensor,
+    weight: Tensor | None,
+    floor: float,
+    gradient_scale: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    loss = reference.soft_score_loss(
+        prediction, target, blur_std, weight=weight, floor=floor, reduction="none"
+    )
+    if not gradient:
+        return loss, prediction.new_empty(0)
+    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+    error = prediction.to(dtype) - target.to(dtype)
+    twice = reference.blur(reference.blur(error, blur_std, floor=floor), blur_std, floor=floor)
+    factor = torch.full_like(loss, 2.0 * gradient_scale) if weight is None else weight * (2.0 * gradient_scale)
+    return loss, _laid_out((factor.to(dtype).view(-1, 1, 1, 1) * twice).to(prediction.dtype), prediction)
+
+
+def spectral_mix(
+    inputs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    noise_mask: Tensor | None,
+    key: Sequence[int],
+    rows: Tensor | None,
+) -> Tensor:
+    first = inputs[0]
+    named = _key(key, rows, first.shape[0], first.device)
+    return _laid_out(reference.spectral_mix(inputs, masks, noise_mask=noise_mask, key=named), first)
+
+
+def normal(
+    shape: Sequence[int], key: Sequence[int], rows: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return philox_normal(tuple(shape), key_rows(key, rows, shape[0], device), dtype)

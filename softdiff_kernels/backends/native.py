@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fused CPU kernels (csrc/cpu) behind the ops' schemas.
+
+Covers float32, bfloat16, float16 and uint8 images on the CPU; float64 takes the reference. The module is
+loaded on first use. Values inside coefficient tensors are checked in C++, before anything is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CODES = {
+    torch.float64: 0,
+    torch.float32: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+    torch.uint8: 4,
+}
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[Any, str]:
+    try:
+        from softdiff_kernels import _native
+    except ImportError as error:
+        return None, f"the compiled module is missing ({error}); see docs/building.md"
+    wanted = os.environ.get("SOFTDIFF_CPU_ISA")
+    if wanted and not _native.use_instruction_set(wanted):
+        return None, f"SOFTDIFF_CPU_ISA: expected avx512, avx2 or portable, as this CPU has it; got {wanted!r}"
+    return _native, f"fused CPU kernels ({_native.instruction_set()}, threads from {_native.thread_source()})"
+
+
+def status() -> tuple[bool, str]:
+    """Whether the kernels are here, and the reason in words."""
+    module, reason = _load()
+    return module is not None, reason
+
+
+def covers(arguments: Sequence[object]) -> bool:
+    """Whether no image among the arguments is float64. (Coefficients, of one axis, may be.)"""
+    return not any(
+        a is torch.float64 or (isinstance(a, Tensor) and a.dtype == torch.float64 and a.dim() == 4)
+        for a in arguments
+    )
+
+
+def _image(x: Tensor | None) -> tuple[int, ...] | None:
+    return None if x is None else (x.data_ptr(), _CODES[x.dtype], *x.stride())
+
+
+def _mask(x: Tensor | None, shape: torch.Size) -> tuple[int, ...] | None:
+    return None if x is None else _image(x.expand(shape))
+
+
+def _coefficient(x: Tensor | None) -> tuple[int, int, int] | None:
+    if x is None:
+        return None
+    return x.data_ptr(), _CODES[x.dtype], x.stride(0) if x.shape[0] > 1 else 0
+
+
+def _key(key: Sequence[int], rows: Tensor | None) -> tuple[int, ...] | None:
+    if rows is not None:
+        return rows.data_ptr(), rows.shape[0]
+    return tuple(key) if key else None
+
+
+def dct2(x: Tensor, inverse: bool) -> Tensor:
+    out = torch.empty_like(x)
+    _load()[0].transform(tuple(x.shape), _image(x), _image(out), inverse, torch.get_num_threads())
+    return out
+
+
+def _corrupt(
+    op: str,
+    x0: Tensor,
+    blur_std: Tensor,
+    noise_std: Tensor | None,
+    scale: Tensor | None,
+    floor: float,
+    key: tuple[int, ...] | None,
+    noise: Tensor | None,
+    out: Tensor,
+    residual: Tensor | None,
+) -> None:
+    _load()[0].corrupt(
+        op,
+        tuple(x0.shape),
+        _image(x0),
+        _coefficient(blur_std),
+        _coefficient(noise_std),
+        _coefficient(scale),
+        floor,
+        key,
+        _image(noise),
+        _image(out),
+        _image(residual),
+        torch.get_num_threads(),
+    )
+
+
+def blur(x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Tensor:
+    out = torch.empty_like(x)
+    _corrupt("blur", x, blur_std, None, scale, floor, None, None, out, None)
+    return out
+
+
+def corrupt(
+    x0: Tensor,
+    blur_std: Tensor,
+    noise_std: Tensor,
+    scale: Tensor | None,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(x0, dtype=torch.float32) if x0.dtype == torch.uint8 else torch.empty_like(x0)
+    rest = torch.empty_like(out) if residual else None
+    rows = rows if rows is None else rows.contiguous()
+    _corrupt("corrupt", x0, blur_std, noise_std, scale, floor, _key(key, rows), noise, out, rest)
+    return out, out.new_empty(0) if rest is None else rest
+
+
+def step(
+    x_t: Tensor | None,
+    x0_hat: Tensor,
+    blur_std_t: Tensor,
+    blur_std_s: Tensor,
+    first: Tensor,
+    second: Tensor,
+    mode: str,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+) -> Tensor:
+    out = torch.empty_like(x0_hat if x_t is None else x_t)
+    _step(x_t, x0_hat, blur_std_t, blur_std_s, first, second, mode, floor, key, rows, noise, out)
+    return out
+
+
+def _step(
+    x_t: Tensor | None,
+    x0_hat: Tensor,
+    blur_std_t: Tensor,
+    blur_std_s: Tensor,
+    first: Tensor,
+    second: Tensor,
+    mode: str,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    out: Tensor,
+) -> None:
+    rows = rows if rows is None else rows.contiguous()
+    images = (_image(x_t), _image(x0_hat))
+    coefficients = tuple(map(_coefficient, (blur_std_t, blur_std_s, first, second)))
+    rest = (_key(key, rows), _image(noise), _image(out), torch.get_num_threads())
+    shape = tuple(x0_hat.shape)
+    if mode == "given":
+        _load()[0].reverse_step(shape, *images, *coefficients, floor, *rest)
+    else:
+        _load()[0].momentum_step(shape, *images, *coefficients, mode == "small", *rest)
+
+
+def step_out(*args: Any) -> None:
+    out, images = args[-1], (args[0], args[1], args[10])
+    if any(_overlaps(out, x) for x in images if x is not None):
+        out.copy_(step(*args[:-1]))
+    else:
+        _step(*args[:-1], out)
+
+
+def _overlaps(out: Tensor, x: Tensor) -> bool:
+    """Whether writing `out` could change elements of `x` that are still to be read.
+
+    The same memory in the same order is fine: each plane is read before it is written.
+    """
+    if out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
+        return False
+    return out.data_ptr() != x.data_ptr() or out.stride() != x.stride() or out.dtype != x.dtype
+
+
+def soft_score_loss(
+    prediction: Tensor,
+    target: Tensor,
+    blur_std: Tensor,
+    weight: Tensor | None,
+    floor: float,
+    gradient_scale: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    loss = torch.empty(prediction.shape[0], dtype=torch.float32)
+    slope = torch.empty_like(prediction) if gradient else None
+    _load()[0].soft_score_loss(
+        tuple(prediction.shape),
+        _image(prediction),
+        _image(target),
+        _coefficient(blur_std),
+        _coefficient(weight),
+        floor,
+        gradient_scale,
+        loss.data_ptr(),
+        _image(slope),
+        torch.get_num_threads(),
+    )
+    return loss, prediction.new_empty(0) if slope is None else slope
+
+
+def spectral_mix(
+    inputs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    noise_mask: Tensor | None,
+    key: Sequence[int],
+    rows: Tensor | None,
+) -> Tensor:
+    shape = inputs[0].shape
+    out = torch.empty_like(inputs[0])
+    rows = rows if rows is None else rows.contiguous()
+    _load()[0].spectral_mix(
+        tuple(shape),
+        tuple(_image(x) for x in inputs),
+        tuple(_mask(m, shape) for m in masks),
+        _mask(noise_mask, shape),
+        _key(key, rows),
+        _image(out),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def normal(
+    shape: Sequence[int], key: Sequence[int], rows: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    out = torch.empty(list(shape), dtype=dtype)
+    batch = shape[0]
+    count = out.numel() // batch if batch else 0
+    image = (out.data_ptr(), _CODES[dtype], count, 0, 0, 1)
+    rows = rows if rows is None else rows.contiguous()
+    _load()[0].normal(batch, count, _key(key, rows), image, torch.get_num_threads())
+    return out
