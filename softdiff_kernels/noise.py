@@ -125,7 +125,7 @@ def philox_words(rows: Tensor, count: int) -> Tensor:
     seed, stream, draw = (rows[:, j, None] for j in range(3))
     counter = (blocks[None, :] & _LOW, draw & _LOW, stream & _LOW, stream >> 32 & _LOW)
     words = philox4x32(counter, (seed & _LOW, seed >> 32 & _LOW))
-    return torch.stack(torch.broadcast_tensors(*words), dim=-1).reshape(rows.shape[0], -1)[:, :count]
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]
 
 
 def normals_from_words(words: Tensor) -> Tensor:
