@@ -51,16 +51,14 @@ def parse(
         raise UserError(_sentence(described.getvalue(), command)) from None
 
 
-def _sentence(boxed: str, command: str) -> str:
-    """tyro's framed message on one line, without its frame and its pointer to the help."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    lines = [line.strip("│ ").strip() for line in plain.splitlines() if line.startswith("│")]
-    kept = []
-    for line in lines:
-        if line.startswith("──"):
-            break
-        kept.append(line)
-    text = " ".join(" ".join(kept).split())
+def _sentence(framed: str, command: str) -> str:
+    """tyro's message on one line, without its frame (of lines, or of dashes where the terminal's
+    encoding has no lines), its title and its pointer to the help."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", framed)
+    lines = [line.strip("│╭╮╰╯ ").strip("─").strip() for line in plain.splitlines()]
+    lines = [line for line in lines if line.strip("-")][1:]
+    pointer = next((i for i, line in enumerate(lines) if line.startswith("For full helptext")), len(lines))
+    text = " ".join(" ".join(lines[:pointer]).split())
     return f"{text or 'the options cannot be read'} (softdiff {command} --help lists them)"
 
 

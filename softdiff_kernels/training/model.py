@@ -53,8 +53,7 @@ class UNet(nn.Module):
         unet_class = need("diffusers", "the U-Net").UNet2DModel
         multipliers = multipliers or default_multipliers(*size)
         self.stride = 2 ** (len(multipliers) - 1)
-        groups = math.gcd(32, width)
-        if groups < 4:
+        if width % 4:
             raise UserError(f"--width: expected a multiple of 4, got {width}")
         side = max(size)
         attends = [i > 0 and side / 2**i <= ATTENTION_UP_TO for i in range(len(multipliers))]
@@ -65,8 +64,10 @@ class UNet(nn.Module):
             block_out_channels=tuple(width * m for m in multipliers),
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-            norm_num_groups=min(groups, 8),
+            norm_num_groups=math.gcd(8, width),
             attention_head_dim=None,
+            # Added before a norm, as by default, t would vanish where a group has one channel.
+            resnet_time_scale_shift="scale_shift",
         )
         nn.init.zeros_(self.net.conv_out.weight)
         nn.init.zeros_(self.net.conv_out.bias)

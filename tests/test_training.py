@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer: exact resume, seeds, per-image noise, and what ends a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from softdiff_kernels.diffusion import Corruption, GaussianDCTPrior, power_spectrum, shortest_path_schedule
+from softdiff_kernels.noise import NoiseKey
+from softdiff_kernels.reference import decode
+from softdiff_kernels.training import checkpoint as checkpoint_module
+from softdiff_kernels.training.checkpoint import load_checkpoint
+from softdiff_kernels.training.config import TrainConfig
+from softdiff_kernels.training.data import ImageSet
+from softdiff_kernels.training.errors import UserError
+from softdiff_kernels.training.images import tile, to_uint8
+from softdiff_kernels.training.loop import options_of, train, with_resume_defaults
+from softdiff_kernels.training.model import UNet, build_model, default_multipliers, residual_scale
+from softdiff_kernels.training.sampling import generate, load_model, parse_seeds
+from softdiff_kernels.training.trainer import Trainer, ema_decay, learning_rate
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty smooth 8 x 8 pictures, so that batches of 6 straddle epochs."""
+    noise = np.random.default_rng(0).normal(size=(20, 8, 8))
+    smooth = np.cumsum(np.cumsum(noise, axis=1), axis=2)
+    scaled = (smooth - smooth.min()) / (smooth.max() - smooth.min()) * 255
+    path = tmp_path_factory.mktemp("data") / "blobs.npz"
+    np.savez(path, images=scaled.astype(np.uint8))
+    return path
+
+
+def small(data: Path, outdir: Path, **changes: Any) -> TrainConfig:
+    """A run of seconds: a network of width 8, a few steps, no grids."""
+    fields: dict[str, Any] = {
+        **{"width": 8, "blocks": 1, "batch": 6, "steps": 6, "warmup": 2, "lr": 1e-3, "nodes": 8},
+        **{"save_every": 3, "log_every": 1, "sample_count": 0, "schedule": "paper", "flip": True},
+    }
+    return TrainConfig(data=str(data), outdir=str(outdir), progress=False, **{**fields, **changes})
+
+
+def tensors(folder: Path, step: int, kind: str = "state") -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / f"{kind}-{step:08d}.safetensors", kind).tensors
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = (folder / "stats.jsonl").read_text().splitlines()
+    return [(line["step"], line["loss"]) for line in map(json.loads, lines)]
+
+
+def test_six_steps_equal_three_and_three_more_bit_for_bit(blobs: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(small(blobs, whole))
+    train(small(blobs, parts, steps=3))
+    resumed = dataclasses.replace(small(blobs, parts), resume=str(parts))
+    assert train(resumed).folder == parts
+    # Raw weights, averaged weights and Adam's moments, every bit: the order of images, t, noise and
+    # mirroring depend on the seed and the place in the run alone.
+    expected, found = tensors(whole, 6), tensors(parts, 6)
+    assert expected.keys() == found.keys()
+    assert {name.partition(".")[0] for name in found} == {"model", "ema", "optimizer", "prior"}
+    for name in expected:
+        assert torch.equal(expected[name], found[name]), name
+    assert losses(parts) == losses(whole)
+
+
+def test_resume_drops_what_it_makes_again(blobs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(small(blobs, run, keep=0))
+    before = losses(run)
+    (run / "stats.jsonl").open("a").write('{"step": 99, "lo')
+    train(dataclasses.replace(small(blobs, run, keep=0), resume=str(run / "state-00000003.safetensors")))
+    # Steps 4 to 6 are there once, with the same loss, and the half line of a kill is gone.
+    assert losses(run) == before
+
+
+def test_seed_rules_the_run(blobs: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(len(name) + seed)  # what the caller's generator holds must not matter
+        train(small(blobs, tmp_path / name, steps=2, seed=seed))
+    first, again, other = (tensors(tmp_path / name, 2, "weights") for name in "abc")
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["model.net.conv_in.weight"], other["model.net.conv_in.weight"])
+
+
+def make_trainer(data: Path, **changes: Any) -> Trainer:
+    config = small(data, Path("unused"), **changes)
+    pixels = torch.from_numpy(np.load(data)["images"])[:, None]
+    images = ImageSet(pixels, "blobs")
+    corruption = Corruption.paper((8, 8))
+    return Trainer(config, images, corruption, GaussianDCTPrior.fit(images.batches(), corruption), CPU)
+
+
+def test_a_batch_is_the_sum_of_its_parts(blobs: Path) -> None:
+    trainer = make_trainer(blobs)
+    x0, key = trainer.batch(17, 8)
+    pieces = [trainer.batch(17, 3), trainer.batch(20, 5)]
+    # Images, mirroring and streams hang on the place alone, so processes may share out a batch.
+    assert torch.equal(x0, torch.cat([x for x, _ in pieces]))
+    whole = trainer.denoiser.corruption.corrupt(x0, 0.5, key=key)
+    split = [trainer.denoiser.corruption.corrupt(x, 0.5, key=k) for x, k in pieces]
+    # The noise is bit for bit the same; the blur's products may be grouped otherwise.
+    torch.testing.assert_close(whole, torch.cat(split), rtol=0, atol=1e-5)
+    plain = make_trainer(blobs, flip=False).batch(17, 8)[0]
+    mirrored = [not torch.equal(a, b) for a, b in zip(x0, plain, strict=True)]
+    assert all(torch.equal(a.flip(-1), b) for a, b, m in zip(x0, plain, mirrored, strict=True) if m)
+    # 8 fair coins all alike: chance 2^-7 over seeds, and fixed for this one.
+    assert 0 < sum(mirrored) < 8
+
+
+def test_average_follows_its_recursion(blobs: Path) -> None:
+    trainer = make_trainer(blobs, ema=0.4)
+    name = "net.conv_in.weight"
+    expected = None
+    for step in range(5):
+        trainer.advance()
+        now = trainer.model.state_dict()[name].double().clone()
+        decay = min(0.4, (1 + step) / (10 + step))
+        assert ema_decay(trainer.config, step) == decay
+        # The first average is a copy; each later one is decay old + (1 - decay) new. The trainer has
+        # counted the step before it averages, so the decay there is that of the count before.
+        expected = now if expected is None else decay * expected + (1 - decay) * now
+    found = trainer.average.module.state_dict()[name].double()
+    # Five float32 lerps, each off by a rounding of at most 2^-24 of values under 1.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_loss_falls_well_below_doing_nothing(blobs: Path) -> None:
+    trainer = make_trainer(blobs, lr=4e-3, batch=32, warmup=5, flip=False)
+    # Twenty images, each at eight times, under noise that training never draws: the same before and after.
+    t = torch.linspace(0.5, 0.95, 8).repeat_interleave(20)
+    x0 = trainer.pixels.repeat(8, 1, 1, 1)
+
+    @torch.no_grad()
+    def held_out() -> float:
+        return float(trainer.denoiser.loss(x0, t, key=NoiseKey(99)).mean())
+
+    before = held_out()
+    for _ in range(80):
+        trainer.advance()
+    # The last layer starts at 0, so the loss before is that of x0_hat = x_t, of which the strong blurs
+    # hide all but a third. The sum is over the same noise, so any true gain shows; 0.64 was measured.
+    assert held_out() < 0.8 * before
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    config = TrainConfig(data="digits", steps=1000, warmup=100, lr=1.0)
+    assert [learning_rate(config, s) for s in (0, 49, 99, 500, 999)] == [0.01, 0.5, 1.0, 1.0, 1.0]
+    cosine = dataclasses.replace(config, decay="cosine")
+    assert learning_rate(cosine, 100) == 1.0
+    # Half way the cosine is 0: 5 % + 95 % / 2; at the end 5 %.
+    assert learning_rate(cosine, 550) == pytest.approx(0.525)
+    assert learning_rate(cosine, 1000) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [(8, 8), (7, 13), (1, 5), (28, 20)])
+def test_network_takes_any_size_and_tells_times_apart(channels: int, size: tuple[int, int]) -> None:
+    config = TrainConfig(data="digits", width=8, blocks=1)
+    model = build_model(config, (channels, *size)).eval()
+    x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(x, torch.zeros(2)), torch.zeros_like(x))
+    torch.nn.init.normal_(model.net.conv_out.weight, generator=torch.Generator().manual_seed(1))
+    first, second = model(x, torch.tensor([0.2, 0.2])), model(x, torch.tensor([0.2, 0.3]))
+    assert first.shape == x.shape and bool(first.isfinite().all())
+    torch.testing.assert_close(first[0], second[0])
+    # t has to reach the output even of the narrowest network, whose norms see one channel a group.
+    assert float((first[1] - second[1]).detach().abs().max()) > 1e-3
+
+
+def test_levels_follow_the_shorter_side() -> None:
+    sides = {1: 1, 7: 1, 8: 2, 15: 2, 16: 3, 28: 3, 32: 4, 256: 4}
+    assert {side: len(default_multipliers(side, 300)) for side in sides} == sides
+    with pytest.raises(UserError, match="--width: expected a multiple of 4, got 6"):
+        UNet(1, (8, 8), 6, (1,), 1)
+
+
+def test_residual_scale_is_the_deviation_of_the_residual() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (400, 2, 8, 6), dtype=torch.uint8, generator=generator)
+    corruption = Corruption.paper((8, 6))
+    scale = residual_scale(power_spectrum([pixels]), corruption)
+    for node in (0, 37, 128, 256):
+        noise = torch.randn(400, 2, 8, 6, generator=generator)
+        _, residual = corruption.corrupt(pixels, node / 256, noise=noise, return_residual=True)
+        # 38 400 nearly independent residuals: the mean square is off by some sqrt(2 / 38400) = 0.7 %,
+        # its root by half of that; four deviations.
+        assert float(residual.square().mean().sqrt()) == pytest.approx(float(scale[node]), rel=0.015)
+
+
+def test_a_weights_file_is_all_that_sampling_needs(blobs: Path, tmp_path: Path) -> None:
+    result = train(small(blobs, tmp_path / "run", schedule="wasserstein", steps=3))
+    alone = tmp_path / "elsewhere.safetensors"
+    result.weights.rename(alone)
+    loaded = load_model(str(alone), CPU)
+    assert (loaded.shape, loaded.step, loaded.config.schedule) == ((1, 8, 8), 3, "wasserstein")
+    state = load_checkpoint(tmp_path / "run" / "state-00000003.safetensors", "state")
+    ema = state.part("ema")
+    assert ema and all(torch.equal(ema[k], v) for k, v in loaded.denoiser.inner_model.state_dict().items())
+    assert loaded.prior.describe().startswith("gaussian-dct")
+    assert loaded.denoiser.corruption.name == "schedule"
+
+
+@pytest.mark.parametrize("sampler", ["momentum", "naive", "ddim", "tacos"])
+@pytest.mark.parametrize("prior", ["gaussian", "blurred", "plain"])
+def test_a_seed_gives_its_image_in_any_company(blobs: Path, tmp_path: Path, sampler: str, prior: str) -> None:
+    result = train(small(blobs, tmp_path / "run", steps=1, prior=prior, flip=False))
+    model = load_model(str(result.folder), CPU)
+    kwargs: dict[str, Any] = {"sampler": sampler, "steps": 4, "device": CPU}
+    together = generate(model.denoiser, model.prior, range(5, 11), batch=6, **kwargs)
+    mixed = generate(model.denoiser, model.prior, [9, 2, 5, 10], batch=3, **kwargs)
+    # Noise and start are bit for bit the same. The network's sums may be grouped otherwise in another
+    # batch, by 1e-6 or so: less than a level, but it can tip a rounding.
+    for place, seed in ((0, 9), (2, 5), (3, 10)):
+        difference = together[seed - 5].int() - mixed[place].int()
+        assert int(difference.abs().max()) <= 1
+    assert float((together[0].int() - together[1].int()).abs().float().mean()) > 2
+
+
+def test_seeds_are_read_as_ranges_and_lists() -> None:
+    assert parse_seeds("0-3") == [0, 1, 2, 3]
+    assert parse_seeds(" 3,5, 8-10 ") == [3, 5, 8, 9, 10]
+    assert parse_seeds("7") == [7]
+    for bad in ("", "a", "3-", "-3", "5-2", "0-99999999999", str(2**63)):
+        with pytest.raises(UserError, match="--seeds: expected"):
+            parse_seeds(bad)
+
+
+def test_every_level_survives_decoding_and_encoding() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(to_uint8(decode(levels)), levels)
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_tiles_stand_in_reading_order() -> None:
+    pixels = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).mul(40).expand(6, 1, 60, 50).contiguous()
+    sheet = np.asarray(tile(pixels, 3, gap=2))
+    assert sheet.shape == (2 * 62 + 2, 3 * 52 + 2)
+    centres = [[int(sheet[2 + 30 + 62 * r, 2 + 25 + 52 * c]) for c in range(3)] for r in range(2)]
+    assert centres == [[0, 40, 80], [120, 160, 200]]
+
+
+def test_another_run_is_not_a_resumed_one(blobs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(small(blobs, run, steps=1))
+    again = small(blobs, run, resume=str(run))
+    for change, words in (({"width": 16}, "--width: expected 8"), ({"seed": 5}, "--seed: expected 0")):
+        with pytest.raises(UserError, match=words):
+            train(dataclasses.replace(again, **change))
+    other = tmp_path / "other.npz"
+    np.savez(other, images=np.zeros((20, 8, 8), np.uint8))
+    with pytest.raises(UserError, match="expected the images that the run was trained on"):
+        train(dataclasses.replace(again, data=str(other)))
+    np.savez(other, images=np.zeros((20, 8, 9), np.uint8))
+    with pytest.raises(UserError, match=r"expected images of \[1, 8, 8\]"):
+        train(dataclasses.replace(again, data=str(other)))
+    with pytest.raises(UserError, match="already holds a run"):
+        train(small(blobs, run))
+    with pytest.raises(UserError, match="expected a run folder"):
+        train(small(blobs, run, resume=str(tmp_path)))
+
+
+def test_resume_takes_its_options_from_the_run(blobs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(small(blobs, run, steps=1))
+    found = with_resume_defaults(str(run), None)
+    assert found is not None and found.width == 8 and found.resume == str(run)
+    assert options_of(run / "state-00000001.safetensors").batch == 6
+    assert with_resume_defaults("auto", str(tmp_path / "new")) is None
+    with pytest.raises(UserError, match="--outdir"):
+        with_resume_defaults("auto", None)
+
+
+def test_a_schedule_for_another_image_size_is_refused_before_anything_is_written(
+    blobs: Path, tmp_path: Path
+) -> None:
+    pixels = torch.from_numpy(np.load(blobs)["images"])[:, None, :6, :7].contiguous()
+    shortest_path_schedule(power_spectrum([pixels]), nodes=4, levels=16).save(tmp_path / "s.json")
+    with pytest.raises(UserError, match=r"expected one for images of 8 x 8, got one for 6 x 7"):
+        train(small(blobs, tmp_path / "run", schedule=str(tmp_path / "s.json")))
+    with pytest.raises(UserError, match="--schedule: expected wasserstein, paper or a schedule file"):
+        train(small(blobs, tmp_path / "run", schedule="linear"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_while_training_keeps_the_checkpoint_before(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    whole = checkpoint_module.write_atomically
+
+    def full(path: Path, data: bytes) -> None:
+        # The new weights still find room, the larger state does not.
+        if path.name == "state-00000006.safetensors":
+            raise UserError(f"cannot write {path}: {os.strerror(errno.ENOSPC)}")
+        whole(path, data)
+
+    monkeypatch.setattr(checkpoint_module, "write_atomically", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        train(small(blobs, run, keep=1))
+    monkeypatch.undo()
+    # keep=1 may delete the old checkpoint only once the new one is there.
+    assert train(dataclasses.replace(small(blobs, run, keep=1), resume=str(run))).step == 6
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(blobs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="no longer finite"):
+        train(small(blobs, run, lr=1e30, warmup=0, grad_clip=0.0, steps=9, save_every=9, log_every=9))
+    assert not list(run.glob("*.safetensors"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are delivered otherwise on Windows")
+def test_ctrl_c_saves_and_the_run_can_go_on(blobs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = "--width 8 --blocks 1 --batch 6 --schedule paper --sample-count 0 --log-every 1 --no-progress"
+    command = [sys.executable, "-m", "softdiff_kernels", "train", "--data", str(blobs), "--outdir", str(run)]
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen([*command, *flags.split()], cwd=root, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        deadline = time.monotonic() + 120
+        for line in process.stdout:
+            if line.startswith("step 3/") or time.monotonic() > deadline:
+                break
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    # 128 + SIGINT, as shells report it.
+    assert process.returncode == 130
+    assert "go on by: softdiff train --resume" in said
+    (state,) = run.glob("state-*.safetensors")
+    step = load_checkpoint(state, "state").meta["step"]
+    assert step >= 3 and losses(run)[-1][0] == step
+    again = with_resume_defaults(str(run), None)
+    assert again is not None
+    assert train(dataclasses.replace(again, steps=step + 1)).step == step + 1
+    assert math.isfinite(losses(run)[-1][1])
