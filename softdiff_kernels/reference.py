@@ -199,7 +199,7 @@ def _reverse(
     out: Tensor | None,
 ) -> Tensor:
     dtype = _compute_dtype(x_t)
-    rows = max(c.shape[0] for c in (std_t, std_s, keep))
+    (rows,) = torch.broadcast_shapes(std_t.shape, std_s.shape, keep.shape)
     std_t, std_s = std_t.expand(rows), std_s.expand(rows)
     rest = one_minus_keep.to(dtype).expand(rows)
     clean = x0_hat.to(dtype)
