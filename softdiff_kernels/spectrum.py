@@ -59,6 +59,12 @@ def eigenvalues_2d(
     return along_h[:, None] + along_w[None, :]
 
 
+def _bounded(tau: Tensor) -> Tensor:
+    """`tau` kept finite, so that the mean's exponent 0 * tau is 0 at a blur whose square overflows."""
+    most = torch.finfo(tau.dtype).max
+    return tau.clamp(-most, most)
+
+
 def heat_gain(
     blur_std: Tensor, height: int, width: int, *, floor: float = 0.0, scale: Tensor | float = 1.0
 ) -> Tensor:
@@ -68,7 +74,7 @@ def heat_gain(
     Hoogeboom & Salimans 2022 (Blurring Diffusion), eq. 26-27; floor = 0 is the Gaussian blur.
     """
     lam = eigenvalues_2d(height, width, dtype=blur_std.dtype, device=blur_std.device)
-    tau = blur_std.square().div(2).view(-1, 1, 1, 1)
+    tau = _bounded(blur_std.square().div(2)).view(-1, 1, 1, 1)
     gain = torch.exp(-lam * tau)
     if floor != 0.0:
         gain = (1.0 - floor) * gain + floor
@@ -96,8 +102,8 @@ def reverse_gain(
     blur_std_t, blur_std_s, one_minus_a: [R]. Returns [R, 1, H, W] in blur_std_t's dtype.
     """
     lam = eigenvalues_2d(height, width, dtype=blur_std_t.dtype, device=blur_std_t.device)
-    step = ((blur_std_t - blur_std_s) * (blur_std_t + blur_std_s) / 2).view(-1, 1, 1, 1)
-    weaker = torch.minimum(blur_std_t, blur_std_s).square().div(2).view(-1, 1, 1, 1)
+    step = _bounded((blur_std_t - blur_std_s) * (blur_std_t / 2 + blur_std_s / 2)).view(-1, 1, 1, 1)
+    weaker = _bounded(torch.minimum(blur_std_t, blur_std_s).square().div(2)).view(-1, 1, 1, 1)
     rest = one_minus_a.view(-1, 1, 1, 1)
     exponent = -lam * step.abs()
     lost = -torch.expm1(exponent)
