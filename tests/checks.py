@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import softdiff_kernels as sk
 import torch
-from softdiff_kernels.backends import native
 from torch import Tensor
+
+import softdiff_kernels as sk
+from softdiff_kernels.backends import native
 
 # The relative size of one rounding to nearest, and the absolute one below the smallest normal number.
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -62,7 +63,9 @@ def assert_accurate(got: Tensor, truth: Tensor, eager: Tensor | None = None) -> 
     bound = 2 * relative_l2(eager, truth) + SLACK if got.dtype == torch.float32 else torch.tensor(1e-12)
     error = relative_l2(got, truth)
     # Written so that NaN fails.
-    assert bool((error <= bound).all()), f"relative L2 error {error.tolist()}, at most {bound.tolist()} allowed"
+    assert bool((error <= bound).all()), (
+        f"relative L2 error {error.tolist()}, at most {bound.tolist()} allowed"
+    )
 
 
 def _assert_rounded(got: Tensor, truth: Tensor, eager: Tensor) -> None:
@@ -72,13 +75,17 @@ def _assert_rounded(got: Tensor, truth: Tensor, eager: Tensor) -> None:
     rounding = 1.5 * ROUNDING[got.dtype] * exact.abs().clamp(min=SMALLEST_NORMAL[got.dtype])
     error = (result - exact).abs()
     worst = (error / (rounding + arithmetic)).amax()
-    assert bool((error <= rounding + arithmetic).all()), f"an element is {float(worst):.3g} times its bound off"
+    assert bool((error <= rounding + arithmetic).all()), (
+        f"an element is {float(worst):.3g} times its bound off"
+    )
 
 
 def assert_mean_kept(y: Tensor, x: Tensor, bound: float = 1e-6) -> None:
     """Fails unless every plane of y has x's mean within `bound`, for images in [-1, 1]."""
     error = (y.double().mean(dim=(2, 3)) - x.double().mean(dim=(2, 3))).abs()
-    assert bool((error <= bound).all()), f"the mean moved by {float(error.max()):.3g}, at most {bound:.3g} allowed"
+    assert bool((error <= bound).all()), (
+        f"the mean moved by {float(error.max()):.3g}, at most {bound:.3g} allowed"
+    )
 
 
 def picture(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -145,7 +152,10 @@ def threads(count: int) -> Iterator[None]:
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Memory that an op allocates and does not write reads as NaN (or as the largest integer)."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True

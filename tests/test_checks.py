@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import checks
 import pytest
-import softdiff_kernels as sk
 import torch
 from checks import assert_accurate, assert_mean_kept, picture, poisoned, relative_l2, twins
+
+import softdiff_kernels as sk
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -66,7 +67,7 @@ def test_the_eager_result_passes(dtype):
 def test_every_mistake_fails(mistake, dtype):
     # 1 % is more than 1.5 roundings of bfloat16 (0.6 %), so every dtype must see every mistake.
     x, truth, eager = blurred(dtype)
-    with pytest.raises(AssertionError, match="error|bound"):
+    with pytest.raises(AssertionError, match=r"error|bound"):
         assert_accurate(mistake(truth, x.double()).to(dtype), truth, eager)
 
 
