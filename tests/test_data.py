@@ -162,3 +162,13 @@ def test_every_image_comes_once_an_epoch_whatever_the_batch() -> None:
     # 10! orders: two equal ones out of a few would be a fault, not chance.
     assert len({tuple(epoch.tolist()) for epoch in places.view(4, 10)}) == 4
     assert ImageOrder(10, seed=4)(0, 10).tolist() != places[:10].tolist()
+
+
+def test_photographs_stand_as_their_camera_says(tmp_path: Path) -> None:
+    upright = np.zeros((4, 6), dtype=np.uint8)
+    upright[0] = 255
+    turned = Image.fromarray(np.rot90(upright, 1).copy())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees clockwise to show
+    turned.save(tmp_path / "phone.png", exif=exif)
+    assert np.array_equal(load_images(str(tmp_path)).pixels[0, 0].numpy(), upright)

@@ -39,20 +39,23 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Writes to a temporary name beside `path`, puts it on the disk, then renames it to `path`.
 
     At every instant `path` is the old file or the whole new one. Raises UserError where it cannot
-    be written; what was there before is then still there.
+    be written; what was there before is then still there. sync=False does not wait for the disk, so
+    that a power cut, though no kill, may lose the file: for pictures, of which there can be thousands.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
-        _fsync_folder(path.parent)
+        if sync:
+            _fsync_folder(path.parent)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):

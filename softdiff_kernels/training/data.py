@@ -99,6 +99,7 @@ def _npz(path: Path, image_size: int | None) -> Tensor:
 
 def _folder(folder: Path, image_size: int | None) -> Tensor:
     pil = need("PIL.Image", "a folder of images")
+    operations = need("PIL.ImageOps", "a folder of images")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:
         raise UserError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), found none")
@@ -107,7 +108,7 @@ def _folder(folder: Path, image_size: int | None) -> Tensor:
         try:
             with pil.open(file) as image:
                 image.load()
-                images.append(image.copy())
+                images.append(operations.exif_transpose(image))
         except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
             raise UserError(f"{file}: not a readable image ({error})") from error
         if image_size is None and images[-1].size != images[0].size:

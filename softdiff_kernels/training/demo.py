@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,7 @@ def demo(config: DemoConfig, say: Callable[[str], Any] = print) -> Path:
             steps=sampler_steps,
             batch=count,
             device=device,
+            bar=sys.stderr.isatty(),
         )
         rows.append((f"{sampler.capitalize()} sampler, {sampler_steps} steps", images))
     path = outdir / "digits.png"

@@ -40,7 +40,7 @@ def save_png(path: Path, image: Image | Tensor) -> None:
     """Writes an image, or uint8 pixels [C, H, W], whole or not at all."""
     buffer = io.BytesIO()
     (to_pil(image) if isinstance(image, Tensor) else image).save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), sync=False)
 
 
 def tile(pixels: Tensor, columns: int | None = None, *, smallest: int = 48, gap: int = 2) -> Image:

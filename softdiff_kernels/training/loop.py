@@ -227,9 +227,14 @@ def _save(trainer: Trainer, folder: Path) -> None:
 def _sample_grid(trainer: Trainer, folder: Path) -> Path:
     config = trainer.config
     images = generate(
-        trainer.averaged, trainer.prior, range(config.sample_count), sampler=config.sampler,
-        steps=config.sample_steps, batch=config.batch, device=trainer.device,
-    )  # fmt: skip
+        trainer.averaged,
+        trainer.prior,
+        range(config.sample_count),
+        sampler=config.sampler,
+        steps=config.sample_steps,
+        batch=config.batch,
+        device=trainer.device,
+    )
     path = folder / f"samples-{trainer.step:08d}.png"
     save_png(path, tile(images))
     return path

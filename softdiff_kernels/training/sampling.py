@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,12 +113,12 @@ def generate(
     steps: int = 64,
     batch: int = 64,
     device: torch.device,
-    progress: Callable[[int], None] | None = None,
+    bar: bool = False,
 ) -> Tensor:
     """uint8 [N, C, H, W]: one image a seed.
 
     Image noise comes from NoiseKey(SAMPLING_SEED, stream=seed): draw 0 for the prior, draw i for
-    step i. progress: called after each batch with its size.
+    step i. bar: draw a progress bar for each batch.
     """
     ts = time_steps(steps)
     made = []
@@ -125,9 +126,7 @@ def generate(
         streams = torch.tensor(seeds[start : start + batch], dtype=torch.int64, device=device)
         key = NoiseKey(SAMPLING_SEED, stream=streams)
         x = prior.sample(len(streams), key=key, device=device, dtype=torch.float32)
-        made.append(to_uint8(SAMPLERS[sampler](denoiser, x, ts, disable=True, key=key)))
-        if progress is not None:
-            progress(len(streams))
+        made.append(to_uint8(SAMPLERS[sampler](denoiser, x, ts, disable=not bar, key=key)))
     return torch.cat(made)
 
 
@@ -149,9 +148,15 @@ def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Pat
     for start in range(0, len(seeds), config.batch):
         part = seeds[start : start + config.batch]
         images = generate(
-            loaded.denoiser, loaded.prior, part, sampler=config.sampler, steps=config.steps,
-            batch=config.batch, device=device,
-        )  # fmt: skip
+            loaded.denoiser,
+            loaded.prior,
+            part,
+            sampler=config.sampler,
+            steps=config.steps,
+            batch=config.batch,
+            device=device,
+            bar=sys.stderr.isatty(),
+        )
         for seed, image in zip(part, images, strict=True):
             files.append(folder / f"{seed:0{digits}d}.png")
             save_png(files[-1], image)
