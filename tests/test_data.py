@@ -55,10 +55,10 @@ def test_grey_folder_has_one_channel_and_one_colour_image_makes_it_three(tmp_pat
 
 
 def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path) -> None:
-    levels = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    levels = np.array([[0, 1000, 32896, 65535]], dtype=np.uint16)
     Image.fromarray(levels).save(tmp_path / "deep.png")
-    # 65535 / 255 = 257, so these are exactly 0, 1, 128 and 255 of 255; clipping would give 0, 255, 255, 255.
-    assert load_images(str(tmp_path)).pixels.flatten().tolist() == [0, 1, 128, 255]
+    # 65535 / 255 = 257: a level is the whole 257s in the number. Clipping would give 255 for all but 0.
+    assert load_images(str(tmp_path)).pixels.flatten().tolist() == [0, 3, 128, 255]
 
 
 def test_mixed_sizes_name_two_files_and_their_sizes_or_are_cropped(tmp_path: Path) -> None:

@@ -319,7 +319,10 @@ def test_a_disk_that_fills_while_training_keeps_the_checkpoint_before(
         train(small(blobs, run, keep=1))
     monkeypatch.undo()
     # keep=1 may delete the old checkpoint only once the new one is there.
+    assert sorted(p.name for p in run.glob("state-*")) == ["state-00000003.safetensors"]
     assert train(dataclasses.replace(small(blobs, run, keep=1), resume=str(run))).step == 6
+    for kind in ("weights", "state"):
+        assert [p.name for p in run.glob(f"{kind}-*")] == [f"{kind}-00000006.safetensors"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(blobs: Path, tmp_path: Path) -> None:
