@@ -175,18 +175,29 @@ def step_out(*args: Any) -> None:
     out, images = args[-1], (args[0], args[1], args[10])
     if any(_overlaps(out, x) for x in images if x is not None):
         out.copy_(step(*args[:-1]))
-    else:
-        _step(*args[:-1], out)
+        return
+    _step(*args[:-1], out)
+    if not out.is_inference():  # autograd cannot see what is written through an address
+        torch.autograd.graph.increment_version(out)
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """The addresses from x's first byte to past its last; strides are never negative."""
+    start = x.data_ptr()
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return start, start + (last + 1) * x.element_size() if x.numel() else start
 
 
 def _overlaps(out: Tensor, x: Tensor) -> bool:
     """Whether writing `out` could change elements of `x` that are still to be read.
 
-    The same memory in the same order is fine: each plane is read before it is written.
+    The same memory in the same order is fine: each plane is read before it is written. Addresses are
+    compared, not storages: two tensors made from one numpy array share none.
     """
-    if out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
+    (start, end), (x_start, x_end) = _span(out), _span(x)
+    if end <= x_start or x_end <= start:
         return False
-    return out.data_ptr() != x.data_ptr() or out.stride() != x.stride() or out.dtype != x.dtype
+    return start != x_start or out.stride() != x.stride() or out.dtype != x.dtype
 
 
 def soft_score_loss(
