@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast DCT of plan.h on VL columns at once: `x` holds n vectors, transformed in place.
 //
-// Lengths up to 16 that are powers of two are straight-line code in registers; longer ones loop over
+// Lengths up to 32 that are powers of two are straight-line code in registers; longer ones loop over
 // vectors that lie in the first-level cache. About 1.7 log2 n operations an element, against n for a
 // dense product and n/2 for a folded one.
 #pragma once
@@ -42,7 +42,7 @@ struct Unrolled {
 
   static SD_INLINE void two(V* x, const Level* level) {
     if constexpr (N > 1) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int i = 0; i < (h + 1) / 2; ++i) {
         const int j = h - 1 - i;
         const V a = x[i], b = x[N - 1 - i], c = x[j], d = x[N - 1 - j];
@@ -59,7 +59,7 @@ struct Unrolled {
     if constexpr (N > 1) {
       Unrolled<h>::two_t(x, level->half);
       Unrolled<h>::four_t(x + h, level->half);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int i = 0; i < (h + 1) / 2; ++i) {
         const int j = h - 1 - i;
         const V a = x[i], b = x[h + i], c = x[j], d = x[h + j];
@@ -75,7 +75,7 @@ struct Unrolled {
       x[0] = x[0] * kHalfRoot;
     } else {
       const float* r = level->rotation;
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int i = 0; i < (h + 1) / 2; ++i) {
         const int j = h - 1 - i;
         const V a = x[i], b = x[N - 1 - i], c = x[j], d = x[N - 1 - j];
@@ -86,7 +86,7 @@ struct Unrolled {
       }
       Unrolled<h>::two(x, level->half);
       Unrolled<h>::two(x + h, level->half);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int k = 1; k < h; ++k) {
         const int u = half.two[k], t = h + half.two[h - k];
         const V a = x[u], b = x[t];
@@ -99,7 +99,7 @@ struct Unrolled {
     if constexpr (N == 1) {
       x[0] = x[0] * kHalfRoot;
     } else {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int k = 1; k < h; ++k) {
         const int u = half.two[k], t = h + half.two[h - k];
         const V a = x[u], b = x[t];
@@ -109,7 +109,7 @@ struct Unrolled {
       Unrolled<h>::two_t(x, level->half);
       Unrolled<h>::two_t(x + h, level->half);
       const float* r = level->rotation;
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int i = 0; i < (h + 1) / 2; ++i) {
         const int j = h - 1 - i;
         const V a = x[i], b = x[h + i], c = x[j], d = x[h + j];
@@ -126,15 +126,38 @@ struct Unrolled {
 template <int N, void (*F)(V*, const Level*)>
 __attribute__((noinline)) void in_registers(V* x, const Level* level) {
   V r[N];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int i = 0; i < N; ++i) r[i] = x[i];
   F(r, level);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int i = 0; i < N; ++i) x[i] = r[i];
 }
 
-// y = M x for a dense [n][n] matrix, eight rows at a time.
+template <int N>
+SD_INLINE void dense_small(const float* m, const V* x, V* y) {
+  V r[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) r[i] = x[i];
+#pragma GCC unroll 8
+  for (int k = 0; k < N; ++k) {
+    V acc = r[0] * m[k * N];
+#pragma GCC unroll 8
+    for (int i = 1; i < N; ++i) acc += r[i] * m[k * N + i];
+    y[k] = acc;
+  }
+}
+
+// y = M x for a dense [n][n] matrix: the small ones from registers, larger ones eight rows at a time.
 inline void dense(const float* m, int n, const V* x, V* y) {
+  switch (n) {
+    case 1: return dense_small<1>(m, x, y);
+    case 2: return dense_small<2>(m, x, y);
+    case 3: return dense_small<3>(m, x, y);
+    case 4: return dense_small<4>(m, x, y);
+    case 5: return dense_small<5>(m, x, y);
+    case 7: return dense_small<7>(m, x, y);
+    default: break;
+  }
   int k = 0;
   for (; k + 8 <= n; k += 8) {
     V acc[8] = {};
@@ -184,6 +207,7 @@ inline void odd_four(V* x, V* spare, const Level* level) {
 
 inline void four(V* x, V* spare, const Level* level) {
   const int n = level->n, h = n / 2;
+  if (n == 32) return in_registers<32, Unrolled<32>::four>(x, level);
   if (n == 16) return in_registers<16, Unrolled<16>::four>(x, level);
   if (n == 8) return in_registers<8, Unrolled<8>::four>(x, level);
   if (n % 2 == 1) return odd_four(x, spare, level);
@@ -208,6 +232,7 @@ inline void four(V* x, V* spare, const Level* level) {
 
 inline void four_t(V* x, V* spare, const Level* level) {
   const int n = level->n, h = n / 2;
+  if (n == 32) return in_registers<32, Unrolled<32>::four_t>(x, level);
   if (n == 16) return in_registers<16, Unrolled<16>::four_t>(x, level);
   if (n == 8) return in_registers<8, Unrolled<8>::four_t>(x, level);
   if (n % 2 == 1) return odd_four(x, spare, level);
@@ -233,6 +258,7 @@ inline void four_t(V* x, V* spare, const Level* level) {
 // R x in place; `spare` has room for n vectors (used for odd lengths alone).
 inline void two(V* x, V* spare, const Level* level) {
   const int n = level->n, h = n / 2;
+  if (n == 32) return in_registers<32, Unrolled<32>::two>(x, level);
   if (n == 16) return in_registers<16, Unrolled<16>::two>(x, level);
   if (n == 8) return in_registers<8, Unrolled<8>::two>(x, level);
   if (n == 1) return;
@@ -252,6 +278,7 @@ inline void two(V* x, V* spare, const Level* level) {
 // R^T x in place.
 inline void two_t(V* x, V* spare, const Level* level) {
   const int n = level->n, h = n / 2;
+  if (n == 32) return in_registers<32, Unrolled<32>::two_t>(x, level);
   if (n == 16) return in_registers<16, Unrolled<16>::two_t>(x, level);
   if (n == 8) return in_registers<8, Unrolled<8>::two_t>(x, level);
   if (n == 1) return;
