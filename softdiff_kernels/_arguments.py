@@ -53,7 +53,9 @@ def coefficient(
                 f"pass {name}.detach()"
             )
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
-            raise ValueError(f"{op}: expected {name} as a number or a tensor [{batch}], got {describe(value)}")
+            raise ValueError(
+                f"{op}: expected {name} as a number or a tensor [{batch}], got {describe(value)}"
+            )
         if not value.dtype.is_floating_point:
             raise TypeError(f"{op}: expected {name} as a floating-point tensor, got {describe(value)}")
         if value.device != device:
@@ -130,9 +132,14 @@ def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.dev
 
 def ordered_numbers(op: str, low: str, value_low: object, high: str, value_high: object) -> None:
     """Checks value_low <= value_high where both are plain numbers."""
-    if isinstance(value_low, (int, float)) and isinstance(value_high, (int, float)) and value_low > value_high:
+    if (
+        isinstance(value_low, (int, float))
+        and isinstance(value_high, (int, float))
+        and value_low > value_high
+    ):
         raise ValueError(
-            f"{op}: expected {low} <= {high} (a step towards the clean image), got {value_low!r} > {value_high!r}"
+            f"{op}: expected {low} <= {high} (a step towards the clean image), "
+            f"got {value_low!r} > {value_high!r}"
         )
 
 

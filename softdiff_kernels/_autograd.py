@@ -42,7 +42,7 @@ class Transform(Function):
         ctx.inverse = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         return Transform.apply(g, not ctx.inverse), None
 
 
@@ -57,7 +57,7 @@ class Blur(Function):
         ctx.floor = inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         blur_std, scale = ctx.saved_tensors
         return Blur.apply(g, blur_std, scale, ctx.floor), None, None, None
 
@@ -79,13 +79,13 @@ class Corrupt(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x0, noise, blur_std, noise_std, scale, floor, _, _, residual = inputs
+        _, noise, blur_std, noise_std, scale, floor, _, _, residual = inputs
         ctx.save_for_backward(blur_std, noise_std, scale)
         ctx.floor, ctx.residual = floor, residual
         ctx.noise_dtype = None if noise is None else noise.dtype
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, g_residual: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor, g_residual: Tensor) -> Any:
         blur_std, noise_std, scale = ctx.saved_tensors
         # residual = x0 - x_t, so its gradient reaches x_t with the opposite sign, and x0 directly.
         through = g - g_residual if ctx.residual else g
@@ -123,7 +123,7 @@ class Step(Function):
         ctx.dtypes = x0_hat.dtype, None if noise is None else noise.dtype
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         std_t, std_s, first, second = ctx.saved_tensors
         a, b = first, second
         if ctx.mode != "given":
@@ -143,7 +143,7 @@ class Loss(Function):
     """The loss, reduced; its gradient for the prediction is computed in the same pass and kept."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         prediction: Tensor,
         target: Tensor,
@@ -159,7 +159,7 @@ class Loss(Function):
         return reduce(loss, reduction)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         prediction, target, blur_std, weight, slope = ctx.saved_tensors
         slope = LossSlope.apply(prediction, target, slope, g, blur_std, weight, ctx.floor, ctx.reduction)
         g_prediction = slope if ctx.needs_input_grad[0] else None
@@ -193,7 +193,7 @@ class LossSlope(Function):
         ctx.floor, ctx.reduction, ctx.target_dtype = floor, reduction, target.dtype
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> Any:
         slope, g, blur_std, weight = ctx.saved_tensors
         g_prediction = g_target = g_g = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
@@ -214,7 +214,9 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
 
 class Mix(Function):
     @staticmethod
-    def forward(masks: tuple[Tensor, ...], noise_mask: Tensor | None, key: Any, rows: Any, *inputs: Tensor) -> Tensor:
+    def forward(
+        masks: tuple[Tensor, ...], noise_mask: Tensor | None, key: Any, rows: Any, *inputs: Tensor
+    ) -> Tensor:
         return _ops.spectral_mix(inputs, masks, noise_mask, key, rows)
 
     @staticmethod
@@ -224,9 +226,11 @@ class Mix(Function):
         ctx.dtypes = [x.dtype for x in images]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         grads = [
             Mix.apply((mask,), None, [], None, g).to(dtype) if needed else None
-            for mask, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[4:], strict=True)
+            for mask, dtype, needed in zip(
+                ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[4:], strict=True
+            )
         ]
         return None, None, None, None, *grads

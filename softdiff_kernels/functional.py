@@ -61,7 +61,9 @@ def _key(
     return pack_key(key, like.shape[0], like.device)
 
 
-def _optional(op: str, name: str, value: Coefficient | None, x: Tensor, *, any_sign: bool = False) -> Tensor | None:
+def _optional(
+    op: str, name: str, value: Coefficient | None, x: Tensor, *, any_sign: bool = False
+) -> Tensor | None:
     """A factor that is absent where it is one."""
     if value is None or (not isinstance(value, Tensor) and value == 1):
         return None

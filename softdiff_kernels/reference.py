@@ -48,7 +48,13 @@ def _per_sample(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _coefficient(
-    op: str, name: str, value: Coefficient, x: Tensor, *, nonnegative: bool = True, dtype: torch.dtype | None = None
+    op: str,
+    name: str,
+    value: Coefficient,
+    x: Tensor,
+    *,
+    nonnegative: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     coefficient = args.coefficient(op, name, value, x.shape[0], x.device, nonnegative=nonnegative)
     if isinstance(value, Tensor) and not torch.compiler.is_compiling():
@@ -225,7 +231,11 @@ def momentum_coefficients(
     safe = torch.where(silent, torch.ones_like(t), t)
     ratio = torch.where(silent, torch.ones_like(t), s / safe)
     b = gap.clamp(min=0).sqrt()
-    return ratio.square(), torch.where(silent, 0.0, gap / safe.square()), b * ratio if variance == "small" else b
+    return (
+        ratio.square(),
+        torch.where(silent, 0.0, gap / safe.square()),
+        b * ratio if variance == "small" else b,
+    )
 
 
 def momentum_step(
@@ -313,7 +323,9 @@ def spectral_mix(
     check_mix("spectral_mix", inputs, masks, noise_mask)
     first = inputs[0]
     dtype = _compute_dtype(first)
-    spectra = [m.to(dtype) * _transform(x.to(dtype), inverse=False) for x, m in zip(inputs, masks, strict=True)]
+    spectra = [
+        m.to(dtype) * _transform(x.to(dtype), inverse=False) for x, m in zip(inputs, masks, strict=True)
+    ]
     total = sum(spectra[1:], start=spectra[0])
     if noise_mask is not None:
         total = total + noise_mask.to(dtype) * _noise(key, None, first, dtype)
@@ -326,7 +338,8 @@ def check_mix(op: str, inputs: Sequence[Tensor], masks: Sequence[Tensor], noise_
         raise TypeError(f"{op}: expected inputs and masks as sequences of tensors, got a tensor")
     if not inputs or len(inputs) != len(masks):
         raise ValueError(
-            f"{op}: expected as many masks as inputs, at least one, got {len(inputs)} inputs and {len(masks)} masks"
+            f"{op}: expected as many masks as inputs, at least one; "
+            f"got {len(inputs)} inputs and {len(masks)} masks"
         )
     for i, x in enumerate(inputs):
         args.image(op, f"inputs[{i}]", x, like=inputs[0] if i else None)

@@ -132,7 +132,9 @@ def soft_score_loss(
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     error = prediction.to(dtype) - target.to(dtype)
     twice = reference.blur(reference.blur(error, blur_std, floor=floor), blur_std, floor=floor)
-    factor = torch.full_like(loss, 2.0 * gradient_scale) if weight is None else weight * (2.0 * gradient_scale)
+    factor = (
+        torch.full_like(loss, 2.0 * gradient_scale) if weight is None else weight * (2.0 * gradient_scale)
+    )
     return loss, _laid_out((factor.to(dtype).view(-1, 1, 1, 1) * twice).to(prediction.dtype), prediction)
 
 

@@ -7,9 +7,12 @@ loaded on first use. Values inside coefficient tensors are checked in C++, befor
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,15 +27,27 @@ _CODES = {
 }
 
 
+def _why_missing() -> str:
+    """What the build wrote down when it left the compiled module out; empty where it left nothing."""
+    try:
+        record = json.loads((Path(__file__).parent.parent / "_build.json").read_text())
+        return "" if record["native"] else str(record["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 @lru_cache(maxsize=1)
 def _load() -> tuple[Any, str]:
     try:
-        from softdiff_kernels import _native
+        _native = import_module("softdiff_kernels._native")
     except ImportError as error:
-        return None, f"the compiled module is missing ({error}); see docs/building.md"
+        return None, f"{_why_missing() or error}; see docs/building.md"
     wanted = os.environ.get("SOFTDIFF_CPU_ISA")
     if wanted and not _native.use_instruction_set(wanted):
-        return None, f"SOFTDIFF_CPU_ISA: expected avx512, avx2 or portable, as this CPU has it; got {wanted!r}"
+        return (
+            None,
+            f"SOFTDIFF_CPU_ISA: expected avx512, avx2 or portable, as this CPU has it; got {wanted!r}",
+        )
     return _native, f"fused CPU kernels ({_native.instruction_set()}, threads from {_native.thread_source()})"
 
 
@@ -176,7 +191,7 @@ def step_out(*args: Any) -> None:
     if any(_overlaps(out, x) for x in images if x is not None):
         out.copy_(step(*args[:-1]))
         return
-    _step(*args[:-1], out)
+    _step(*args)
     if not out.is_inference():  # autograd cannot see what is written through an address
         torch.autograd.graph.increment_version(out)
 
