@@ -187,7 +187,7 @@ def reverse_step(
     std_s = _coefficient(op, "blur_std_s", blur_std_s, x_t)
     # 1 - a is formed in float64, where a near 1 costs it no digits that a float32 image can show.
     keep = _coefficient(op, "a", a, x_t, nonnegative=False, dtype=torch.float64)
-    inject = _coefficient(op, "b", b, x_t, nonnegative=False)
+    inject = _coefficient(op, "b", b, x_t)
     return _reverse(x_t, x0_hat, std_t, std_s, keep, 1.0 - keep, inject, floor, key, noise, out)
 
 
