@@ -33,9 +33,8 @@ SD_INLINE V log_uniform(U k) {
 // One Box-Muller pair: radius from word r, angle int32(q) 2 pi / 2^32, reduced to a quarter turn in integers.
 SD_INLINE void box_muller(U r, U q, V& z0, V& z1) {
   const V radius = sqrt(-2.0f * log_uniform(r >> 8));
-  const I turn = reinterpret_cast<I>(q);
-  const I quarter = (turn + 0x20000000) >> 30;
-  const V y = to_float((turn << 2) >> 2) * 1.4629180792671596e-9f;
+  const U quarter = (q + 0x20000000u) >> 30;
+  const V y = to_float(reinterpret_cast<I>(q << 2) >> 2) * 1.4629180792671596e-9f;
   const V y2 = y * y;
   V s = -0.00019517298f * y2 + 0.008332178f;
   s = s * y2 + -0.16666655f;
@@ -43,10 +42,10 @@ SD_INLINE void box_muller(U r, U q, V& z0, V& z1) {
   V c = 2.443845e-05f * y2 + -0.0013887368f;
   c = c * y2 + 0.041666646f;
   c = (1.0f - 0.5f * y2) + y2 * y2 * c;
-  const I odd = (quarter & 1) != 0;
-  const I sign_cos = ((quarter + 1) & 2) << 30, sign_sin = (quarter & 2) << 30;
-  z0 = radius * as_float(as_int(select(odd, s, c)) ^ sign_cos);
-  z1 = radius * as_float(as_int(select(odd, c, s)) ^ sign_sin);
+  const I odd = (quarter & 1u) != 0u;
+  const U sign_cos = ((quarter + 1u) & 2u) << 30, sign_sin = (quarter & 2u) << 30;
+  z0 = radius * as_float(as_int(select(odd, s, c)) ^ reinterpret_cast<I>(sign_cos));
+  z1 = radius * as_float(as_int(select(odd, c, s)) ^ reinterpret_cast<I>(sign_sin));
 }
 
 // The 4 VL normals of blocks first, ..., first + VL - 1, in element order.

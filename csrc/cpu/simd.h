@@ -145,6 +145,8 @@ SD_INLINE void transpose(V (&r)[VL]) {
 // exp(-x) for x >= 0, and 1 - exp(-x) with all its digits; gains beyond exp(-40) are zero, which keeps
 // products of two of them clear of denormal numbers.
 SD_INLINE void decay(V x, V& gain, V& lost) {
+  const I far = x > 40.0f;
+  x = select(far, splat(40.0f), x);
   const V n = to_float(__builtin_convertvector(x * 1.44269504f + 0.5f, I));
   // r = n ln 2 - x in [-ln 2 / 2, ln 2 / 2], ln 2 in two parts.
   const V r = (n * 0.693359375f - x) + n * -2.12194440e-4f;
@@ -154,7 +156,6 @@ SD_INLINE void decay(V x, V& gain, V& lost) {
   p = p * r + 0.5f;
   const V minus = r + r * r * p;
   const V power = as_float((127 - __builtin_convertvector(n, I)) << 23);
-  const I far = x > 40.0f;
   gain = select(far, V{}, (1.0f + minus) * power);
   lost = select(n == 0.0f, -minus, 1.0f - gain);
 }
