@@ -71,6 +71,8 @@ def number(op: str, name: str, value: float, *, nonnegative: bool = True, most: 
     """Checks a plain number: finite, not negative where that has no meaning, at most `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
         try:
+            if isinstance(value, (bool, str)):
+                raise TypeError
             value = float(value)  # numpy scalars
         except (TypeError, ValueError):
             raise TypeError(f"{op}: expected {name} as a number or a tensor, got {describe(value)}") from None
@@ -131,11 +133,12 @@ def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.dev
 
 
 def ordered_numbers(op: str, low: str, value_low: object, high: str, value_high: object) -> None:
-    """Checks value_low <= value_high where both are plain numbers."""
+    """Checks value_low <= value_high where both are plain numbers that are good each by itself."""
     if (
         isinstance(value_low, (int, float))
         and isinstance(value_high, (int, float))
-        and value_low > value_high
+        and not (isinstance(value_low, bool) or isinstance(value_high, bool))
+        and math.inf > value_low > value_high >= 0
     ):
         raise ValueError(
             f"{op}: expected {low} <= {high} (a step towards the clean image), "

@@ -65,7 +65,7 @@ def _optional(
     op: str, name: str, value: Coefficient | None, x: Tensor, *, any_sign: bool = False
 ) -> Tensor | None:
     """A factor that is absent where it is one."""
-    if value is None or (not isinstance(value, Tensor) and value == 1):
+    if value is None or (not isinstance(value, (Tensor, bool)) and value == 1):
         return None
     return args.coefficient(op, name, value, x.shape[0], x.device, nonnegative=not any_sign)
 
