@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad arguments: one clear sentence with what was got and what was expected, before anything is written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks import BACKENDS, picture
+
+import softdiff_kernels as sk
+
+X = picture(2, 3, 4, 5)
+NAN, INF = float("nan"), float("inf")
+
+
+def reverse(x=X, y=X, **changes):
+    return sk.reverse_step(x, y, **{"blur_std_t": 2.0, "blur_std_s": 1.0, "a": 0.5, "b": 0.1, **changes})
+
+
+def momentum(x=X, y=X, **changes):
+    stds = {"blur_std_t": 2.0, "blur_std_s": 1.0, "noise_std_t": 0.2, "noise_std_s": 0.1}
+    return sk.momentum_step(x, y, **{**stds, **changes})
+
+
+def reverse_twin(x=X, y=X, **changes):
+    stds = {"blur_std_t": 2.0, "blur_std_s": 1.0, "a": 0.5, "b": 0.1}
+    return sk.reference.reverse_step(x, y, **{**stds, **changes})
+
+
+# Every op as a function of its first image, with the names of the op and of the image.
+FIRST = {
+    "dct2": ("x", sk.dct2),
+    "idct2": ("u", sk.idct2),
+    "blur": ("x", lambda x: sk.blur(x, 1.0)),
+    "corrupt": ("x0", lambda x: sk.corrupt(x, 1.0, 0.1)),
+    "reverse_step": ("x_t", reverse),
+    "momentum_step": ("x_t", momentum),
+    "soft_score_loss": ("prediction", lambda x: sk.soft_score_loss(x, X, 1.0)),
+    "spectral_mix": (r"inputs\[0\]", lambda x: sk.spectral_mix([x], [torch.ones(1)])),
+}
+# Every op of several images as a function of its second.
+SECOND = {
+    "corrupt": ("noise", lambda y: sk.corrupt(X, 1.0, 0.1, noise=y)),
+    "reverse_step": ("x0_hat", lambda y: reverse(X, y)),
+    "momentum_step": ("x0_hat", lambda y: momentum(X, y)),
+    "soft_score_loss": ("target", lambda y: sk.soft_score_loss(X, y, 1.0)),
+    "spectral_mix": (r"inputs\[1\]", lambda y: sk.spectral_mix([X, y], [torch.ones(1), torch.ones(1)])),
+}
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request):
+    with sk.use_backend(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("op", FIRST)
+def test_wrong_rank(op):
+    name, call = FIRST[op]
+    for shape in ((4, 5), (3, 4, 5), (1, 2, 3, 4, 5)):
+        got = rf"float32 tensor \[{', '.join(map(str, shape))}\] on cpu"
+        with pytest.raises(ValueError, match=rf"^{op}: expected {name} as \[B, C, H, W\], got {got}$"):
+            call(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("op", FIRST)
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int8, torch.bool, torch.complex64, torch.uint8], ids=str
+)
+def test_wrong_dtype(op, dtype):
+    # Only corrupt decodes images of bytes.
+    name, call = FIRST[op]
+    x = torch.zeros(2, 3, 4, 5, dtype=dtype)
+    if op == "corrupt" and dtype == torch.uint8:
+        assert call(x).dtype == torch.float32
+        return
+    got = rf"got {str(dtype).removeprefix('torch.')} tensor \[2, 3, 4, 5\] on cpu"
+    with pytest.raises(
+        TypeError, match=rf"^{op}: expected {name} as float64, float32, bfloat16 or float16.*{got}$"
+    ):
+        call(x)
+
+
+@pytest.mark.parametrize("op", FIRST)
+@pytest.mark.parametrize("x", [None, [[1.0]], 3], ids=str)
+def test_not_a_tensor(op, x):
+    name, call = FIRST[op]
+    with pytest.raises(
+        TypeError, match=rf"^{op}: expected {name} as a tensor \[B, C, H, W\], got {type(x).__name__}"
+    ):
+        call(x)
+
+
+@pytest.mark.parametrize("op", FIRST)
+def test_images_without_pixels(op):
+    name, call = FIRST[op]
+    for shape in ((2, 3, 0, 5), (2, 3, 4, 0)):
+        with pytest.raises(ValueError, match=rf"^{op}: expected {name} with H and W of at least 1, got"):
+            call(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("op", SECOND)
+def test_mismatched_shapes(op):
+    # No broadcasting between images: a forgotten channel or batch is an error, not a surprise.
+    name, call = SECOND[op]
+    for shape in ((1, 3, 4, 5), (2, 1, 4, 5), (2, 3, 5, 4), (3, 3, 4, 5)):
+        got = rf"float32 tensor \[{', '.join(map(str, shape))}\]"
+        with pytest.raises(ValueError, match=rf"^{op}: expected {name} of shape \[2, 3, 4, 5\], got {got}"):
+            call(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("op", SECOND)
+def test_mismatched_devices(op):
+    name, call = SECOND[op]
+    with pytest.raises(ValueError, match=rf"^{op}: expected {name} on cpu, got float32 tensor .* on meta$"):
+        call(torch.zeros(X.shape, device="meta"))
+
+
+def test_both_key_and_noise():
+    key = sk.NoiseKey(0)
+    for op, call in (
+        ("corrupt", lambda: sk.corrupt(X, 1.0, 0.1, key=key, noise=X)),
+        ("reverse_step", lambda: reverse(key=key, noise=X)),
+        ("momentum_step", lambda: momentum(key=key, noise=X)),
+    ):
+        with pytest.raises(ValueError, match=rf"^{op}: expected key or noise, got both$"):
+            call()
+
+
+def test_words_that_are_no_choice():
+    with pytest.raises(
+        ValueError, match=r"^momentum_step: expected variance as one of 'large', 'small', got 'medium'$"
+    ):
+        momentum(variance="medium")
+    with pytest.raises(
+        ValueError,
+        match=r"^soft_score_loss: expected reduction as one of 'none', 'mean', 'sum', got 'average'$",
+    ):
+        sk.soft_score_loss(X, X, 1.0, reduction="average")
+
+
+def test_spectral_mix_of_odd_arguments():
+    one = torch.ones(1)
+    for inputs, masks, error, message in (
+        (X, [one], TypeError, "expected inputs and masks as sequences of tensors, got a tensor"),
+        ([X], one, TypeError, "expected inputs and masks as sequences of tensors, got a tensor"),
+        ([], [], ValueError, "expected as many masks as inputs, at least one; got 0 inputs and 0 masks"),
+        ([X], [one, one], ValueError, "got 1 inputs and 2 masks"),
+        (
+            [X],
+            [torch.ones(3)],
+            ValueError,
+            r"expected masks\[0\] to broadcast to \[2, 3, 4, 5\], got float32 tensor \[3\]",
+        ),
+        ([X], [torch.ones(1, 2, 3, 4, 5)], ValueError, r"expected masks\[0\] to broadcast to"),
+        (
+            [X],
+            [torch.ones(5, dtype=torch.int64)],
+            TypeError,
+            r"expected masks\[0\] as a floating-point tensor",
+        ),
+        ([X], [2.0], TypeError, r"expected masks\[0\] as a floating-point tensor, got float 2.0"),
+        ([X], [one.to("meta")], ValueError, r"expected masks\[0\] on cpu, got float32 tensor \[1\] on meta"),
+    ):
+        with pytest.raises(error, match=r"^spectral_mix: .*" + message):
+            sk.spectral_mix(inputs, masks)
+    with pytest.raises(ValueError, match=r"^spectral_mix: expected noise_mask to broadcast to"):
+        sk.spectral_mix([X], [one], noise_mask=torch.ones(4))
+
+
+def test_normal_of_odd_arguments():
+    key = sk.NoiseKey(0)
+    with pytest.raises(TypeError, match=r"^normal: expected key as a NoiseKey, got int 7$"):
+        sk.normal((2, 3), 7)
+    with pytest.raises(
+        ValueError, match=r"^normal: expected shape as \[B, ...\] of sizes of at least 0, got \[\]$"
+    ):
+        sk.normal((), key)
+    with pytest.raises(ValueError, match=r"got \[2, -1\]$"):
+        sk.normal((2, -1), key)
+    with pytest.raises(TypeError, match=r"^normal: expected dtype as float64, float32, .* got torch.int32$"):
+        sk.normal((2, 3), key, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"blur_std_t": -1.0},
+        {"blur_std_t": torch.tensor([2.0, NAN])},
+        {"blur_std_s": torch.tensor([1.0, -1.0])},
+        {"a": INF},
+        {"b": torch.tensor([0.1, -0.1])},
+        {"floor": 2.0},
+        {"key": sk.NoiseKey(0), "noise": X},
+        {"noise": torch.zeros(1, 1, 1, 1)},
+    ],
+    ids=lambda bad: next(iter(bad)),
+)
+def test_out_is_untouched_by_a_refused_call(bad):
+    # Whatever was wrong, nothing was written: the first sample's values were good, and are not there either.
+    # The eager twin of the same name refuses the same.
+    for step in (reverse, reverse_twin):
+        out = torch.full(X.shape, 7.0)
+        with pytest.raises((ValueError, TypeError), match=r"^reverse_step: "):
+            step(out=out, **bad)
+        assert bool((out == 7.0).all())
+
+
+@pytest.mark.parametrize(
+    "bad", [{"noise_std_s": torch.tensor([0.1, 0.3])}, {"blur_std_s": 3.0}, {"variance": "x"}]
+)
+def test_out_is_untouched_by_a_refused_momentum_step(bad):
+    out = torch.full(X.shape, 7.0)
+    with pytest.raises(ValueError, match=r"^momentum_step: "):
+        momentum(out=out, **bad)
+    assert bool((out == 7.0).all())
