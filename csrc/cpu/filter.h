@@ -29,35 +29,42 @@ SD_INLINE const float* draw(const Plane& p, const ImageKey& key, int64_t first, 
   return p.noise + lead;
 }
 
-SD_INLINE void add_scaled(float* y, const float* x, float factor, int64_t n) {
-  for (int64_t e = 0; e < n; ++e) y[e] += factor * x[e];
-}
-
-inline void filter_transform(Plane& p, const FilterArgs& a, const Heat& heat, int64_t b, int64_t c) {
+// IDCT2(mask * DCT2(source)) into p.s, or into `to` where the caller has rows for it; true for the latter.
+inline bool filter_transform(Plane& p, const FilterArgs& a, const Heat& heat, int64_t b, int64_t c, float* to,
+                             int64_t to_stride) {
   if (heat.identity()) {
     // Exactly the input times a number: no transform, whose rounding would show.
     stage(p, a.source, Image{}, b, c, static_cast<float>(heat.reverse ? heat.rest : heat.scale));
-    return;
+    return false;
   }
-  stage(p, a.source, Image{}, b, c);
   const Mask mask = filter_gains(p, heat);
-  columns_forward(p, nullptr);
-  if (mask.terms == 1) {
-    rows_mask<1, false>(p, mask.rows, false);
-  } else if (mask.terms == 2) {
-    rows_mask<2, false>(p, mask.rows, false);
+  if (is_plain(a.source)) {
+    columns_forward(p, nullptr, plane_start(a.source, b, c), a.source.stride[2]);
   } else {
-    rows_mask<3, false>(p, mask.rows, false);
+    stage(p, a.source, Image{}, b, c);
+    columns_forward(p, nullptr);
   }
-  columns_inverse(p, mask.rows, nullptr);
+  if (mask.terms == 1) {
+    rows_mask<1, false>(p, mask.rows, false, 1.0f);
+  } else if (mask.terms == 2) {
+    rows_mask<2, false>(p, mask.rows, false, 1.0f);
+  } else {
+    rows_mask<3, false>(p, mask.rows, false, 1.0f);
+  }
+  columns_inverse(p, mask.rows, nullptr, to, to_stride);
+  return to != nullptr;
 }
 
 inline void filter(const FilterArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
   Plane p = carve(a.shape, 1, scratch, plan_h, plan_w, nullptr);
   const Heat heat = heat_of(a, b);
-  filter_transform(p, a, heat, b, c);
   const float keep = static_cast<float>(heat.keep), noise_std = static_cast<float>(heat.noise_std);
   const bool drawn = !a.noise && a.key.present && noise_std != 0.0f;
+  const int terms = (a.add ? 1 : 0) + (a.noise || drawn ? 1 : 0);
+  const bool plain = is_plain(a.out);
+  float* to = plain && terms == 0 && !a.residual ? plane_start(a.out, b, c) : nullptr;
+  if (filter_transform(p, a, heat, b, c, to, a.out.stride[2])) return;
+
   const ImageKey key = key_of(a.key, b);
   const int64_t plane_first = c * p.h * p.w;
   const float* noise = nullptr;
@@ -68,18 +75,22 @@ inline void filter(const FilterArgs& a, int64_t b, int64_t c, const Plan* plan_h
       },
       [&](int64_t i, int64_t j, int64_t n, int64_t at) {
         float* y = p.s + i * p.stride + j;
-        const auto read = [&](const Image& image) {
-          return read_row(image, row_offset(image, b, c, i) + j * image.stride[3], n, p.row);
+        float* dst = plain && !a.residual ? plane_start(a.out, b, c) + i * a.out.stride[2] + j : y;
+        const auto read = [&](const Image& image, float* spare) {
+          return read_row(image, row_offset(image, b, c, i) + j * image.stride[3], n, spare);
         };
-        if (a.add) add_scaled(y, read(a.add), keep, n);
-        if (a.noise) add_scaled(y, read(a.noise), noise_std, n);
-        if (drawn) add_scaled(y, noise + at, noise_std, n);
+        const float* added = a.add ? read(a.add, p.row) : nullptr;
+        const float* n_row = drawn ? noise + at : a.noise ? read(a.noise, p.noise) : nullptr;
+        if (terms == 2) {
+          combine<2>(dst, y, added, keep, n_row, noise_std, n);
+        } else if (terms == 1) {
+          combine<1>(dst, y, a.add ? added : n_row, a.add ? keep : noise_std, nullptr, 0.0f, n);
+        }
         if (a.residual) {
-          const float* x = read(a.source);
-          for (int64_t e = 0; e < n; ++e) p.row[e] = x[e] - y[e];
+          combine<1>(p.row, read(a.source, p.row), y, -1.0f, nullptr, 0.0f, n);
           write_row(a.residual, row_offset(a.residual, b, c, i) + j * a.residual.stride[3], n, p.row);
         }
-        write_row(a.out, row_offset(a.out, b, c, i) + j * a.out.stride[3], n, y);
+        if (terms == 0 || dst == y) write_row(a.out, row_offset(a.out, b, c, i) + j * a.out.stride[3], n, y);
       });
 }
 

@@ -6,14 +6,14 @@
 
 namespace softdiff::SOFTDIFF_ISA {
 
-inline void write_plane(const Plane& p, const Image& out, int64_t b, int64_t c, float scale) {
-  for (int64_t i = 0; i < p.h; ++i) {
-    float* y = p.s + i * p.stride;
-    if (scale != 1.0f) {
-      for (int64_t j = 0; j < p.w; ++j) y[j] *= scale;
-    }
-    write_row(out, row_offset(out, b, c, i), p.w, y);
+// The last pass, to where the result belongs.
+inline void finish(Plane& p, const Image& out, int64_t b, int64_t c, int64_t rows, const float* scale) {
+  if (is_plain(out)) {
+    columns_inverse(p, rows, scale, plane_start(out, b, c), out.stride[2]);
+    return;
   }
+  columns_inverse(p, rows, scale);
+  for (int64_t i = 0; i < p.h; ++i) write_row(out, row_offset(out, b, c, i), p.w, p.s + i * p.stride);
 }
 
 inline void loss(const LossArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
@@ -23,34 +23,39 @@ inline void loss(const LossArgs& a, int64_t b, int64_t c, const Plan* plan_h, co
   const Mask mask = loss_gains(p, 0.5 * std * std, a.floor);
   columns_forward(p, nullptr);
   const bool measure_only = !a.gradient;
-  const double energy = mask.terms == 1 ? rows_mask<1, true>(p, mask.rows, measure_only)
-                                        : rows_mask<3, true>(p, mask.rows, measure_only);
+  const float factor = static_cast<float>(2.0 * weight * a.gradient_scale);
+  const double energy = mask.terms == 1 ? rows_mask<1, true>(p, mask.rows, measure_only, factor)
+                                        : rows_mask<3, true>(p, mask.rows, measure_only, factor);
   a.plane_loss[b * a.shape.c + c] = weight * energy;
-  if (measure_only) return;
-  columns_inverse(p, mask.rows, nullptr);
-  write_plane(p, a.gradient, b, c, static_cast<float>(2.0 * weight * a.gradient_scale));
+  if (!measure_only) finish(p, a.gradient, b, c, mask.rows, nullptr);
 }
 
-SD_INLINE void forward(Plane& p) {
-  columns_forward(p, p.plan_h->norm);
+// DCT2 of the plane (b, c) of an image, into p.s.
+SD_INLINE void forward(Plane& p, const Image& in, int64_t b, int64_t c) {
+  if (is_plain(in)) {
+    columns_forward(p, p.plan_h->norm, plane_start(in, b, c), in.stride[2]);
+  } else {
+    stage(p, in, Image{}, b, c);
+    columns_forward(p, p.plan_h->norm);
+  }
   rows_transform(p, false);
 }
 
-SD_INLINE void inverse(Plane& p) {
+SD_INLINE void inverse(Plane& p, const Image& out, int64_t b, int64_t c) {
   rows_transform(p, true);
-  columns_inverse(p, p.h, p.plan_h->norm);
+  finish(p, out, b, c, p.h, p.plan_h->norm);
 }
 
 inline void transform(const TransformArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w,
                       void* scratch) {
   Plane p = carve(a.shape, 1, scratch, plan_h, plan_w, nullptr);
-  stage(p, a.in, Image{}, b, c);
   if (a.inverse) {
-    inverse(p);
-  } else {
-    forward(p);
+    stage(p, a.in, Image{}, b, c);
+    inverse(p, a.out, b, c);
+    return;
   }
-  write_plane(p, a.out, b, c, 1.0f);
+  forward(p, a.in, b, c);
+  for (int64_t i = 0; i < p.h; ++i) write_row(a.out, row_offset(a.out, b, c, i), p.w, p.s + i * p.stride);
 }
 
 inline void mix(const MixArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
@@ -62,8 +67,7 @@ inline void mix(const MixArgs& a, int64_t b, int64_t c, const Plan* plan_h, cons
   };
   for (int64_t e = 0; e < p.hp * p.stride; ++e) total.s[e] = 0.0f;
   for (int64_t k = 0; k < a.count; ++k) {
-    stage(p, a.in[k], Image{}, b, c);
-    forward(p);
+    forward(p, a.in[k], b, c);
     walk(p, [](int64_t, int64_t) {}, [&](int64_t i, int64_t j, int64_t n, int64_t) {
       const float *u = p.s + i * p.stride + j, *m = mask_row(a.mask[k], i, j, n);
       float* y = total.s + i * p.stride + j;
@@ -81,8 +85,7 @@ inline void mix(const MixArgs& a, int64_t b, int64_t c, const Plan* plan_h, cons
           for (int64_t e = 0; e < n; ++e) y[e] += m[e] * noise[at + e];
         });
   }
-  inverse(total);
-  write_plane(total, a.out, b, c, 1.0f);
+  inverse(total, a.out, b, c);
 }
 
 inline void normal(const NormalArgs& a, int64_t b, int64_t begin, int64_t end, void* scratch) {

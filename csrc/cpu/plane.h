@@ -58,6 +58,38 @@ inline Plane carve(const Shape& shape, int planes, void* scratch, const Plan* pl
   return p;
 }
 
+// dst = y + fa a + fb b over n elements; `Terms` says how many of a and b there are. Each element is read
+// before it is written, so that dst may be y, a or b.
+template <int Terms>
+SD_INLINE void combine(float* dst, const float* y, const float* a, float fa, const float* b, float fb, int64_t n) {
+  int64_t e = 0;
+  for (; e + VL <= n; e += VL) {
+    V v = load(y + e);
+    if constexpr (Terms > 0) v += load(a + e) * fa;
+    if constexpr (Terms > 1) v += load(b + e) * fb;
+    store(dst + e, v);
+  }
+  for (; e < n; ++e) {
+    float v = y[e];
+    if constexpr (Terms > 0) v += a[e] * fa;
+    if constexpr (Terms > 1) v += b[e] * fb;
+    dst[e] = v;
+  }
+}
+
+// Whether a plane of the image lies in memory as this plane does, to be read or written where it is.
+SD_INLINE bool is_plain(const Image& image) { return image.dtype == DType::float32 && image.stride[3] == 1; }
+
+SD_INLINE float* plane_start(const Image& image, int64_t b, int64_t c) {
+  return static_cast<float*>(image.data) + row_offset(image, b, c, 0);
+}
+
+SD_INLINE void clear_rows(Plane& p) {
+  for (int64_t i = p.h; i < p.hp; ++i) {
+    for (int64_t j = 0; j < p.wp; j += VL) store(p.s + i * p.stride + j, V{});
+  }
+}
+
 // The plane (b, c) of an image, or of the difference of two, scaled; padding zeroed.
 inline void stage(Plane& p, const Image& image, const Image& minus, int64_t b, int64_t c, float scale = 1.0f) {
   for (int64_t i = 0; i < p.h; ++i) {
@@ -67,26 +99,34 @@ inline void stage(Plane& p, const Image& image, const Image& minus, int64_t b, i
       const float* x = read_row(image, row_offset(image, b, c, i) + j * image.stride[3], n, p.row);
       if (minus) {
         const float* y = read_row(minus, row_offset(minus, b, c, i) + j * minus.stride[3], n, p.noise);
-        for (int64_t e = 0; e < n; ++e) s[j + e] = x[e] - y[e];
+        combine<1>(s + j, x, y, -1.0f, nullptr, 0.0f, n);
       } else if (scale != 1.0f) {
         for (int64_t e = 0; e < n; ++e) s[j + e] = x[e] * scale;
       } else {
-        for (int64_t e = 0; e < n; ++e) s[j + e] = x[e];
+        combine<0>(s + j, x, nullptr, 0.0f, nullptr, 0.0f, n);
       }
     }
     for (int64_t j = p.w; j < p.wp; ++j) s[j] = 0.0f;
   }
-  for (int64_t i = p.h; i < p.hp; ++i) {
-    for (int64_t j = 0; j < p.wp; ++j) p.s[i * p.stride + j] = 0.0f;
-  }
+  clear_rows(p);
 }
 
-// R_H down the columns; row k of the result is frequency k. `scale`: by frequency, or none.
-inline void columns_forward(Plane& p, const float* scale) {
+// R_H down the columns; row k of the result is frequency k. The columns come from p.s, or from rows of
+// the caller's, `from_stride` apart and not padded. `scale`: by frequency, or none.
+inline void columns_forward(Plane& p, const float* scale, const float* from = nullptr, int64_t from_stride = 0) {
   const int32_t* position = p.plan_h->position;
   for (int64_t j = 0; j < p.wp; j += VL) {
     float* s = p.s + j;
-    for (int64_t i = 0; i < p.h; ++i) p.x[i] = load(s + i * p.stride);
+    if (from == nullptr) {
+      for (int64_t i = 0; i < p.h; ++i) p.x[i] = load(s + i * p.stride);
+    } else if (j + VL <= p.w) {
+      for (int64_t i = 0; i < p.h; ++i) p.x[i] = load(from + i * from_stride + j);
+    } else {
+      for (int64_t i = 0; i < p.h; ++i) {
+        p.x[i] = V{};
+        __builtin_memcpy(&p.x[i], from + i * from_stride + j, static_cast<size_t>(p.w - j) * 4);
+      }
+    }
     two(p.x, p.spare, p.plan_h->level);
     if (scale != nullptr) {
       for (int64_t k = 0; k < p.h; ++k) store(s + k * p.stride, p.x[position[k]] * scale[k]);
@@ -94,10 +134,12 @@ inline void columns_forward(Plane& p, const float* scale) {
       for (int64_t k = 0; k < p.h; ++k) store(s + k * p.stride, p.x[position[k]]);
     }
   }
+  if (from != nullptr) clear_rows(p);
 }
 
-// R_H^T down the columns, of which only the first `rows` frequencies are not zero.
-inline void columns_inverse(Plane& p, int64_t rows, const float* scale) {
+// R_H^T down the columns, of which only the first `rows` frequencies are not zero; into p.s, or into rows
+// of the caller's.
+inline void columns_inverse(Plane& p, int64_t rows, const float* scale, float* to = nullptr, int64_t to_stride = 0) {
   const int32_t* position = p.plan_h->position;
   for (int64_t j = 0; j < p.wp; j += VL) {
     float* s = p.s + j;
@@ -107,7 +149,15 @@ inline void columns_inverse(Plane& p, int64_t rows, const float* scale) {
       for (int64_t k = 0; k < p.h; ++k) p.x[position[k]] *= scale[k];
     }
     two_t(p.x, p.spare, p.plan_h->level);
-    for (int64_t i = 0; i < p.h; ++i) store(s + i * p.stride, p.x[i]);
+    if (to == nullptr) {
+      for (int64_t i = 0; i < p.h; ++i) store(s + i * p.stride, p.x[i]);
+    } else if (j + VL <= p.w) {
+      for (int64_t i = 0; i < p.h; ++i) store(to + i * to_stride + j, p.x[i]);
+    } else {
+      for (int64_t i = 0; i < p.h; ++i) {
+        __builtin_memcpy(to + i * to_stride + j, &p.x[i], static_cast<size_t>(p.w - j) * 4);
+      }
+    }
   }
 }
 
@@ -150,10 +200,10 @@ inline void rows_transform(Plane& p, bool inverse) {
   }
 }
 
-// Rows forward, times the mask of `terms` products of gains, and, unless `measure_only`, back. With
-// `energy`, adds up mask * spectrum^2.
+// Rows forward, times the mask of `Terms` products of gains, and, unless `measure_only`, back. With
+// `Energy`, adds up mask * spectrum^2, and multiplies what goes back by `factor`.
 template <int Terms, bool Energy>
-inline double rows_mask(Plane& p, int64_t rows, bool measure_only) {
+inline double rows_mask(Plane& p, int64_t rows, bool measure_only, float factor) {
   double energy = 0.0;
   const float *w0 = p.gain_w[0], *w1 = p.gain_w[1], *w2 = p.gain_w[2];
   for (int64_t k = 0; k < rows; k += VL) {
@@ -169,7 +219,7 @@ inline double rows_mask(Plane& p, int64_t rows, bool measure_only) {
       if constexpr (Terms > 2) gain += h2 * w2[l];
       const V masked = p.x[l] * gain;
       if constexpr (Energy) sum += masked * p.x[l];
-      p.x[l] = masked;
+      p.x[l] = Energy ? masked * factor : masked;
     }
     if constexpr (Energy) {
       for (int i = 0; i < VL; ++i) energy += static_cast<double>(sum[i]);
