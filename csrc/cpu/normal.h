@@ -48,8 +48,21 @@ SD_INLINE void box_muller(U r, U q, V& z0, V& z1) {
   z1 = radius * as_float(as_int(select(odd, c, s)) ^ reinterpret_cast<I>(sign_sin));
 }
 
+// The key's words for every round, in memory, where each is an operand and costs no instruction.
+struct RoundKeys {
+  uint64_t k[kPhiloxRounds][2];
+  SD_INLINE explicit RoundKeys(uint64_t seed) {
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      k[round][0] = k0, k[round][1] = k1;
+      k0 += kPhiloxWeyl0;
+      k1 += kPhiloxWeyl1;
+    }
+  }
+};
+
 // The 4 VL normals of blocks first, ..., first + VL - 1, in element order.
-SD_INLINE void normals(const ImageKey& key, uint64_t first, float* out) {
+SD_INLINE void normals(const ImageKey& key, const RoundKeys& keys, uint64_t first, float* out) {
   // Lane j of the packed words takes block (j % 4) VL / 4 + j / 4, so that the interleave at the end
   // leaves elements in order. 64-bit lanes hold one counter each: even lanes' words in one set, odd in another.
   Q even0, odd0;
@@ -60,16 +73,13 @@ SD_INLINE void normals(const ImageKey& key, uint64_t first, float* out) {
   }
   Q a[4] = {even0 + first, Q{} + key.draw, Q{} + (key.stream & 0xFFFFFFFFu), Q{} + (key.stream >> 32)};
   Q b[4] = {odd0 + first, a[1], a[2], a[3]};
-  uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
   for (int round = 0; round < kPhiloxRounds; ++round) {
     // Only the low half of a lane is ever read, so that what gathers in the high half does no harm.
-    const Q q0 = Q{} + k0, q1 = Q{} + k1;
+    const Q q0 = Q{} + keys.k[round][0], q1 = Q{} + keys.k[round][1];
     const Q a0 = mul_low(a[0], kPhiloxMul0), a1 = mul_low(a[2], kPhiloxMul1);
     const Q b0 = mul_low(b[0], kPhiloxMul0), b1 = mul_low(b[2], kPhiloxMul1);
     a[0] = xor3(a1 >> 32, a[1], q0), a[1] = a1, a[2] = xor3(a0 >> 32, a[3], q1), a[3] = a0;
     b[0] = xor3(b1 >> 32, b[1], q0), b[1] = b1, b[2] = xor3(b0 >> 32, b[3], q1), b[3] = b0;
-    k0 += kPhiloxWeyl0;
-    k1 += kPhiloxWeyl1;
   }
   U w[4];
   for (int j = 0; j < 4; ++j) w[j] = reinterpret_cast<U>((a[j] & 0xFFFFFFFFu) | (b[j] << 32));
@@ -104,7 +114,8 @@ SD_INLINE void normals(const ImageKey& key, uint64_t first, float* out) {
 // Words of blocks first .. first + count - 1 into 4 count floats; writes whole groups of VL blocks,
 // so that `out` must have room for the next multiple of 4 VL floats.
 inline void fill_normals(const ImageKey& key, uint64_t first, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; i += VL) normals(key, first + static_cast<uint64_t>(i), out + 4 * i);
+  const RoundKeys keys(key.seed);
+  for (int64_t i = 0; i < count; i += VL) normals(key, keys, first + static_cast<uint64_t>(i), out + 4 * i);
 }
 
 }  // namespace softdiff::SOFTDIFF_ISA
