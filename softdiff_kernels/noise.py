@@ -87,8 +87,8 @@ def pack_key(key: NoiseKey | None, batch: int, device: torch.device) -> tuple[li
         if part.shape[0] not in (1, batch):
             raise ValueError(f"key.{name}: expected shape [], [1] or [{batch}], got {list(part.shape)}")
         columns.append(part)
-    rows = max(c.shape[0] for c in columns)
-    if rows > 1 and columns[1].shape[0] == 1:
+    rows = batch if any(c.shape[0] != 1 for c in columns) else 1
+    if rows != 1 and columns[1].shape[0] == 1:
         columns[1] = columns[1] + torch.arange(batch, dtype=torch.int64, device=device)
     return [], torch.stack([c.expand(rows) for c in columns], dim=1)
 
