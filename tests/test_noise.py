@@ -227,6 +227,19 @@ def test_shapes_of_any_rank_and_empty_ones(name):
         assert torch.equal(sk.normal((3,), sk.NoiseKey(0)), sk.normal((3, 1), sk.NoiseKey(0)).flatten())
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_keys_of_no_image(name):
+    # A batch of none takes tensors of none, of one, and numbers, in any mixture.
+    x, none, one = (
+        torch.zeros(0, 1, 2, 2),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(1, dtype=torch.int64),
+    )
+    with sk.use_backend(name):
+        for parts in ((0, none), (one, none), (none, 0), (0, none, one), (none, one, 3)):
+            assert sk.corrupt(x, 0.0, 1.0, key=sk.NoiseKey(*parts)).shape == x.shape
+
+
 def test_at_names_another_draw():
     key = sk.NoiseKey(1, 2, 3)
     assert key.at(9) == sk.NoiseKey(1, 2, 9)
