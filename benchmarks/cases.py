@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inputs that are timed, our call on them, and what each result is compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import softdiff_kernels as sk
+
+SIZES = (32, 64, 128, 256)
+CHANNELS = 3
+SEED = 20220911
+_ELEMENTS = 3 * 2**18  # a call's values, 0.79 M: enough to hide what a call costs, few enough for the caches
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op on a batch. `arguments` are those of the baselines, in order, with one row for each sample."""
+
+    op: str
+    height: int
+    width: int
+    arguments: dict[str, Tensor]
+    noise: Tensor | None
+
+    @property
+    def batch(self) -> int:
+        return next(iter(self.arguments.values())).shape[0]
+
+    @property
+    def values(self) -> int:
+        """How many numbers a result has: what "px" means in ns/px."""
+        return next(iter(self.arguments.values())).numel()
+
+
+def batch_of(size: int) -> int:
+    """Images a call, so that it has about 3/4 million values: 256 at 32 px, 4 at 256 px."""
+    return max(1, _ELEMENTS // (CHANNELS * size * size))
+
+
+def make(op: str, height: int, width: int, batch: int, *, dtype: torch.dtype = torch.float32) -> Case:
+    """Random inputs of an op, from a fixed seed: blur_std log-uniform from 0.01 px to N/3 for each sample."""
+    generator = torch.Generator().manual_seed(SEED + 1000 * height + width)
+    shape = (batch, CHANNELS, height, width)
+
+    def image() -> Tensor:
+        return (torch.rand(shape, generator=generator) * 2 - 1).to(dtype)
+
+    def log_uniform(low: float, high: float) -> Tensor:
+        span = math.log(high) - math.log(low)
+        return torch.exp(torch.rand(batch, generator=generator) * span + math.log(low)).to(dtype)
+
+    def mask() -> Tensor:
+        return torch.rand((batch, 1, height, width), generator=generator).to(dtype)
+
+    blur_std, noise_std = log_uniform(0.01, max(height, width) / 3), log_uniform(0.01, 0.1)
+    reached = {"blur_std_t": blur_std, "blur_std_s": 0.9 * blur_std}
+    build: dict[str, Callable[[], dict[str, Tensor]]] = {
+        "corrupt": lambda: {"x0": image(), "blur_std": blur_std, "noise_std": noise_std},
+        "momentum_step": lambda: {
+            "x_t": image(),
+            "x0_hat": image(),
+            **reached,
+            "noise_std_t": noise_std,
+            "noise_std_s": 0.9 * noise_std,
+        },
+        "reverse_step": lambda: {
+            "x_t": image(),
+            "x0_hat": image(),
+            **reached,
+            "a": torch.rand(batch, generator=generator).to(dtype),
+            "b": 0.1 * noise_std,
+        },
+        "soft_score_loss": lambda: {
+            "prediction": image(),
+            "target": image(),
+            "blur_std": blur_std,
+            "weight": noise_std.square().reciprocal(),
+        },
+        "blur": lambda: {"x": image(), "blur_std": blur_std},
+        "dct2": lambda: {"x": image()},
+        "idct2": lambda: {"u": image()},
+        "spectral_mix": lambda: {
+            "x_t": image(),
+            "x0_hat": image(),
+            "mask_t": mask(),
+            "mask_0": mask(),
+            "noise_mask": 0.1 * mask(),
+        },
+        "normal": lambda: {"like": torch.empty(shape, dtype=dtype)},
+    }
+    if op not in build:
+        raise ValueError(f"make: expected one of {', '.join(build)}, got {op!r}")
+    noisy = op in ("corrupt", "momentum_step", "reverse_step")
+    noise = torch.randn(shape, generator=generator).to(dtype) if noisy else None
+    return Case(op, height, width, build[op](), noise)
+
+
+def ours(case: Case, *, noise: Tensor | None = None, module: Any = sk) -> Any:
+    """The library's op on the case. Without `noise` it draws its own, where it has noise."""
+    a = case.arguments
+    given = {} if noise is None else {"noise": noise}
+    if case.op == "corrupt":
+        return module.corrupt(a["x0"], a["blur_std"], a["noise_std"], **given)
+    if case.op in ("momentum_step", "reverse_step"):
+        return getattr(module, case.op)(**a, **given)
+    if case.op == "soft_score_loss":
+        leaf = a["prediction"].detach().requires_grad_()
+        loss = module.soft_score_loss(leaf, a["target"], a["blur_std"], weight=a["weight"])
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+    if case.op == "blur":
+        return module.blur(a["x"], a["blur_std"])
+    if case.op == "spectral_mix":
+        masks = (a["mask_t"], a["mask_0"])
+        return module.spectral_mix((a["x_t"], a["x0_hat"]), masks, noise_mask=a["noise_mask"])
+    if case.op == "normal":
+        like = a["like"]
+        return module.normal(like.shape, sk.NoiseKey(SEED), dtype=like.dtype)
+    return getattr(module, case.op)(*a.values())
+
+
+def silent(case: Case) -> Case:
+    """The case without the noise that spectral_mix has no argument for: its mask is zero."""
+    if case.op != "spectral_mix":
+        return case
+    arguments = {**case.arguments, "noise_mask": torch.zeros_like(case.arguments["noise_mask"])}
+    return Case(case.op, case.height, case.width, arguments, None)
+
+
+def doubled(case: Case) -> Case:
+    """The case in float64: the same numbers."""
+    arguments = {name: value.double() for name, value in case.arguments.items()}
+    return Case(
+        case.op, case.height, case.width, arguments, None if case.noise is None else case.noise.double()
+    )
+
+
+def truth(case: Case) -> Any:
+    """The specification in float64 on the case's numbers, with its noise given or silent."""
+    exact = doubled(silent(case))
+    return ours(exact, noise=exact.noise, module=sk.reference)
+
+
+def relative_error(result: Any, exact: Any) -> float:
+    """|result - exact| / |exact| in the L2 norm, the largest of them where there are several results."""
+    if isinstance(result, tuple):
+        return max(relative_error(r, e) for r, e in zip(result, exact, strict=True))
+    return float((result.double() - exact).norm() / exact.norm())

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways to blur by the heat operator, or to take a 2-D DCT, that people write or install.
+
+Each is made once for an image size and may keep the DCT basis, the eigenvalues and twiddle factors; what
+depends on blur_std is made at each call. Images are float32 or float64 [B, C, H, W], blur_std is [B].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import scipy.fft
+import torch
+from torch import Tensor
+
+from softdiff_kernels.spectrum import dct_basis, eigenvalues
+
+
+class Form:
+    """What all forms keep, and the separable gain of the blur.
+
+    group: which ratio the form counts in, see `baselines.Baseline`.
+    """
+
+    name = ""
+    group = "main"
+    source = ""
+
+    def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
+        self.height, self.width, self.dtype = height, width, dtype
+        self.basis_h, self.basis_w = dct_basis(height, dtype=dtype), dct_basis(width, dtype=dtype)
+        self.eigenvalues_h, self.eigenvalues_w = (
+            eigenvalues(height, dtype=dtype),
+            eigenvalues(width, dtype=dtype),
+        )
+
+    def gains(self, blur_std: Tensor) -> tuple[Tensor, Tensor]:
+        """exp(-lambda blur_std^2 / 2) along each axis: [B, H] and [B, W]."""
+        tau = blur_std.square()[:, None] * -0.5
+        return torch.exp(tau * self.eigenvalues_h), torch.exp(tau * self.eigenvalues_w)
+
+    def gain(self, blur_std: Tensor) -> Tensor:
+        """The gain at each frequency, [B, 1, H, W]: an outer product, of H + W exponentials."""
+        along_h, along_w = self.gains(blur_std)
+        return (along_h[:, :, None] * along_w[:, None, :])[:, None]
+
+    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class TwoProduct(Form):
+    """`A x A` with A = D^T diag(e) D made for each sample, by broadcasting matmul."""
+
+    name = "two-product"
+    source = "the separable form of the heat operator, softdiff_kernels.spectrum"
+
+    def operators(self, blur_std: Tensor) -> tuple[Tensor, Tensor]:
+        """A_H [B, H, H] and A_W [B, W, W], one for both where the image is square."""
+        along_h, along_w = self.gains(blur_std)
+        a_h = self.basis_h.T @ (along_h[:, :, None] * self.basis_h)
+        if self.height == self.width:
+            return a_h, a_h
+        return a_h, self.basis_w.T @ (along_w[:, :, None] * self.basis_w)
+
+    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
+        a_h, a_w = self.operators(blur_std)
+        return a_h[:, None] @ x @ a_w[:, None]
+
+
+class TwoProductBmm(TwoProduct):
+    """The same by torch.bmm, the channels stacked as rows for one product and A repeated for the other."""
+
+    name = "two-product bmm"
+    source = "as above; broadcasting matmul copies both operands, this copies A alone"
+
+    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
+        a_h, a_w = self.operators(blur_std)
+        batch, channels, height, width = x.shape
+        y = torch.bmm(x.reshape(batch, channels * height, width), a_w).view(batch * channels, height, width)
+        return torch.bmm(a_h.repeat_interleave(channels, 0), y).view(x.shape)
+
+
+class DctForm(Form):
+    """A form that has the transform itself; the blur is `idct2(gain * dct2(x))`."""
+
+    def dct2(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def idct2(self, u: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
+        return self.idct2(self.gain(blur_std) * self.dct2(x))
+
+
+class FourProduct(DctForm):
+    """`D^T (m * (D x D^T)) D`: the DCT by matrix products."""
+
+    name = "four-product"
+    source = "the DCT-II as a matrix, Ahmed, Natarajan & Rao 1974; the first thing that one writes in PyTorch"
+
+    def dct2(self, x: Tensor) -> Tensor:
+        return self.basis_h @ x @ self.basis_w.T
+
+    def idct2(self, u: Tensor) -> Tensor:
+        return self.basis_h.T @ u @ self.basis_w
+
+
+class FftDct(DctForm):
+    """The DCT by a complex FFT of the reordered signal and a twiddle, with the same passes as torch-dct."""
+
+    name = "FFT-DCT"
+    group = "fft"
+    source = "Makhoul 1980, the way of the torch-dct package, which IHDM's code uses"
+
+    def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(height, width, dtype)
+        self.twiddles = {n: self._twiddle(n) for n in (height, width)}
+
+    def _twiddle(self, n: int) -> tuple[Tensor, Tensor]:
+        angle = torch.arange(n, dtype=torch.float64) * (math.pi / (2 * n))
+        return torch.cos(angle).to(self.dtype), torch.sin(angle).to(self.dtype)
+
+    def _dct(self, x: Tensor) -> Tensor:
+        n = x.shape[-1]
+        cos, sin = self.twiddles[n]
+        rows = x.reshape(-1, n)
+        spectrum = torch.view_as_real(torch.fft.fft(torch.cat([rows[:, ::2], rows[:, 1::2].flip(1)], dim=1)))
+        out = spectrum[..., 0] * cos + spectrum[..., 1] * sin
+        out[:, :1] *= math.sqrt(0.25 / n)
+        out[:, 1:] *= math.sqrt(0.5 / n)
+        return (2 * out).view(x.shape)
+
+    def _idct(self, u: Tensor) -> Tensor:
+        n = u.shape[-1]
+        half = (n + 1) // 2
+        cos, sin = self.twiddles[n]
+        real = u.reshape(-1, n) / 2
+        real[:, :1] *= math.sqrt(4.0 * n)
+        real[:, 1:] *= math.sqrt(2.0 * n)
+        imaginary = torch.cat([torch.zeros_like(real[:, :1]), -real.flip(1)[:, :-1]], dim=1)
+        parts = (real * cos - imaginary * sin, real * sin + imaginary * cos)
+        v = torch.fft.irfft(torch.view_as_complex(torch.stack(parts, dim=-1)), n=n)
+        x = torch.zeros_like(v)
+        x[:, ::2] += v[:, :half]
+        x[:, 1::2] += v[:, half:].flip(1)
+        return x.view(u.shape)
+
+    def dct2(self, x: Tensor) -> Tensor:
+        return self._dct(self._dct(x).transpose(-1, -2)).transpose(-1, -2)
+
+    def idct2(self, u: Tensor) -> Tensor:
+        return self._idct(self._idct(u).transpose(-1, -2)).transpose(-1, -2)
+
+
+class RealFftDct(DctForm):
+    """The DCT by a real FFT, half the work of `FftDct`: X[k] and X[n - k] are two parts of one number."""
+
+    name = "real-FFT DCT"
+    group = "extra"
+    source = "Makhoul 1980, section IV"
+
+    def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(height, width, dtype)
+        self.forward_twiddle, self.inverse_twiddle = {}, {}
+        for n in {height, width}:
+            k = torch.arange(n // 2 + 1, dtype=torch.float64)
+            size = torch.full((n // 2 + 1,), math.sqrt(2.0 / n), dtype=torch.float64)
+            size[0] = math.sqrt(1.0 / n)
+            twiddle = torch.polar(size, -k * (math.pi / (2 * n)))
+            self.forward_twiddle[n] = twiddle.to(
+                torch.complex64 if dtype == torch.float32 else torch.complex128
+            )
+            self.inverse_twiddle[n] = (1.0 / twiddle).to(self.forward_twiddle[n].dtype)
+
+    def _dct(self, x: Tensor) -> Tensor:
+        n = x.shape[-1]
+        z = torch.fft.rfft(torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)) * self.forward_twiddle[n]
+        return torch.cat([z.real, -z.imag[..., 1 : (n + 1) // 2].flip(-1)], dim=-1)
+
+    def _idct(self, u: Tensor) -> Tensor:
+        n = u.shape[-1]
+        mirrored = torch.nn.functional.pad(-u[..., n - n // 2 :].flip(-1), (1, 0))
+        v = torch.fft.irfft(torch.complex(u[..., : n // 2 + 1], mirrored) * self.inverse_twiddle[n], n=n)
+        half = (n + 1) // 2
+        x = torch.empty_like(v)
+        x[..., ::2] = v[..., :half]
+        x[..., 1::2] = v[..., half:].flip(-1)
+        return x
+
+    def dct2(self, x: Tensor) -> Tensor:
+        return self._dct(self._dct(x).transpose(-1, -2)).transpose(-1, -2)
+
+    def idct2(self, u: Tensor) -> Tensor:
+        return self._idct(self._idct(u).transpose(-1, -2)).transpose(-1, -2)
+
+
+class ScipyDct(DctForm):
+    """scipy.fft.dctn and idctn with as many workers as PyTorch has threads; no autograd."""
+
+    name = "scipy"
+    source = "scipy.fft (pocketfft), norm='ortho', type 2"
+
+    def dct2(self, x: Tensor) -> Tensor:
+        return self._call(scipy.fft.dctn, x.numpy(), False)
+
+    def idct2(self, u: Tensor) -> Tensor:
+        return self._call(scipy.fft.idctn, u.numpy(), False)
+
+    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
+        u = self.dct2(x).numpy()
+        u *= self.gain(blur_std).numpy()
+        return self._call(scipy.fft.idctn, u, True)
+
+    @staticmethod
+    def _call(transform: Callable[..., np.ndarray], x: np.ndarray, overwrite: bool) -> Tensor:
+        workers = torch.get_num_threads()
+        return torch.from_numpy(
+            transform(x, axes=(-2, -1), norm="ortho", workers=workers, overwrite_x=overwrite)
+        )
+
+
+FORMS: tuple[type[Form], ...] = (TwoProduct, TwoProductBmm, FourProduct, FftDct, RealFftDct, ScipyDct)
