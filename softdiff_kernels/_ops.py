@@ -28,14 +28,15 @@ _SCHEMAS = {
         "(Tensor x0, Tensor blur_std, Tensor noise_std, Tensor? scale, float floor, "
         f"{_KEY}, Tensor? noise, bool residual) -> (Tensor, Tensor)"
     ),
-    # mode "given": first = a, second = b; "large" or "small": first = noise_std_t, second = noise_std_s.
+    # rule "given": first = a, second = b; "large" or "small": first = noise_std_t, second = noise_std_s.
+    # (An argument named "mode" collides with one of torch's own where step_out is functionalised.)
     "step": (
         "(Tensor? x_t, Tensor x0_hat, Tensor blur_std_t, Tensor blur_std_s, Tensor first, Tensor second, "
-        f"str mode, float floor, {_KEY}, Tensor? noise) -> Tensor"
+        f"str rule, float floor, {_KEY}, Tensor? noise) -> Tensor"
     ),
     "step_out": (
         "(Tensor? x_t, Tensor x0_hat, Tensor blur_std_t, Tensor blur_std_s, Tensor first, Tensor second, "
-        f"str mode, float floor, {_KEY}, Tensor? noise, Tensor(a!) out) -> ()"
+        f"str rule, float floor, {_KEY}, Tensor? noise, Tensor(a!) out) -> ()"
     ),
     # The loss of each image [B]; its gradient for the prediction, times gradient_scale, or an empty tensor.
     "soft_score_loss": (
