@@ -10,7 +10,7 @@ alone. Under autocast, arithmetic is in float32 and the result has the image's d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -70,16 +70,27 @@ def _optional(
     return args.coefficient(op, name, value, x.shape[0], x.device, nonnegative=not any_sign)
 
 
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """function.apply, in a form that torch.compile (2.13) traces too: of a tensor given twice it gets a view."""
+    if torch.compiler.is_compiling():
+        distinct: list[Any] = []
+        for a in arguments:
+            again = isinstance(a, Tensor) and any(a is b for b in distinct)
+            distinct.append(a.view_as(a) if again else a)
+        return function.apply(*distinct)
+    return function.apply(*arguments)
+
+
 @_twin
 def dct2(x: Tensor) -> Tensor:
     args.image("dct2", "x", x)
-    return _autograd.Transform.apply(x, False) if _autograd.wanted(x) else _ops.dct2(x, False)
+    return _apply(_autograd.Transform, x, False) if _autograd.wanted(x) else _ops.dct2(x, False)
 
 
 @_twin
 def idct2(u: Tensor) -> Tensor:
     args.image("idct2", "u", u)
-    return _autograd.Transform.apply(u, True) if _autograd.wanted(u) else _ops.dct2(u, True)
+    return _apply(_autograd.Transform, u, True) if _autograd.wanted(u) else _ops.dct2(u, True)
 
 
 @_twin
@@ -88,8 +99,9 @@ def blur(x: Tensor, blur_std: Coefficient, *, floor: float = 0.0, scale: Coeffic
     args.number("blur", "floor", floor, most=1.0)
     std = args.coefficient("blur", "blur_std", blur_std, x.shape[0], x.device)
     factor = _optional("blur", "scale", scale, x, any_sign=True)
-    call = _autograd.Blur.apply if _autograd.wanted(x) else _ops.blur
-    return call(x, std, factor, floor)
+    if _autograd.wanted(x):
+        return _apply(_autograd.Blur, x, std, factor, floor)
+    return _ops.blur(x, std, factor, floor)
 
 
 @_twin
@@ -113,8 +125,8 @@ def corrupt(
     factor = _optional(op, "scale", scale, x0, any_sign=True)
     packed, rows = _key(op, key, noise, x0, noise_std)
     if _autograd.wanted(x0, noise):
-        x_t, residual = _autograd.Corrupt.apply(
-            x0, noise, std, sigma, factor, floor, packed, rows, return_residual
+        x_t, residual = _apply(
+            _autograd.Corrupt, x0, noise, std, sigma, factor, floor, packed, rows, return_residual
         )
     else:
         x_t, residual = _ops.corrupt(x0, std, sigma, factor, floor, packed, rows, noise, return_residual)
@@ -147,7 +159,7 @@ def _step(
         _ops.step_out(x_t, x0_hat, *tensors, mode, floor, packed, rows, noise, out)
         return out
     if _autograd.wanted(x_t, x0_hat, noise):
-        return _autograd.Step.apply(x_t, x0_hat, noise, *tensors, mode, floor, packed, rows)
+        return _apply(_autograd.Step, x_t, x0_hat, noise, *tensors, mode, floor, packed, rows)
     return _ops.step(x_t, x0_hat, *tensors, mode, floor, packed, rows, noise)
 
 
@@ -214,7 +226,7 @@ def soft_score_loss(
     std = args.coefficient(op, "blur_std", blur_std, prediction.shape[0], prediction.device)
     factor = _optional(op, "weight", weight, prediction)
     if _autograd.wanted(prediction, target):
-        return _autograd.Loss.apply(prediction, target, std, factor, floor, reduction)
+        return _apply(_autograd.Loss, prediction, target, std, factor, floor, reduction)
     loss, _ = _ops.soft_score_loss(prediction, target, std, factor, floor, 1.0, False)
     return _autograd.reduce(loss, reduction)
 
@@ -230,7 +242,7 @@ def spectral_mix(
     reference.check_mix("spectral_mix", inputs, masks, noise_mask)
     packed, rows = _key("spectral_mix", key, None, inputs[0], 0.0 if noise_mask is None else 1.0)
     if _autograd.wanted(*inputs):
-        return _autograd.Mix.apply(tuple(masks), noise_mask, packed, rows, *inputs)
+        return _apply(_autograd.Mix, tuple(masks), noise_mask, packed, rows, *inputs)
     return _ops.spectral_mix(inputs, masks, noise_mask, packed, rows)
 
 
