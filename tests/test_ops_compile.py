@@ -80,7 +80,7 @@ def test_every_registered_op_is_checked():
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck(backend, name):
-    # Schema (nothing is mutated or aliased that is not declared), fake tensors (shape, dtype and strides), and
+    # Schema (nothing is mutated or aliased that is not declared), fake tensors (shape, dtype, strides), and
     # tracing with dynamic shapes, as torch checks them.
     for sample in SAMPLES[name]:
         opcheck(getattr(ops, name).default, sample)
