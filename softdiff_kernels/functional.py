@@ -71,7 +71,7 @@ def _optional(
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """function.apply, in a form that torch.compile (2.13) traces too: of a tensor given twice it gets a view."""
+    """function.apply as torch.compile (2.13) can trace it: of a tensor given twice the second is a view."""
     if torch.compiler.is_compiling():
         distinct: list[Any] = []
         for a in arguments:
