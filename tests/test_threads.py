@@ -126,8 +126,9 @@ def run(code: str, *unset: str) -> list:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory through /proc")
 @pytest.mark.parametrize(("count", "size"), [(1, 256), (2, 256), (2, 64)])
 def test_scratch_memory_is_under_a_mebibyte_a_thread(count, size):
-    # The peak of resident memory over the calls, beyond what was resident before with all images touched: the kernels' scratch (about one plane, 256 KiB at 256 px), tables and stacks. Ballast brings what
-    # is resident up to the peak of importing first. One temporary copy of the batch would be 6 MiB.
+    # The peak of resident memory over the calls, beyond what was resident before with all images touched: the
+    # kernels' scratch (about one plane, 256 KiB at 256 px), tables and stacks. Ballast first brings what is
+    # resident up to the peak of importing. One temporary copy of the batch would be 6 MiB.
     code = f"""
 import json, re, torch
 import softdiff_kernels as sk
