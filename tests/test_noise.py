@@ -186,6 +186,26 @@ def test_noise_does_not_depend_on_the_memory_format(name):
     assert torch.equal(turned, expected)
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 1, 1), (2, 4, 3, 5), (1, 3, 9, 10), (2, 2, 17, 31), (1, 2, 2, 1500)], ids=str
+)
+def test_every_op_draws_the_noise_that_normal_names(name, shape):
+    # Planes begin anywhere in a block of four, and rows anywhere in a run: what corrupt, both steps and a mix
+    # add is normal's noise, element by element, and bit for bit where nothing else is added.
+    zero, key = torch.zeros(shape), sk.NoiseKey(2**40, 9, 2)
+    with sk.use_backend(name):
+        expected = sk.normal(shape, key)
+        assert torch.equal(sk.corrupt(zero, 0.0, 1.0, key=key), expected)
+        assert torch.equal(sk.corrupt(zero, 3.0, 1.0, key=key), expected)
+        given = {"blur_std_t": 2.0, "blur_std_s": 1.0, "key": key}
+        assert torch.equal(sk.reverse_step(zero, zero, a=0.5, b=1.0, **given), expected)
+        assert torch.equal(sk.momentum_step(zero, zero, noise_std_t=1.0, noise_std_s=0.0, **given), expected)
+        mixed = sk.spectral_mix([zero], [torch.zeros(1)], noise_mask=torch.ones(1), key=key)
+        # dct2 undoes the mix's inverse transform: each is right to 1e-6 relative.
+        assert float((sk.dct2(mixed) - expected).norm() / expected.norm()) < 2e-6
+
+
 @needs_native
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_noise_does_not_depend_on_the_number_of_threads(count):
