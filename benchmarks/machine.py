@@ -67,6 +67,7 @@ def description() -> dict[str, Any]:
         "softdiff_kernels": sk.__version__,
         "commit": _git("rev-parse", "HEAD"),
         "changed_since_commit": bool(changed),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

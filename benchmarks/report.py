@@ -140,7 +140,7 @@ def _about(result: dict[str, Any]) -> str:
             f"Python {m['python']}, torch {m['torch']}, numpy {m['numpy']}, scipy {m['scipy']}, "
             f"softdiff_kernels {m['softdiff_kernels']}, commit {m['commit']}{changed}, {m['date']}, "
             f"seed {result['seed']}.",
-            f"Made by `{result['command']}`.",
+            f"Made by `{result['command']}`, load average {_shown(m['load_average'])} at its start.",
         ]
     )
 
@@ -179,7 +179,8 @@ def document(result: dict[str, Any], rows: Sequence[Row]) -> str:
     if result["memory"]:
         sections += [
             "## Memory beyond inputs and outputs, MiB",
-            "The growth of the resident set's high water mark in a fresh process, pages of code included.",
+            "The growth of the resident set's high water mark in a fresh process, pages of code included. Linux "
+            "counts it to about 0.25 MiB, so that 0 stands for anything below that.",
             _memory(result["memory"]),
         ]
     return "\n\n".join(sections) + "\n"

@@ -44,17 +44,18 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def measured(args: argparse.Namespace) -> tuple[dict[str, Any], list[compare.Row]]:
     """Everything that the arguments ask for; progress goes to stderr."""
-    budget = 0.1 if args.quick else 0.3
+    full = 0.1 if args.quick else 0.3
     rows: list[compare.Row] = []
     result: dict[str, Any] = {"parts": [], "shares": [], "memory": [], "limits": {}, "seed": cases.SEED}
     torch.manual_seed(cases.SEED)
     for count in args.threads:
         with measure.threads(count):
-            limits = result["limits"][str(count)] = machine.limits(budget)
+            limits = result["limits"][str(count)] = machine.limits(full)
             for size in args.sizes:
-                parts = breakdown.parts(size, budget=budget)
+                parts = breakdown.parts(size, budget=full / 2)
                 result["parts"].append({"px": size, "threads": count, **parts})
                 for op in args.ops:
+                    budget = full if report.goal(op, size) else full / 2
                     row = compare.compare(op, size, compile=not args.quick, budget=budget)
                     rows.append(row)
                     result["shares"].append(breakdown.shares(row, limits, parts["noise alone"]))
