@@ -23,12 +23,16 @@ GompParallel openmp() {
 struct Job {
   const std::function<void(int64_t)>& body;
   int64_t count;
+  int64_t run;  // neighbouring items taken at a time, so that one may fetch memory for the next
   std::atomic<int64_t> next{0};
 };
 
 void work(void* data) {
   Job& job = *static_cast<Job*>(data);
-  for (int64_t item; (item = job.next.fetch_add(1, std::memory_order_relaxed)) < job.count;) job.body(item);
+  for (int64_t item; (item = job.next.fetch_add(job.run, std::memory_order_relaxed)) < job.count;) {
+    const int64_t end = item + job.run < job.count ? item + job.run : job.count;
+    for (; item < end; ++item) job.body(item);
+  }
 }
 
 }  // namespace
@@ -40,7 +44,8 @@ void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>
     for (int64_t item = 0; item < count; ++item) body(item);
     return;
   }
-  Job job{body, count};
+  const int64_t shares = 8 * static_cast<int64_t>(threads);
+  Job job{body, count, count > shares ? count / shares : 1};
   if (const GompParallel parallel = openmp()) {
     parallel(work, &job, static_cast<unsigned>(threads), 0);
     return;

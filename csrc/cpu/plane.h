@@ -115,12 +115,18 @@ inline void stage(Plane& p, const Image& image, const Image& minus, int64_t b, i
 // the caller's, `from_stride` apart and not padded. `scale`: by frequency, or none.
 inline void columns_forward(Plane& p, const float* scale, const float* from = nullptr, int64_t from_stride = 0) {
   const int32_t* position = p.plan_h->position;
+  const uintptr_t next = static_cast<uintptr_t>(p.h * from_stride * 4);
   for (int64_t j = 0; j < p.wp; j += VL) {
     float* s = p.s + j;
     if (from == nullptr) {
       for (int64_t i = 0; i < p.h; ++i) p.x[i] = load(s + i * p.stride);
     } else if (j + VL <= p.w) {
-      for (int64_t i = 0; i < p.h; ++i) p.x[i] = load(from + i * from_stride + j);
+      for (int64_t i = 0; i < p.h; ++i) {
+        const float* at = from + i * from_stride + j;
+        // The plane that this thread most likely takes next; asking beyond the image does no harm.
+        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(at) + next), 0, 2);
+        p.x[i] = load(at);
+      }
     } else {
       for (int64_t i = 0; i < p.h; ++i) {
         p.x[i] = V{};
