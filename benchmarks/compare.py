@@ -19,11 +19,16 @@ OURS = "softdiff_kernels"
 # loss by two products squares what is left after cancellation, and the reverse mask is formed by a plain
 # difference.
 _WRONG = 1e-3
+# Quantiles further apart than this mean that something else was running; an idle machine stays under 1.3.
+_STEADY = 1.6
 
 
 @dataclass
 class Row:
-    """One line of the table. Times are in ns per value of the result; a ratio is theirs to ours."""
+    """One line of the table. Times are in ns per value of the result; a ratio is theirs to ours.
+
+    steady: whether the quantiles of ours and of the fastest lie close enough for the ratio to mean much.
+    """
 
     op: str
     px: int
@@ -38,6 +43,7 @@ class Row:
     fft_ratio: float | None
     extra: str | None
     extra_ratio: float | None
+    steady: bool
     error: float | None
     fastest_error: float | None
     timings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -128,6 +134,7 @@ def _row(
         fft_ratio=None if fft is None else against[fft],
         extra=extra,
         extra_ratio=None if extra is None else against[extra],
+        steady=all(timings[name].high < _STEADY * timings[name].low for name in (OURS, main)),
         error=error.get(OURS),
         fastest_error=error.get(main.removesuffix(" compiled")),
         timings={

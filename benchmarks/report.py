@@ -11,9 +11,10 @@ from .compare import OURS, Row
 _LEGEND = """\
 Times are ns per value of the result (batch x 3 channels x height x width): medians with their 20 % and 80 %
 quantiles, each op timed in turn with all its baselines, noise and the set-up of the operator included,
-blur_std drawn for each sample. A ratio says how many times as long the other takes; "fastest" leaves out the
-FFT-DCT, which has a ratio of its own, and what few would write, which is under "other". Errors are relative
-(L2), against the specification in float64, with the noise given to both."""
+blur_std drawn for each sample. A ratio says how many times as long the other takes; "fastest" leaves out
+the FFT-DCT, which has a ratio of its own, and what few would write, which is under "other". Errors are
+relative (L2), against the specification in float64, with the noise given to both. An unsteady ratio was
+taken while other programs ran: take it again."""
 
 
 def goal(op: str, px: int) -> float | None:
@@ -75,7 +76,7 @@ def comparison(rows: Sequence[Row]) -> str:
             f"{row.low:.2f}-{row.high:.2f}",
             row.fastest,
             f"{row.fastest_ns:.2f}",
-            _against(row.ratio, goal(row.op, row.px)),
+            _against(row.ratio, goal(row.op, row.px)) + ("" if row.steady else ", unsteady"),
             _against(row.fft_ratio, fft_goal(row.op)),
             row.extra or "",
             _shown(row.extra_ratio),
@@ -179,8 +180,8 @@ def document(result: dict[str, Any], rows: Sequence[Row]) -> str:
     if result["memory"]:
         sections += [
             "## Memory beyond inputs and outputs, MiB",
-            "The growth of the resident set's high water mark in a fresh process, pages of code included. Linux "
-            "counts it to about 0.25 MiB, so that 0 stands for anything below that.",
+            "The growth of the resident set's high water mark in a fresh process, pages of code included. "
+            "Linux counts it to about 0.25 MiB, so that 0 stands for anything below that.",
             _memory(result["memory"]),
         ]
     return "\n\n".join(sections) + "\n"

@@ -82,6 +82,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"--isa: this CPU or this build has no {args.isa}", file=sys.stderr)
         return 1
     about = machine.description()
+    if (about["load_average"] or 0.0) > 0.5:
+        print(
+            f"load average {about['load_average']:.1f}: ratios mean little on a busy machine", file=sys.stderr
+        )
     result, rows = measured(args)
     command = shlex.join(["python", "benchmarks/run.py", *(sys.argv[1:] if argv is None else argv)])
     result = {"command": command, "machine": about, **result}
