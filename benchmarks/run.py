@@ -32,7 +32,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(cases.SIZES), help="pixels along a side")
     parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS), metavar="OP")
     parser.add_argument(
-        "--isa", choices=("avx512", "avx2", "portable"), help="our instruction set; best by default"
+        "--isa", choices=("avx512", "avx2", "portable"), help="our instruction set (not that of PyTorch)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
