@@ -74,11 +74,18 @@ def errors(case: cases.Case, candidates: list[Baseline]) -> dict[str, float]:
 
 
 def compare(
-    op: str, size: int, *, batch: int | None = None, compile: bool = True, budget: float = 0.3
+    op: str,
+    size: int,
+    *,
+    batch: int | None = None,
+    compile: bool = True,
+    budget: float = 0.3,
+    settle: bool = True,
 ) -> Row:
     """Times an op at a size, at the current thread count, beside every baseline that works here.
 
-    compile: whether those under torch.compile take part. Raises AssertionError if a result is wrong.
+    compile: whether those under torch.compile take part. settle: see `measure.interleaved`. Raises
+    AssertionError if a result is wrong.
     """
     case = cases.make(op, size, size, batch or cases.batch_of(size))
     eager, late = baselines(op, size, size), []
@@ -98,7 +105,7 @@ def compare(
     everyone = {baseline.name: baseline for baseline in [*eager, *late]}
     values = tuple(case.arguments.values())
     calls = {name: (lambda b=b: b.call(*values)) for name, b in everyone.items()}
-    timings = interleaved({OURS: lambda: cases.ours(case), **calls}, budget=budget)
+    timings = interleaved({OURS: lambda: cases.ours(case), **calls}, budget=budget, settle=settle)
     return _row(case, timings, everyone, error, failures)
 
 

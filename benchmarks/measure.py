@@ -48,19 +48,32 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _seconds(call: Call) -> float:
+def _seconds(call: Call, settle: bool = False) -> float:
+    if settle:
+        call()
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def interleaved(
-    calls: Mapping[str, Call], *, budget: float = 0.3, least: int = 7, most: int = 80, warmup: int = 2
+    calls: Mapping[str, Call],
+    *,
+    budget: float = 0.3,
+    least: int = 7,
+    most: int = 80,
+    warmup: int = 2,
+    settle: bool = True,
 ) -> dict[str, Timing]:
     """Times the calls in turn, round after round, each for about `budget` seconds in all.
 
     A slow call sits out some rounds, evenly spread, but is timed at least `least` times. The order turns by
     one each round, so that no call always follows the same other. What has to be compiled must be so before.
+
+    With `settle`, each turn begins with one call that is not timed. Without it a call is timed in the state
+    that another one left: C's allocator has given memory back, and what is timed is largely page faults
+    (0.7 ns per float32 of a fresh result, on the machine of benchmarks/results), most of all for a call that
+    allocates nothing but its result.
     """
     if not calls:
         raise ValueError("interleaved: expected at least one call, got none")
@@ -74,7 +87,7 @@ def interleaved(
             start = i % len(names)
             for name in names[start:] + names[:start]:
                 if (i + 1) * counts[name] // rounds > i * counts[name] // rounds:
-                    samples[name].append(_seconds(calls[name]))
+                    samples[name].append(_seconds(calls[name], settle))
     return {name: summary(taken) for name, taken in samples.items()}
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times every op beside its baselines and prints the tables.
 
-python benchmarks/run.py [--quick] [--threads 1 2] [--sizes 32 64 128 256] [--ops corrupt ...]
+python benchmarks/run.py [--quick] [--unsettled] [--threads 1 2] [--sizes 32 64 128 256] [--ops corrupt ...]
                          [--isa avx512|avx2|portable] [--json FILE] [--markdown FILE]
 """
 
@@ -27,6 +27,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Times every op beside its baselines.")
     parser.add_argument(
         "--quick", action="store_true", help="a third of the time each, no torch.compile, no memory"
+    )
+    parser.add_argument(
+        "--unsettled",
+        action="store_true",
+        help="time each call right after another's, with the page faults that this leaves to it",
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(cases.SIZES), help="pixels along a side")
@@ -56,7 +61,9 @@ def measured(args: argparse.Namespace) -> tuple[dict[str, Any], list[compare.Row
                 result["parts"].append({"px": size, "threads": count, **parts})
                 for op in args.ops:
                     budget = full if report.goal(op, size) else full / 2
-                    row = compare.compare(op, size, compile=not args.quick, budget=budget)
+                    row = compare.compare(
+                        op, size, compile=not args.quick, budget=budget, settle=not args.unsettled
+                    )
                     rows.append(row)
                     result["shares"].append(breakdown.shares(row, limits, parts["noise alone"]))
                     print(
