@@ -10,11 +10,11 @@ from .compare import OURS, Row
 
 _LEGEND = """\
 Times are ns per value of the result (batch x 3 channels x height x width): medians with their 20 % and 80 %
-quantiles, each op timed in turn with all its baselines, each after one untimed call of its own (without it under
---unsettled), noise and the set-up of the operator included, blur_std drawn for each sample. A ratio says how many times as long the other takes; "fastest" leaves out
-the FFT-DCT, which has a ratio of its own, and what few would write, which is under "other". Errors are
-relative (L2), against the specification in float64, with the noise given to both. An unsteady ratio was
-taken while other programs ran: take it again."""
+quantiles, each op timed in turn with all its baselines, each after one untimed call of its own (under
+--unsettled without it), noise and the set-up of the operator included, blur_std drawn for each sample. A
+ratio says how many times as long the other takes; "fastest" leaves out the FFT-DCT, which has a ratio of its
+own, and what few would write, which is under "other". Errors are relative (L2), against the specification in
+float64, with the noise given to both. An unsteady ratio was taken while other programs ran: take it again."""
 
 
 def goal(op: str, px: int) -> float | None:
