@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -72,16 +71,16 @@ class Schedule:
         """Writes JSON under a temporary name and renames it, so that a file is there whole or not."""
         content = {"format": _FORMAT, **asdict(self), "t": self.t, "length": self.length}
         target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name + ".", suffix=".tmp")
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with open(temporary, "w", encoding="utf-8") as file:
                 json.dump(content, file, indent=1)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
 
     @classmethod
