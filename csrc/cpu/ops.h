@@ -17,7 +17,7 @@ inline void finish(Plane& p, const Image& out, int64_t b, int64_t c, int64_t row
 }
 
 inline void loss(const LossArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
-  Plane p = carve(a.shape, 1, scratch, plan_h, plan_w, nullptr);
+  Plane p = carve(a.shape, 1, scratch, plan_h, plan_w);
   const double std = a.blur_std.at(b), weight = a.weight.at(b);
   stage(p, a.prediction, a.target, b, c);
   const Mask mask = loss_gains(p, 0.5 * std * std, a.floor);
@@ -48,7 +48,7 @@ SD_INLINE void inverse(Plane& p, const Image& out, int64_t b, int64_t c) {
 
 inline void transform(const TransformArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w,
                       void* scratch) {
-  Plane p = carve(a.shape, 1, scratch, plan_h, plan_w, nullptr);
+  Plane p = carve(a.shape, 1, scratch, plan_h, plan_w);
   if (a.inverse) {
     stage(p, a.in, Image{}, b, c);
     inverse(p, a.out, b, c);
@@ -59,7 +59,7 @@ inline void transform(const TransformArgs& a, int64_t b, int64_t c, const Plan* 
 }
 
 inline void mix(const MixArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
-  Plane p = carve(a.shape, 2, scratch, plan_h, plan_w, nullptr);
+  Plane p = carve(a.shape, 2, scratch, plan_h, plan_w);
   Plane total = p;
   total.s = p.s + p.hp * p.stride;
   const auto mask_row = [&](const Image& mask, int64_t i, int64_t j, int64_t n) {
@@ -98,7 +98,7 @@ inline void normal(const NormalArgs& a, int64_t b, int64_t begin, int64_t end, v
   }
 }
 
-inline int64_t scratch_bytes(int64_t h, int64_t w, int planes) { return layout(h, w, planes, true, nullptr, nullptr); }
+inline int64_t scratch_bytes(int64_t h, int64_t w, int planes) { return layout(h, w, planes, nullptr, nullptr); }
 
 const Kernels kernels = {SOFTDIFF_VL == 16 ? "avx512" : SOFTDIFF_VL == 8 ? "avx2" : "portable",
                          scratch_bytes, filter, loss, transform, mix, normal};

@@ -26,7 +26,7 @@ struct Plane {
 };
 
 // Bytes that `carve` takes. `planes` is 1, or 2 where an op accumulates a second plane.
-inline int64_t layout(int64_t h, int64_t w, int planes, bool own_plane, Plane* p, char* base) {
+inline int64_t layout(int64_t h, int64_t w, int planes, Plane* p, char* base) {
   const int64_t hp = round_up(h), wp = round_up(w), longest = hp > wp ? hp : wp;
   // A power-of-two stride would put a strip's rows into few cache sets.
   const int64_t stride = wp % 64 == 0 ? wp + 16 : wp;
@@ -45,15 +45,13 @@ inline int64_t layout(int64_t h, int64_t w, int planes, bool own_plane, Plane* p
   q.noise = take(kChunk + 4 * VL + 16);
   for (int i = 0; i < 3; ++i) q.gain_h[i] = take(hp);
   for (int i = 0; i < 3; ++i) q.gain_w[i] = take(wp);
-  q.s = own_plane ? take(hp * stride * planes) : nullptr;
+  q.s = take(hp * stride * planes);
   return used;
 }
 
-inline Plane carve(const Shape& shape, int planes, void* scratch, const Plan* plan_h, const Plan* plan_w,
-                   float* borrowed) {
+inline Plane carve(const Shape& shape, int planes, void* scratch, const Plan* plan_h, const Plan* plan_w) {
   Plane p;
-  layout(shape.h, shape.w, planes, borrowed == nullptr, &p, static_cast<char*>(scratch));
-  if (borrowed != nullptr) p.s = borrowed, p.stride = shape.w;
+  layout(shape.h, shape.w, planes, &p, static_cast<char*>(scratch));
   p.plan_h = plan_h, p.plan_w = plan_w;
   return p;
 }
