@@ -45,7 +45,11 @@ def image(op: str, name: str, value: Tensor, *, like: Tensor | None = None, uint
 def coefficient(
     op: str, name: str, value: float | Tensor, batch: int, device: torch.device, *, nonnegative: bool = True
 ) -> Tensor:
-    """A coefficient as the backends take it: a float32 or float64 tensor, [1] or [B], on the device."""
+    """A coefficient as the ops take it: a float32 or float64 tensor, [1] or [B], on the device.
+
+    A number stays in host memory, as float64 [1], where it becomes an argument of a kernel instead of a
+    launch of its own; a compiled graph, which would not be captured with it, has it on the device.
+    """
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(
@@ -64,7 +68,15 @@ def coefficient(
             value = value.float()
         return value if value.dim() == 1 else value.reshape(1)
     number(op, name, value, nonnegative=nonnegative)
-    return torch.full((1,), value, dtype=torch.float64, device=device)
+    where = device if torch.compiler.is_compiling() else "cpu"
+    return torch.full((1,), value, dtype=torch.float64, device=where)
+
+
+def on(value: Tensor, device: torch.device) -> Tensor:
+    """A coefficient on the device; a number that waits in host memory is filled in there, never copied."""
+    if value.device == device:
+        return value
+    return torch.full((1,), float(value[0]), dtype=value.dtype, device=device)
 
 
 def number(op: str, name: str, value: float, *, nonnegative: bool = True, most: float = math.inf) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from . import _arguments as args
 from . import _ops
 from .reference import momentum_coefficients
 
@@ -29,7 +30,7 @@ def wanted(*images: Tensor | None) -> bool:
 def per_sample(coefficient: Tensor, g: Tensor) -> Tensor:
     """`coefficient * g`, computed in float32 at least, in g's dtype."""
     dtype = torch.float64 if g.dtype == torch.float64 else torch.float32
-    return (coefficient.to(dtype).view(-1, 1, 1, 1) * g).to(g.dtype)
+    return (args.on(coefficient, g.device).to(dtype).view(-1, 1, 1, 1) * g).to(g.dtype)
 
 
 class Transform(Function):
@@ -127,7 +128,8 @@ class Step(Function):
         std_t, std_s, first, second = ctx.saved_tensors
         a, b = first, second
         if ctx.mode != "given":
-            a, _, b = momentum_coefficients(first, second, ctx.mode)
+            stds = args.on(first, g.device), args.on(second, g.device)
+            a, _, b = momentum_coefficients(*stds, ctx.mode)
         g_x = g_clean = g_noise = None
         if ctx.needs_input_grad[0]:
             g_x = per_sample(a, g)

@@ -59,7 +59,7 @@ def _coefficient(
     coefficient = args.coefficient(op, name, value, x.shape[0], x.device, nonnegative=nonnegative)
     if isinstance(value, Tensor) and not torch.compiler.is_compiling():
         args.values(op, name, coefficient, nonnegative=nonnegative)
-    return coefficient.to(dtype or _compute_dtype(x))
+    return args.on(coefficient, x.device).to(dtype or _compute_dtype(x))
 
 
 def _noise(key: NoiseKey | None, noise: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:

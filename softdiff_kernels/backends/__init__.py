@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import eager, native
+from . import eager, native, triton
 
 NAMES = ("reference", "native", "triton", "cuda")
 
 # What `auto` takes first on each kind of device. On the CPU the fused kernels beat the reference at every
 # size tried from 8 to 1024 px: blur, float32, one thread of an AMD EPYC with AVX-512, by 2.9 (509 px, a
-# prime, where the transform is dense) to 100 times (1024 px).
-_PREFERENCE = {"cpu": ("native",)}
+# prime, where the transform is dense) to 100 times (1024 px). On a GPU nothing has been measured yet.
+_PREFERENCE = {"cpu": ("native",), "cuda": ("triton",)}
+_FUSED: dict[str, Any] = {"native": native, "triton": triton}
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def backends() -> dict[str, Backend]:
 def _probe(name: str) -> tuple[bool, str]:
     if name == "reference":
         return True, "plain PyTorch, any device"
-    if name == "native":
-        return native.status()
-    return False, f"the {name} kernels are not part of this version; CUDA tensors take the reference"
+    if name in _FUSED:
+        return _FUSED[name].status()  # type: ignore[no-any-return]
+    return False, f"the {name} kernels are not part of this version"
 
 
 _forced: str | None = None
@@ -88,24 +88,24 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def _implementation(device: torch.device, tensors: tuple[Any, ...]) -> Any:
+def _implementation(op: str, device: torch.device, arguments: tuple[Any, ...]) -> Any:
     name = chosen()
-    if name == "reference" or device.type != "cpu" or (name != "native" and not _PREFERENCE["cpu"]):
-        return eager
-    return native if native.status()[0] and native.covers(tensors) else eager
+    names = _PREFERENCE.get(device.type, ()) if name == "auto" else (name,)
+    for fused in (_FUSED[n] for n in names if n in _FUSED):
+        if fused.covers(op, device, arguments) and fused.status()[0]:
+            return fused
+    return eager
 
 
 def dispatcher(op: str) -> Callable[..., Any]:
     """The function that `_ops.py` registers for an op."""
 
     def call(*args: Any) -> Any:
-        tensors: tuple[Any, ...] = args
-        if op == "spectral_mix":
-            tensors = (*args[0],)
-        elif op == "normal":
-            return getattr(_implementation(args[4], (args[3],)), op)(*args)
-        first = next(t for t in tensors if isinstance(t, Tensor))
-        return getattr(_implementation(first.device, tensors), op)(*args)
+        if op == "normal":
+            device = args[4]
+        else:
+            device = next(t for t in (args[0] if op == "spectral_mix" else args) if t is not None).device
+        return getattr(_implementation(op, device, args), op)(*args)
 
     call.__name__ = op
     return call

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import _arguments as args
 from .. import reference
 from ..noise import NoiseKey, key_rows, philox_normal
 
@@ -132,9 +133,9 @@ def soft_score_loss(
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     error = prediction.to(dtype) - target.to(dtype)
     twice = reference.blur(reference.blur(error, blur_std, floor=floor), blur_std, floor=floor)
-    factor = (
-        torch.full_like(loss, 2.0 * gradient_scale) if weight is None else weight * (2.0 * gradient_scale)
-    )
+    factor = torch.full_like(loss, 2.0 * gradient_scale)
+    if weight is not None:
+        factor = factor * args.on(weight, loss.device)
     return loss, _laid_out((factor.to(dtype).view(-1, 1, 1, 1) * twice).to(prediction.dtype), prediction)
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._memory import overlaps
+
 _CODES = {
     torch.float64: 0,
     torch.float32: 1,
@@ -57,12 +59,14 @@ def status() -> tuple[bool, str]:
     return module is not None, reason
 
 
-def covers(arguments: Sequence[object]) -> bool:
-    """Whether no image among the arguments is float64. (Coefficients, of one axis, may be.)"""
-    return not any(
-        a is torch.float64 or (isinstance(a, Tensor) and a.dtype == torch.float64 and a.dim() == 4)
-        for a in arguments
-    )
+def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
+    """Whether the call is on the CPU, with no float64 image. (Coefficients, of one axis, may be float64.)"""
+    if device.type != "cpu":
+        return False
+    if op == "normal":
+        return arguments[3] is not torch.float64
+    images = arguments[0] if op == "spectral_mix" else arguments
+    return not any(isinstance(a, Tensor) and a.dtype == torch.float64 and a.dim() == 4 for a in images)
 
 
 def _image(x: Tensor | None) -> tuple[int, ...] | None:
@@ -188,31 +192,12 @@ def _step(
 
 def step_out(*args: Any) -> None:
     out, images = args[-1], (args[0], args[1], args[10])
-    if any(_overlaps(out, x) for x in images if x is not None):
+    if any(overlaps(out, x) for x in images if x is not None):
         out.copy_(step(*args[:-1]))
         return
     _step(*args)
     if not out.is_inference():  # autograd cannot see what is written through an address
         torch.autograd.graph.increment_version(out)
-
-
-def _span(x: Tensor) -> tuple[int, int]:
-    """The addresses from x's first byte to past its last; strides are never negative."""
-    start = x.data_ptr()
-    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-    return start, start + (last + 1) * x.element_size() if x.numel() else start
-
-
-def _overlaps(out: Tensor, x: Tensor) -> bool:
-    """Whether writing `out` could change elements of `x` that are still to be read.
-
-    The same memory in the same order is fine: each plane is read before it is written. Addresses are
-    compared, not storages: two tensors made from one numpy array share none.
-    """
-    (start, end), (x_start, x_end) = _span(out), _span(x)
-    if end <= x_start or x_end <= start:
-        return False
-    return start != x_start or out.stride() != x.stride() or out.dtype != x.dtype
 
 
 def soft_score_loss(

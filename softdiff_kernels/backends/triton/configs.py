@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The static table of configurations, and what it says for a call: which form, tile, warps and stages.
+
+`configs.json` has one entry for each architecture, op, precision ("split": all digits of float32; "single":
+float16's) and size. `tune.py` regenerates it on a GPU and records which; until then, `aot.py --choose` has
+picked, from machine code alone, the entry with no stack and the fewest instructions for a pixel.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TABLE = Path(__file__).with_name("configs.json")
+OPS = ("corrupt", "step", "soft_score_loss", "dct2", "spectral_mix")
+# Planes up to this many pixels a side, padded to powers of two, are one tile; `staged.py` takes larger ones.
+LARGEST_TILE = 64
+PIXELS = (256, 512, 1024, 2048, 4096)
+TILE = 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one kernel is compiled; bk (the depth of a step of `staged.product`) is 0 where a plane is a tile."""
+
+    warps: int
+    stages: int
+    bk: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call of given size runs: sizes (H, W and both padded) and the kernel's configuration."""
+
+    sizes: tuple[int, int, int, int]
+    config: Config
+
+    @property
+    def staged(self) -> bool:
+        return self.config.bk != 0
+
+
+def architecture(device: torch.device) -> str:
+    """The table's name for a device: "sm_90" and so on, "amd", or "interpreter"."""
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return "amd"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The table's own name, or the newest NVIDIA architecture in it that is not newer."""
+    if name in known:
+        return name
+    if not name.startswith("sm_"):
+        return "sm_80"
+    older = [k for k in known if k.startswith("sm_") and int(k[3:]) <= int(name[3:])]
+    return max(older, key=lambda k: int(k[3:])) if older else "sm_80"
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, Any]:
+    return json.loads(TABLE.read_text())["architectures"]  # type: ignore[no-any-return]
+
+
+def padded(n: int) -> int:
+    """A tile's side for n pixels: a power of two, which tl.dot wants to be at least 16."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def sizes_of(height: int, width: int) -> tuple[int, int, int, int]:
+    """(H, W, padded H, padded W)."""
+    if max(height, width) <= LARGEST_TILE:
+        return height, width, padded(height), padded(width)
+    return height, width, -(-height // TILE) * TILE, -(-width // TILE) * TILE
+
+
+def entry_name(op: str, split: bool, sizes: tuple[int, int, int, int]) -> str:
+    """The table's key for an op, a precision and sizes."""
+    form = str(sizes[2] * sizes[3]) if max(sizes[:2]) <= LARGEST_TILE else "staged"
+    return f"{op}/{'split' if split else 'single'}/{form}"
+
+
+@lru_cache(maxsize=4096)
+def plan(op: str, height: int, width: int, arch: str, split: bool) -> Plan:
+    """What the table says for an op on images [.., height, width]."""
+    sizes = sizes_of(height, width)
+    entries = _table()[nearest(arch, list(_table()))]
+    return Plan(sizes, Config(**entries[entry_name(op, split, sizes)]))

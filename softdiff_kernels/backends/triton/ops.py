@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ops' arguments made into launches. `_ops.py` says what each argument is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import _arguments as args
+from .._memory import overlaps
+from . import configs
+from .kernels.corrupt import corrupt_kernel
+from .launch import FAST, Argument, launch
+from .kernels.loss import loss_kernel
+from .kernels.mix import mix_kernel
+from .kernels.noise import normal_kernel
+from .run import MOST_CHANNELS_IN_A_PROGRAM, energies_shape, run
+from .kernels.step import step_kernel
+from .kernels.transform import transform_kernel
+
+_RULES = {"given": 0, "large": 1, "small": 2}
+_ABSENT = (0, 0, 0, 0)
+_NORMALS = (16, 256)  # rows and columns of a program of `normal_kernel`
+
+
+def _number(c: Tensor) -> float | None:
+    """A coefficient that is a number in host memory; None where it has to be read on the device."""
+    return float(c[0]) if c.device.type == "cpu" and c.shape[0] == 1 else None
+
+
+def _pointer(c: Tensor, device: torch.device) -> tuple[Tensor, int]:
+    return args.on(c, device), c.stride(0) if c.shape[0] > 1 else 0
+
+
+def _coefficient(c: Tensor | None) -> tuple[Argument, int]:
+    """What `device.coefficient` takes: (number, -1), (tensor, step) or (None, -1)."""
+    if c is None:
+        return None, -1
+    value = _number(c)
+    return _pointer(c, c.device) if value is None else (value, -1)
+
+
+def _tau(c: Tensor) -> tuple[Argument, int]:
+    value = _number(c)
+    return _pointer(c, c.device) if value is None else (0.5 * value * value, -1)
+
+
+def _check(op: str, *named: tuple[str, Tensor | None], signed: str = "") -> None:
+    """The values of coefficients in host memory, which nobody has looked at yet; `signed` may be negative."""
+    for name, value in named:
+        if value is not None and value.device.type == "cpu":
+            args.values(op, name, value, nonnegative=name != signed)
+
+
+def _key(key: Sequence[int], rows: Tensor | None) -> tuple[tuple[Argument, ...], int, bool]:
+    """((rows, seed, stream, draw), the rows' step, whether there is a key)."""
+    if rows is not None:
+        return (rows.contiguous(), 0, 0, 0), 3 if rows.shape[0] > 1 else 0, True
+    return (None, *(key or (0, 0, 0))), -1, bool(key)
+
+
+def _layout(x: Tensor | None) -> tuple[int, ...]:
+    return _ABSENT if x is None else tuple(x.stride())
+
+
+def _relaxed() -> bool:
+    return torch.get_float32_matmul_precision() == "medium"
+
+
+def _split(image: Tensor) -> bool:
+    """Whether products keep all digits: not for bfloat16, whose rounding is coarser, nor at "medium"."""
+    return image.dtype != torch.bfloat16 and not _relaxed()
+
+
+def _plan(op: str, x: Tensor, split: bool) -> configs.Plan:
+    return configs.plan(op, x.shape[2], x.shape[3], configs.architecture(x.device), split)
+
+
+def dct2(x: Tensor, inverse: bool) -> Tensor:
+    out = torch.empty_like(x)
+    split = _split(x)
+    plan = _plan("dct2", x, split)
+    constants = (plan.sizes, _layout(x), _layout(out))
+    run(transform_kernel, plan, x, (x, out), constants, (split, inverse), groups=2)
+    return out
+
+
+def blur(x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Tensor:
+    _check("blur", ("blur_std", blur_std), ("scale", scale), signed="scale")
+    out = torch.empty_like(x)
+    _corrupt(x, blur_std, None, scale, floor, [], None, None, out, None)
+    return out
+
+
+def corrupt(
+    x0: Tensor,
+    blur_std: Tensor,
+    noise_std: Tensor,
+    scale: Tensor | None,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    _check("corrupt", ("blur_std", blur_std), ("noise_std", noise_std), ("scale", scale), signed="scale")
+    out = torch.empty_like(x0, dtype=torch.float32) if x0.dtype == torch.uint8 else torch.empty_like(x0)
+    rest = torch.empty_like(out) if residual else None
+    _corrupt(x0, blur_std, noise_std, scale, floor, key, rows, noise, out, rest)
+    return out, out.new_empty(0) if rest is None else rest
+
+
+def _corrupt(
+    x: Tensor,
+    blur_std: Tensor,
+    noise_std: Tensor | None,
+    scale: Tensor | None,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    out: Tensor,
+    rest: Tensor | None,
+) -> None:
+    split = _split(x)
+    plan = _plan("corrupt", x, split)
+    std, std_step = _tau(blur_std)
+    sigma, sigma_step = _coefficient(noise_std)
+    factor, factor_step = _coefficient(scale)
+    named, key_step, keyed = _key(key, rows)
+    arguments = (x, out, rest, noise, std, sigma, factor, *named, float(floor))
+    steps = (std_step, sigma_step, factor_step, key_step)
+    layouts = (_layout(x), _layout(out), _layout(rest), _layout(noise))
+    run(corrupt_kernel, plan, x, arguments, ((plan.sizes, steps, *layouts, keyed, FAST),), (split,))
+
+
+def step(
+    x_t: Tensor | None,
+    x0_hat: Tensor,
+    blur_std_t: Tensor,
+    blur_std_s: Tensor,
+    first: Tensor,
+    second: Tensor,
+    rule: str,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+) -> Tensor:
+    out = torch.empty_like(x0_hat if x_t is None else x_t)
+    _step(x_t, x0_hat, blur_std_t, blur_std_s, first, second, rule, floor, key, rows, noise, out)
+    return out
+
+
+def step_out(*arguments: Any) -> None:
+    out, images = arguments[-1], (arguments[0], arguments[1], arguments[10])
+    if any(overlaps(out, x) for x in images if x is not None):
+        out.copy_(step(*arguments[:-1]))
+        return
+    _step(*arguments)
+    if not out.is_inference():  # autograd cannot see what is written through an address
+        torch.autograd.graph.increment_version(out)
+
+
+def _check_step(std_t: Tensor, std_s: Tensor, first: Tensor, second: Tensor, rule: str) -> None:
+    if rule == "given":
+        op, names = "reverse_step", ("a", "b")
+    else:
+        op, names = "momentum_step", ("noise_std_t", "noise_std_s")
+    _check(
+        op,
+        ("blur_std_t", std_t),
+        ("blur_std_s", std_s),
+        (names[0], first),
+        (names[1], second),
+        signed="a",
+    )
+    if rule != "given":
+        args.ordered(op, "blur_std_s", std_s, "blur_std_t", std_t)
+        args.ordered(op, "noise_std_s", second, "noise_std_t", first)
+
+
+def _blurs(std_t: Tensor, std_s: Tensor, device: torch.device) -> tuple[Argument, Argument, int, int]:
+    """Both blurs as `device.exponents` takes them; two numbers are combined here, in float64."""
+    t, s = _number(std_t), _number(std_s)
+    if t is not None and s is not None:
+        return 0.5 * (t - s) * (t + s), 0.5 * min(t, s) ** 2, -1, -1
+    (t_at, t_step), (s_at, s_step) = _pointer(std_t, device), _pointer(std_s, device)
+    return t_at, s_at, t_step, s_step
+
+
+def _weights(
+    first: Tensor, second: Tensor, rule: str, device: torch.device
+) -> tuple[Argument, Argument, float, int, int]:
+    """keep, inject and 1 - keep of two numbers, in float64; or where both stand on the device."""
+    t, s = _number(first), _number(second)
+    if t is None or s is None:
+        (first_at, first_step), (second_at, second_step) = _pointer(first, device), _pointer(second, device)
+        return first_at, second_at, 0.0, first_step, second_step
+    if rule == "given":
+        return t, s, 1.0 - t, -1, -1
+    if t == 0:
+        return 1.0, 0.0, 0.0, -1, -1
+    ratio, gap = s / t, (t - s) * (t + s)
+    inject = math.sqrt(max(gap, 0.0)) * (ratio if rule == "small" else 1.0)
+    return ratio * ratio, inject, gap / (t * t), -1, -1
+
+
+def _step(
+    x_t: Tensor | None,
+    x0_hat: Tensor,
+    blur_std_t: Tensor,
+    blur_std_s: Tensor,
+    first: Tensor,
+    second: Tensor,
+    rule: str,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    out: Tensor,
+) -> None:
+    _check_step(blur_std_t, blur_std_s, first, second, rule)
+    split = _split(out)
+    plan = _plan("step", out, split)
+    std_t, std_s, t_step, s_step = _blurs(blur_std_t, blur_std_s, out.device)
+    keep, inject, rest, keep_step, inject_step = _weights(first, second, rule, out.device)
+    named, key_step, keyed = _key(key, rows)
+    arguments = (x_t, x0_hat, out, noise, std_t, std_s, keep, inject, rest, *named, float(floor))
+    steps = (t_step, s_step, keep_step, inject_step, key_step)
+    layouts = (_layout(x_t), _layout(x0_hat), _layout(out), _layout(noise))
+    static = (plan.sizes, steps, *layouts, keyed, FAST, _RULES[rule])
+    run(step_kernel, plan, out, arguments, (static,), (split,))
+
+
+def soft_score_loss(
+    prediction: Tensor,
+    target: Tensor,
+    blur_std: Tensor,
+    weight: Tensor | None,
+    floor: float,
+    gradient_scale: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    _check("soft_score_loss", ("blur_std", blur_std), ("weight", weight))
+    # The loss is float32 for every image, and keeps float32's digits.
+    split = not _relaxed()
+    plan = _plan("soft_score_loss", prediction, split)
+    slope = torch.empty_like(prediction) if gradient else None
+    energies = prediction.new_empty(energies_shape(plan, prediction), dtype=torch.float32)
+    std, std_step = _tau(blur_std)
+    factor, factor_step = _coefficient(weight)
+    arguments = (prediction, target, slope, std, factor, energies, float(floor), float(gradient_scale))
+    layouts = (_layout(prediction), _layout(target), _layout(slope))
+    static = (plan.sizes, (std_step, factor_step), *layouts)
+    channels = prediction.shape[1] if prediction.shape[1] <= MOST_CHANNELS_IN_A_PROGRAM else 1
+    run(loss_kernel, plan, prediction, arguments, (static,), (split,), channels=channels)
+    loss = energies.view(-1) if energies.numel() == prediction.shape[0] else energies.sum(1)
+    return loss, prediction.new_empty(0) if slope is None else slope
+
+
+def spectral_mix(
+    inputs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    noise_mask: Tensor | None,
+    key: Sequence[int],
+    rows: Tensor | None,
+) -> Tensor:
+    out = torch.empty_like(inputs[0])
+    split = _split(out)
+    plan = _plan("spectral_mix", out, split)
+    named, key_step, keyed = _key(key, rows)
+    absent = [None] * (4 - len(inputs))
+    images = [*inputs, *absent]
+    spread = [*(m.expand(out.shape) for m in masks), *absent]
+    noisy = noise_mask.expand(out.shape) if noise_mask is not None and keyed else None
+    arguments = (*images, *spread, noisy, out, *named)
+    layouts = tuple(map(_layout, (*images, *spread, noisy, out)))
+    run(
+        mix_kernel,
+        plan,
+        out,
+        arguments,
+        (plan.sizes, *layouts, key_step, FAST),
+        (split,),
+        groups=1,
+        totals=True,
+    )
+    return out
+
+
+def normal(
+    shape: Sequence[int], key: Sequence[int], rows: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    out = torch.empty(list(shape), dtype=dtype, device=device)
+    if out.numel() == 0:
+        return out
+    batch = shape[0]
+    count = out.numel() // batch
+    parts = -(-count // math.prod(_NORMALS))
+    named, key_step, _ = _key(key, rows)
+    arguments = (out, *named, count, parts)
+    launch(normal_kernel, device, (batch * parts, 1), arguments, (key_step, *_NORMALS, FAST), 4)
+    return out
