@@ -8,7 +8,6 @@ the tests).
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from functools import lru_cache
@@ -74,39 +73,49 @@ def status() -> tuple[bool, str]:
     return True, f"{how} ({reason}), {_COVERED}"
 
 
-@lru_cache(maxsize=16)
-def _capable(device: torch.device) -> bool:
+@lru_cache(maxsize=64)
+def _takes(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return interpreted()
+    if device.type != "cuda":
+        return False
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= OLDEST_CAPABILITY
 
 
 def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
     """Whether the kernels take a call; what they do not take goes to the reference."""
-    if device.type == "cpu":
-        if not interpreted():
-            return False
-    elif device.type != "cuda" or not _capable(device):
+    if not _takes(device):
         return False
     if op == "normal":
         return arguments[3] is not torch.float64
-    images = [a for a in arguments if isinstance(a, Tensor) and a.dim() == 4]
     if op == "spectral_mix":
-        images = list(arguments[0])
-        if len(images) > MOST_INPUTS or any(m.dtype == torch.float64 for m in arguments[1]):
+        inputs, masks, noise_mask = arguments[:3]
+        if len(inputs) > MOST_INPUTS or any(m.dtype is torch.float64 for m in (*masks, noise_mask) if m is not None):
             return False
-        if isinstance(arguments[2], Tensor) and arguments[2].dtype == torch.float64:
-            return False
-    shape = images[0].shape
+        arguments = inputs
+    image = None
+    for a in arguments:
+        if isinstance(a, Tensor) and a.dim() == 4:
+            if a.dtype is torch.float64:
+                return False
+            image = a
+    if image is None:
+        return False
+    batch, channels, height, width = image.shape
     return (
-        all(x.dtype != torch.float64 for x in images)
-        and max(shape[2], shape[3]) <= LARGEST_SIDE
-        and 0 < math.prod(shape[1:]) < 2**31
-        and shape[0] > 0
+        0 < height <= LARGEST_SIDE
+        and 0 < width <= LARGEST_SIDE
+        and batch > 0
+        and 0 < channels * height * width < 2**31
     )
 
 
 def __getattr__(name: str) -> Any:
-    """The ops, as `backends` calls them."""
+    """The ops, as `backends` calls them; kept here once found."""
+    if name.startswith("_"):
+        raise AttributeError(name)
     module, reason = _load()
     if module is None:
         raise AttributeError(f"{name}: {reason}")
-    return getattr(module, name)
+    globals()[name] = getattr(module, name)
+    return globals()[name]

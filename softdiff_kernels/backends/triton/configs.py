@@ -45,6 +45,7 @@ class Plan:
         return self.config.bk != 0
 
 
+@lru_cache(maxsize=64)
 def architecture(device: torch.device) -> str:
     """The table's name for a device: "sm_90" and so on, "amd", or "interpreter"."""
     if device.type != "cuda":

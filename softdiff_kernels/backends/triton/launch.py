@@ -8,15 +8,19 @@ by `aot.py`: no value of an integer is ever compiled in. The compiled kernel tak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton import knobs
 from triton.compiler import ASTSource
+from triton.runtime import driver
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
+INTERPRETED = bool(knobs.runtime.interpret)
 # The fast variants are PTX and libdevice, which neither the interpreter nor an AMD GPU has.
 FAST = not INTERPRETED and torch.version.hip is None
 
@@ -28,22 +32,57 @@ _TYPES = {
     torch.uint8: "*u8",
     torch.int64: "*i64",
 }
+_ALIGNED = {dtype: name + "!" for dtype, name in _TYPES.items()}
 _HINT = [["tt.divisibility", 16]]
 
 Argument = Tensor | int | float | None
+Kinds = tuple[str, ...]
 _kernels: dict[Any, Any] = {}
 
 
-def signature_of(arguments: Sequence[Argument]) -> tuple[str, ...]:
-    """Triton's type of each argument, "!" after a pointer that 16 divides; "none" for one that is absent."""
-    kinds = []
+@dataclass(frozen=True)
+class Launch:
+    """One launch as `recording` keeps it."""
+
+    kernel: Any
+    grid: tuple[int, int]
+    kinds: Kinds
+    constants: tuple[Any, ...]
+    warps: int
+    stages: int
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Inside, launches are written down instead of made: what a call would compile and enqueue."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def describe(arguments: Sequence[Argument]) -> tuple[Kinds, list[Any]]:
+    """Triton's type of each argument ("!" after a pointer that 16 divides, "none" for one that is absent), and
+    what a compiled kernel is given: addresses for tensors.
+    """
+    kinds, values = [], []
     for a in arguments:
-        if isinstance(a, Tensor):
-            kind = _TYPES[a.dtype]
-            kinds.append(kind + "!" if a.data_ptr() % 16 == 0 else kind)
+        if a is None:
+            kinds.append("none")
+            values.append(a)
+        elif isinstance(a, Tensor):
+            address = a.data_ptr()
+            kinds.append(_ALIGNED[a.dtype] if address & 15 == 0 else _TYPES[a.dtype])
+            values.append(address)
         else:
-            kinds.append("none" if a is None else "i64" if isinstance(a, int) else "fp32")
-    return tuple(kinds)
+            kinds.append("i64" if isinstance(a, int) else "fp32")
+            values.append(a)
+    return tuple(kinds), values
 
 
 def source(kernel: Any, kinds: Sequence[str], constants: Sequence[Any]) -> ASTSource:
@@ -67,33 +106,50 @@ def options(warps: int, stages: int) -> dict[str, Any]:
     return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
+def immediate() -> bool:
+    """Whether `launch` needs the arguments themselves: to interpret the kernel, or to write it down."""
+    return INTERPRETED or _recorded is not None
+
+
 def launch(
     kernel: Any,
-    device: torch.device,
     grid: tuple[int, int],
     arguments: Sequence[Argument],
     constants: tuple[Any, ...],
     warps: int,
     stages: int = 2,
 ) -> None:
-    """Enqueues `kernel` over `grid` on the device's current stream."""
-    if INTERPRETED:
+    """Enqueues `kernel` over `grid` on the current stream of the current device, which is the arguments'."""
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, grid, describe(arguments)[0], constants, warps, stages))
+    elif INTERPRETED:
         kernel[(*grid, 1)](*arguments, *constants)
-        return
-    kinds = signature_of(arguments)
-    key = (kernel, kinds, constants, warps, stages, device.index)
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            _enqueue(key, grid, arguments)
     else:
-        _enqueue(key, grid, arguments)
+        kinds, values = describe(arguments)
+        enqueue(compiled(kernel, kinds, constants, warps, stages), grid, (*values, *constants))
 
 
-def _enqueue(key: Any, grid: tuple[int, int], arguments: Sequence[Argument]) -> None:
-    compiled = _kernels.get(key)
-    if compiled is None:
-        kernel, kinds, constants, warps, stages, _ = key
-        compiled = triton.compile(source(kernel, kinds, constants), options=options(warps, stages))
-        _kernels[key] = compiled
-    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    compiled[(*grid, 1)](*values, *key[2])
+def compiled(kernel: Any, kinds: Kinds, constants: tuple[Any, ...], warps: int, stages: int) -> Any:
+    """The kernel compiled for the current device and loaded there."""
+    key = (kernel, kinds, constants, warps, stages, driver.active.get_current_device())
+    found = _kernels.get(key)
+    if found is None:
+        found = triton.compile(source(kernel, kinds, constants), options=options(warps, stages))
+        _kernels[key] = found
+    return found
+
+
+def enqueue(kernel: Any, grid: tuple[int, int], values: Sequence[Any]) -> None:
+    """Enqueues a compiled kernel; `values` for all its parameters, constants too."""
+    if knobs.runtime.launch_enter_hook is not None or knobs.runtime.launch_exit_hook is not None:
+        kernel[(*grid, 1)](*values)  # a profiler listens
+        return
+    active = driver.active
+    stream = active.get_current_stream(active.get_current_device())
+    run = kernel.run  # loads the kernel at its first use, which is what sets `function`
+    run(grid[0], grid[1], 1, stream, kernel.function, kernel.packed_metadata, None, None, None, *values)
+
+
+def forget() -> None:
+    """Drops the compiled kernels."""
+    _kernels.clear()

@@ -18,18 +18,18 @@ from .launch import FAST, Argument, launch
 from .kernels.loss import loss_kernel
 from .kernels.mix import mix_kernel
 from .kernels.noise import normal_kernel
-from .run import MOST_CHANNELS_IN_A_PROGRAM, energies_shape, run
+from .run import MOST_CHANNELS_IN_A_PROGRAM, energies_shape, on_device, run
 from .kernels.step import step_kernel
 from .kernels.transform import transform_kernel
 
 _RULES = {"given": 0, "large": 1, "small": 2}
 _ABSENT = (0, 0, 0, 0)
-_NORMALS = (16, 256)  # rows and columns of a program of `normal_kernel`
+NORMALS = (32, 256)  # rows and columns of a program of `normal_kernel`
 
 
 def _number(c: Tensor) -> float | None:
     """A coefficient that is a number in host memory; None where it has to be read on the device."""
-    return float(c[0]) if c.device.type == "cpu" and c.shape[0] == 1 else None
+    return c.item() if c.is_cpu and c.numel() == 1 else None  # type: ignore[return-value]
 
 
 def _pointer(c: Tensor, device: torch.device) -> tuple[Tensor, int]:
@@ -52,7 +52,11 @@ def _tau(c: Tensor) -> tuple[Argument, int]:
 def _check(op: str, *named: tuple[str, Tensor | None], signed: str = "") -> None:
     """The values of coefficients in host memory, which nobody has looked at yet; `signed` may be negative."""
     for name, value in named:
-        if value is not None and value.device.type == "cpu":
+        if value is None or not value.is_cpu:
+            continue
+        if value.numel() == 1:
+            args.number(op, name, value.item(), nonnegative=name != signed)
+        else:
             args.values(op, name, value, nonnegative=name != signed)
 
 
@@ -67,13 +71,9 @@ def _layout(x: Tensor | None) -> tuple[int, ...]:
     return _ABSENT if x is None else tuple(x.stride())
 
 
-def _relaxed() -> bool:
-    return torch.get_float32_matmul_precision() == "medium"
-
-
 def _split(image: Tensor) -> bool:
-    """Whether products keep all digits: not for bfloat16, whose rounding is coarser, nor at "medium"."""
-    return image.dtype != torch.bfloat16 and not _relaxed()
+    """Whether products keep all digits: not for bfloat16, whose rounding is coarser than float16's."""
+    return image.dtype != torch.bfloat16
 
 
 def _plan(op: str, x: Tensor, split: bool) -> configs.Plan:
@@ -82,7 +82,7 @@ def _plan(op: str, x: Tensor, split: bool) -> configs.Plan:
 
 def dct2(x: Tensor, inverse: bool) -> Tensor:
     out = torch.empty_like(x)
-    split = _split(x)
+    split = True  # the mean's coefficient is too large beside the others to be rounded with them
     plan = _plan("dct2", x, split)
     constants = (plan.sizes, _layout(x), _layout(out))
     run(transform_kernel, plan, x, (x, out), constants, (split, inverse), groups=2)
@@ -126,7 +126,7 @@ def _corrupt(
     out: Tensor,
     rest: Tensor | None,
 ) -> None:
-    split = _split(x)
+    split = _split(x) or rest is not None  # a residual may be far smaller than the image
     plan = _plan("corrupt", x, split)
     std, std_step = _tau(blur_std)
     sigma, sigma_step = _coefficient(noise_std)
@@ -180,8 +180,14 @@ def _check_step(std_t: Tensor, std_s: Tensor, first: Tensor, second: Tensor, rul
         signed="a",
     )
     if rule != "given":
-        args.ordered(op, "blur_std_s", std_s, "blur_std_t", std_t)
-        args.ordered(op, "noise_std_s", second, "noise_std_t", first)
+        for low, s, high, t in (
+            ("blur_std_s", std_s, "blur_std_t", std_t),
+            ("noise_std_s", second, "noise_std_t", first),
+        ):
+            if s.numel() == t.numel() == 1 and s.is_cpu and t.is_cpu:
+                args.ordered_numbers(op, low, s.item(), high, t.item())
+            else:
+                args.ordered(op, low, s, high, t)
 
 
 def _blurs(std_t: Tensor, std_s: Tensor, device: torch.device) -> tuple[Argument, Argument, int, int]:
@@ -248,7 +254,7 @@ def soft_score_loss(
 ) -> tuple[Tensor, Tensor]:
     _check("soft_score_loss", ("blur_std", blur_std), ("weight", weight))
     # The loss is float32 for every image, and keeps float32's digits.
-    split = not _relaxed()
+    split = True
     plan = _plan("soft_score_loss", prediction, split)
     slope = torch.empty_like(prediction) if gradient else None
     energies = prediction.new_empty(energies_shape(plan, prediction), dtype=torch.float32)
@@ -301,8 +307,11 @@ def normal(
         return out
     batch = shape[0]
     count = out.numel() // batch
-    parts = -(-count // math.prod(_NORMALS))
+    tile = math.prod(NORMALS)
+    parts = -(-count // tile)
+    grain = next(g for g in (tile, 4, 1) if count % g == 0)
     named, key_step, _ = _key(key, rows)
     arguments = (out, *named, count, parts)
-    launch(normal_kernel, device, (batch * parts, 1), arguments, (key_step, *_NORMALS, FAST), 4)
+    with on_device(out.device):
+        launch(normal_kernel, (batch * parts, 1), arguments, (grain, key_step, *NORMALS, FAST), 4)
     return out

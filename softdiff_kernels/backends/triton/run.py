@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .configs import TILE, Plan
-from .launch import Argument, launch
-from .tables import table
+from .launch import Argument, compiled, describe, enqueue, immediate, launch
+from .tables import capturing, table
 
 # A sample's loss is summed by one program over this many channels; with more, over programs, by torch.
 MOST_CHANNELS_IN_A_PROGRAM = 8
@@ -20,7 +21,7 @@ _PROGRAMS_A_MULTIPROCESSOR = 2
 
 
 @lru_cache(maxsize=16)
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     """How many the device has; 2 under the interpreter, so that small tests see both forms."""
     if device.type != "cuda":
         return 2
@@ -29,7 +30,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 def _fused(plan: Plan, x: Tensor) -> bool:
     """Whether a program takes whole planes: where there are enough of them to occupy the GPU."""
-    return x.shape[0] * x.shape[1] >= _multiprocessors(x.device)
+    return x.shape[0] * x.shape[1] >= multiprocessors(x.device)
 
 
 def energies_shape(plan: Plan, x: Tensor) -> tuple[int, int]:
@@ -38,6 +39,19 @@ def energies_shape(plan: Plan, x: Tensor) -> tuple[int, int]:
     if not plan.staged:
         return batch, 1 if channels <= MOST_CHANNELS_IN_A_PROGRAM else channels
     return batch, channels if _fused(plan, x) else channels * (plan.sizes[3] // TILE)
+
+
+_HERE = nullcontext()
+
+
+def on_device(device: torch.device) -> Any:
+    """A context that makes the device current, where it is not."""
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if elsewhere else _HERE
+
+
+# Of a call whose planes are tiles: the compiled kernel, its grid, and the values that follow the arguments'.
+_ready: dict[Any, tuple[Any, tuple[int, int], tuple[Any, ...], Any]] = {}
 
 
 def run(
@@ -56,26 +70,53 @@ def run(
     (channels, tiling), tail. groups: how many launches a small batch of large planes takes (1: always one).
     totals: whether the kernel keeps float32 planes of its own. channels: of a sample, in one program.
     """
+    device = x.device
+    with on_device(device):
+        if plan.staged:
+            _run_staged(kernel, plan, x, arguments, head, tail, groups, totals)
+            return
+        batch, depth = x.shape[0], x.shape[1]
+        if not immediate():
+            kinds, values = describe(arguments)
+            key = (kernel, kinds, head, tail, batch, depth, channels, device)
+            ready = _ready.get(key)
+            if ready is not None:
+                enqueue(ready[0], ready[1], (*values, *ready[2]))
+                return
+        height, width, rows, columns = plan.sizes
+        tables = (table(height, rows, device), table(width, columns, device))
+        grid, constants = (batch, depth // channels), (*head, depth, (channels,), *tail)
+        after = (*tables, batch * depth, None, None)
+        config = plan.config
+        launch(kernel, grid, (*arguments, *after), constants, config.warps, config.stages)
+        if not immediate() and not capturing(device):
+            more, addresses = describe(after)
+            found = compiled(kernel, (*kinds, *more), constants, config.warps, config.stages)
+            # The tables are held, so that their addresses stay theirs.
+            _ready[key] = found, grid, (*addresses, *constants), tables
+
+
+def forget() -> None:
+    """Drops what is ready to be launched."""
+    _ready.clear()
+
+
+def _run_staged(
+    kernel: Any,
+    plan: Plan,
+    x: Tensor,
+    arguments: tuple[Argument, ...],
+    head: tuple[Any, ...],
+    tail: tuple[Any, ...],
+    groups: int,
+    totals: bool,
+) -> None:
     device, (batch, depth, *_) = x.device, x.shape
     height, width, rows, columns = plan.sizes
     tables = (table(height, rows, device), table(width, columns, device))
-    planes, config = batch * depth, plan.config
-    if not plan.staged:
-        grid, tiling = (batch, depth // channels), (channels,)
-        constants = (*head, depth, tiling, *tail)
-        launch(
-            kernel,
-            device,
-            grid,
-            (*arguments, *tables, planes, None, None),
-            constants,
-            config.warps,
-            config.stages,
-        )
-        return
-    side = max(rows, columns)
+    planes, side, config = batch * depth, max(rows, columns), plan.config
     if groups == 1 or _fused(plan, x):
-        programs = min(planes, _PROGRAMS_A_MULTIPROCESSOR * _multiprocessors(device))
+        programs = min(planes, _PROGRAMS_A_MULTIPROCESSOR * multiprocessors(device))
         per_program = 2 * rows * columns + 2 * side * TILE
         steps = [((programs, 1), 0)]
         extra = torch.empty(programs * rows * columns if totals else 0, dtype=torch.float32, device=device)
@@ -86,12 +127,6 @@ def run(
         extra = torch.empty(planes, dtype=torch.float32, device=device)
     scratch = torch.empty(programs * per_program, dtype=torch.float16, device=device)
     for grid, group in steps:
-        launch(
-            kernel,
-            device,
-            grid,
-            (*arguments, *tables, planes, scratch, extra),
-            (*head, depth, (TILE, config.bk, group), *tail),
-            config.warps,
-            config.stages,
-        )
+        constants = (*head, depth, (TILE, config.bk, group), *tail)
+        everything = (*arguments, *tables, planes, scratch, extra)
+        launch(kernel, grid, everything, constants, config.warps, config.stages)

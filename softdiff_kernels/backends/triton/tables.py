@@ -13,6 +13,11 @@ from .kernels.device import TABLE_GAIN
 _tables: dict[tuple[int, int, torch.device], Tensor] = {}
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether what is allocated now belongs to a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def table(n: int, padded: int, device: torch.device) -> Tensor:
     """64 D of the DCT-II of length n as float16 [2, padded, padded]: high and low, D = (high + low) / 64.
 
@@ -23,7 +28,7 @@ def table(n: int, padded: int, device: torch.device) -> Tensor:
     found = _tables.get(key)
     if found is None:
         found = _build(n, padded, device)
-        if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if not capturing(device):
             _tables[key] = found
     return found
 

@@ -56,9 +56,8 @@ def box_muller(r, q, FAST: tl.constexpr):
     """Two normals from two words, each within 2e-6 of exact arithmetic (`noise.py`).
 
     Where u is near 1, float32 holds neither it nor, then, its logarithm: the last 2^-7 take a series in
-    1 - u, formed exactly from the integer. The angle is turned into b = pi/2 - |theta| (in integers, so that
-    nothing is lost), whose sine and cosine are the cosine and, but for the sign, the sine of theta; both are
-    polynomials on [-pi/2, pi/2], within 2.2e-7. The hardware's own are off by 4e-7, which the largest radius,
+    1 - u, formed exactly from the integer. The angle is turned into b = pi/2 - |theta|, whose sine and cosine are
+    the cosine and, but for the sign, the sine of theta; both are polynomials on [-pi/2, pi/2], within 2.7e-7. The hardware's own are off by 4e-7, which the largest radius,
     5.9, would make 2.4e-6. The radius is in units of sqrt(2 ln 2), which the polynomials' coefficients hold.
     """
     whole = (r >> 8).to(tl.int32).to(tl.float32)
@@ -67,11 +66,12 @@ def box_muller(r, q, FAST: tl.constexpr):
         log = libdevice.fast_log2f(u)
     else:
         log = tl.log2(u)
-    twice = (16777216.0 - whole) * 1.1920928955078125e-07 - 5.9604644775390625e-08  # 2 (1 - u)
-    series = twice * (twice * -0.1815185695886612 - 0.721342921257019)
+    # 2 (1 - u) + 2^-24, exact; the 2^-24 comes off in the last constant, 2^-24 times 0.7213.
+    twice = 2.0 - whole * 1.1920928955078125e-07
+    series = twice * (twice * 0.1815185695886612 + 0.721342921257019) - 4.299538e-08
     radius = tl.sqrt(tl.abs(tl.where(r >= 0xFE000000, series, log)))
     angle = q.to(tl.int32, bitcast=True)
-    b = (1073741824 - tl.abs(angle)).to(tl.float32) * 1.4629180792671596e-09
+    b = 1.5707963705062866 - tl.abs(angle.to(tl.float32)) * 1.4629180792671596e-09
     s = b * b
     sine = b * (
         1.1774100065231323
@@ -126,7 +126,13 @@ def table(ptr, rows, columns, B: tl.constexpr, SPLIT: tl.constexpr):
 @triton.jit
 def largest(x):
     """The largest magnitude; NaN is left out here and found again in the product."""
-    return tl.max(tl.max(tl.abs(x), 1), 0)
+    return tl.max(tl.reshape(tl.abs(x), [x.shape[0] * x.shape[1]]), 0)
+
+
+@triton.jit
+def total(x):
+    """The sum of a tile, flattened first: of a product's rows Triton 3.7 makes no sum on sm_100."""
+    return tl.sum(tl.reshape(x, [x.shape[0] * x.shape[1]]), 0)
 
 
 @triton.jit
@@ -142,7 +148,8 @@ def coefficient(c, b, STEP: tl.constexpr):
     """A sample's coefficient: a number where STEP is -1, else from memory."""
     if STEP < 0:
         return c
-    return tl.load(c + b * STEP).to(tl.float32)
+    else:  # what follows a return is compiled all the same
+        return tl.load(c + b * STEP).to(tl.float32)
 
 
 @triton.jit
@@ -150,10 +157,11 @@ def exponents(std_t, std_s, b, STEP_T: tl.constexpr, STEP_S: tl.constexpr):
     """(tau of the weaker blur, tau_t - tau_s), tau = blur_std^2 / 2; both ready where STEP_S is -1."""
     if STEP_S < 0:
         return std_s, std_t
-    s = tl.load(std_s + b * STEP_S)
-    t = tl.load(std_t + b * STEP_T)
-    weaker = tl.minimum(s, t)
-    return (weaker * weaker * 0.5).to(tl.float32), ((t - s) * (t + s) * 0.5).to(tl.float32)
+    else:
+        s = tl.load(std_s + b * STEP_S)
+        t = tl.load(std_t + b * STEP_T)
+        weaker = tl.minimum(s, t)
+        return (weaker * weaker * 0.5).to(tl.float32), ((t - s) * (t + s) * 0.5).to(tl.float32)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import coefficient, heat, put
+from .device import coefficient, heat, put, total
 from .plane import filter_plane
 from .staged import filter_staged
 
@@ -30,7 +30,7 @@ def _mask(u, k, l, down, values, STATIC: tl.constexpr):
     gain = (1.0 - floor) * (heat(k, tau, SIZES[0]) * heat(l, tau, SIZES[1])) + floor
     u = u * gain
     true = u * (down * 0.000244140625)
-    return u * gain, weight * tl.sum(tl.sum(true * true, 1), 0)
+    return u * gain, weight * total(true * true)
 
 
 @triton.jit

@@ -14,9 +14,7 @@ from .staged import backward_columns, backward_rows, forward_columns, forward_ro
 
 @triton.jit
 def _spectrum(x, mask, b, c, k, l, table_h, table_w, SIZES: tl.constexpr, X: tl.constexpr, M: tl.constexpr, SPLIT: tl.constexpr):
-    """mask * DCT2(x) of plane (b, c); zero where there is no such input."""
-    if x is None:
-        return tl.zeros([SIZES[2], SIZES[3]], tl.float32)
+    """mask * DCT2(x) of plane (b, c)."""
     u, down = spectrum(x, None, b, c, table_h, table_w, SIZES, X, X, SPLIT, False)
     return u * (down * 0.000244140625) * image_pixels(mask, b, c, k, l, M, SIZES)
 
@@ -67,9 +65,12 @@ def mix_kernel(
         k = tl.arange(0, BH)[:, None]
         l = tl.arange(0, BW)[None, :]
         u = _spectrum(x0, mask0, b, c, k, l, table_h, table_w, SIZES, X0, M0, SPLIT)
-        u += _spectrum(x1, mask1, b, c, k, l, table_h, table_w, SIZES, X1, M1, SPLIT)
-        u += _spectrum(x2, mask2, b, c, k, l, table_h, table_w, SIZES, X2, M2, SPLIT)
-        u += _spectrum(x3, mask3, b, c, k, l, table_h, table_w, SIZES, X3, M3, SPLIT)
+        if x1 is not None:
+            u += _spectrum(x1, mask1, b, c, k, l, table_h, table_w, SIZES, X1, M1, SPLIT)
+        if x2 is not None:
+            u += _spectrum(x2, mask2, b, c, k, l, table_h, table_w, SIZES, X2, M2, SPLIT)
+        if x3 is not None:
+            u += _spectrum(x3, mask3, b, c, k, l, table_h, table_w, SIZES, X3, M3, SPLIT)
         if noise_mask is not None:
             key = key_of(key_rows, seed, stream, draw, b, KEY_STEP)
             n = noise_tile(key, c, 0, 0, SIZES[0], SIZES[1], BH, BW, FAST)

@@ -67,7 +67,8 @@ def filter_plane(
     k = tl.arange(0, BH)[:, None]
     l = tl.arange(0, BW)[None, :]
     energy = 0.0
-    for i in range(TILING[0]):
+    # Not pipelined: what it would hold in shared memory for the next channel halves the occupancy.
+    for i in tl.range(0, TILING[0], num_stages=1):
         c = tl.program_id(1) * TILING[0] + i
         u, down = spectrum(x, y, b, c, table_h, table_w, SIZES, X, Y, SPLIT, False)
         u, part = MASK(u, k, l, down, values, STATIC)

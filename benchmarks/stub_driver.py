@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Triton driver that compiles for a GPU and enqueues nothing: launches can be counted and timed without one.
+
+Everything up to the launch is Triton's own: its cache, its compiler, and, in `bare_launch`, its argument
+binding. Only the last call, into the driver's C code, is replaced by one that writes its grid down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from softdiff_kernels import _arguments as arguments
+from softdiff_kernels.backends import triton as fused
+from softdiff_kernels.backends import use_backend
+
+
+class _Utils:
+    def load_binary(self, name: str, *_: Any) -> tuple[Any, ...]:
+        return object(), name, 32, 0, 1024
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}
+
+    def unload_module(self, *_: Any) -> None:
+        return None
+
+
+class StubDriver:
+    """Poses as one NVIDIA GPU of compute capability 9.0. `grids`: of each launch, with the kernel's name."""
+
+    def __init__(self) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.utils = _Utils()
+        self.grids: list[tuple[Any, ...]] = []
+        self.target = GPUTarget("cuda", 90, 32)
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        def enqueue(x: int, y: int, z: int, stream: int, function: Any, *_: Any) -> None:
+            self.grids.append((function, x, y, z))
+
+        return enqueue
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_empty_cache_for_benchmark(self) -> Any:
+        raise NotImplementedError("nothing runs on a stub")
+
+
+@contextmanager
+def stubbed() -> Iterator[StubDriver]:
+    """Inside, the Triton backend takes CPU tensors, compiles for sm_90 and enqueues into `StubDriver.grids`."""
+    import triton as triton_package
+
+    from softdiff_kernels.backends.triton import configs, launch, run
+
+    saved = fused._takes, fused.status, configs.architecture, run.multiprocessors
+    checks = arguments.values, arguments.ordered
+    driver = StubDriver()
+    triton_package.runtime.driver.set_active(driver)
+    fused._takes = lambda device: True  # type: ignore[assignment]
+    fused.status = lambda: (True, "a stub")
+    configs.architecture = lambda device: "sm_90"
+    run.multiprocessors = lambda device: 132  # type: ignore[assignment]
+    # Of tensors on a device nothing looks at the values; these stand for such.
+    arguments.values = arguments.ordered = lambda *_, **__: None
+    try:
+        with use_backend("triton"):
+            yield driver
+    finally:
+        fused._takes, fused.status, configs.architecture, run.multiprocessors = saved  # type: ignore[assignment]
+        arguments.values, arguments.ordered = checks
+        launch.forget()
+        run.forget()
+        triton_package.runtime.driver._active = None

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every configuration compiled ahead of time, for GPUs that are not here, and held to a gate.
+
+    python -m softdiff_kernels.backends.triton.aot               all of the table, for all architectures
+    python -m softdiff_kernels.backends.triton.aot --subset      the covering subset that the tests take
+    python -m softdiff_kernels.backends.triton.aot --choose      rewrites configs.json by machine code alone
+
+The gate: no stack (registers that spill would use it), and no more shared memory than the architecture has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from . import configs, ops, resources
+from .launch import Launch, recording
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
+# One shape for each entry of the table, and more that take other paths through a kernel.
+SHAPES = {"256": (16, 16), "512": (16, 32), "1024": (32, 32), "2048": (32, 64), "4096": (64, 64)}
+LARGE = (128, 128)
+EXTRA_SHAPES = ((8, 8), (28, 28), (30, 34), (33, 63), (96, 160), (256, 256), (512, 512), (100, 70))
+_CHOICES = {"plane": [(w, 2, 0) for w in (1, 2, 4, 8)], "staged": [(w, s, k) for w in (4, 8) for s in (1, 2, 3) for k in (32, 64)]}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel to compile: an op with its options at a shape and dtype, for an architecture."""
+
+    op: str
+    height: int
+    width: int
+    dtype: str
+    arch: str
+    option: str = ""
+
+
+def _call(case: Case) -> None:
+    """Calls the op as a user would, on a batch that fills a small GPU."""
+    dtype = getattr(torch, case.dtype)
+    image_dtype = torch.uint8 if case.option == "uint8" else dtype
+    x = torch.empty(4, 3, case.height, case.width, dtype=image_dtype)
+    z = torch.empty(4, 3, case.height, case.width, dtype=dtype)
+    if case.option == "channels_last":
+        x, z = (t.contiguous(memory_format=torch.channels_last) for t in (x, z))
+    std = torch.ones(4)
+    key = [1, 2, 3]
+    if case.op == "corrupt":
+        residual = case.option == "residual"
+        if case.option == "blur":
+            ops.blur(x, std, std, 0.1)
+        else:
+            ops.corrupt(x, std, std, None, 0.0, key, None, None, residual)
+    elif case.op == "step":
+        rule = case.option or "large"
+        ops.step(x, z, std, std, std, std, rule, 0.0, key, None, None)
+    elif case.op == "soft_score_loss":
+        ops.soft_score_loss(x, z, std, std, 0.0, 1.0, case.option != "forward")
+    elif case.op == "dct2":
+        ops.dct2(x, case.option == "inverse")
+    elif case.op == "spectral_mix":
+        mask = torch.empty(case.height, case.width)
+        ops.spectral_mix([x, z], [mask, mask], mask, key, None)
+    else:
+        ops.normal([4, 3, case.height, case.width], key, None, dtype, x.device)
+
+
+def launches(case: Case) -> list[Launch]:
+    """What the case would enqueue on its architecture."""
+    with recording() as recorded, _pretending(case.arch):
+        _call(case)
+    return recorded
+
+
+class _pretending:
+    """Inside, every device is of the given architecture."""
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+
+    def __enter__(self) -> None:
+        self.before: Callable[[torch.device], str] = configs.architecture
+        configs.architecture = lambda device: self.arch
+
+    def __exit__(self, *_: object) -> None:
+        configs.architecture = self.before
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came out for one kernel; per_pixel: instructions of one pass over a tile, for a pixel of it."""
+
+    case: Case
+    kernel: str
+    warps: int
+    stages: int
+    registers: int
+    stack: int
+    shared: int
+    per_pixel: float
+    error: str = ""
+
+    def fault(self) -> str:
+        """Why the gate refuses it; empty where it does not."""
+        if self.error:
+            return self.error
+        limit = resources.SHARED_LIMIT[int(self.case.arch[3:])]
+        if self.stack:
+            return f"{self.stack} bytes of stack"
+        return f"{self.shared} bytes of shared memory, over {limit}" if self.shared > limit else ""
+
+
+def _pixels(case: Case, launch: Launch) -> int:
+    if case.op == "normal":
+        return math.prod(ops.NORMALS)
+    sizes = configs.sizes_of(case.height, case.width)
+    large = max(case.height, case.width) > configs.LARGEST_TILE
+    return configs.TILE**2 if large else sizes[2] * sizes[3]
+
+
+def measure(case: Case, config: configs.Config | None = None) -> list[Row]:
+    """Compiles a case, with its configuration in the table or another, and reads the machine code."""
+    rows = []
+    for found in launches(case):
+        if config is not None:
+            found = _with(found, config)
+        name = found.kernel.__name__
+        try:
+            compiled = resources.compile_for(
+                found.kernel, found.kinds, found.constants, int(case.arch[3:]), found.warps, found.stages
+            )
+        except Exception as error:  # whatever a compiler throws, the other kernels are still of interest
+            rows.append(Row(case, name, found.warps, found.stages, 0, 0, 0, 0.0, f"{error!r}"[-300:]))
+            continue
+        r = resources.resources(compiled)
+        per_pixel = r.instructions * 32 * found.warps / _pixels(case, found)
+        rows.append(Row(case, name, found.warps, found.stages, r.registers, r.stack, r.shared, per_pixel))
+    return rows
+
+
+def _with(launch: Launch, config: configs.Config) -> Launch:
+    def tiling(c: Any) -> Any:
+        is_tiling = isinstance(c, tuple) and len(c) == 3 and c[0] == configs.TILE and config.bk
+        return (c[0], config.bk, c[2]) if is_tiling else c
+
+    constants = tuple(map(tiling, launch.constants))
+    return replace(launch, constants=constants, warps=config.warps, stages=config.stages)
+
+
+def table_cases(arch: str) -> Iterator[Case]:
+    """One case for each entry of the table."""
+    for op in configs.OPS:
+        for dtype in ("float32", "bfloat16"):
+            if op == "soft_score_loss" and dtype == "bfloat16":
+                continue  # its products are split whatever the images are
+            for height, width in (*SHAPES.values(), LARGE):
+                yield Case(op, height, width, dtype, arch)
+
+
+def extra_cases(arch: str) -> Iterator[Case]:
+    """Other paths: odd sizes, options, layouts, dtypes."""
+    for height, width in EXTRA_SHAPES:
+        yield Case("corrupt", height, width, "float32", arch)
+        yield Case("step", height, width, "float32", arch)
+    for option in ("residual", "uint8", "channels_last", "blur"):
+        for size in (32, 64, 128):
+            yield Case("corrupt", size, size, "float32", arch, option)
+    for size in (32, 64, 128):
+        yield Case("corrupt", size, size, "float16", arch)
+        yield Case("step", size, size, "float32", arch, "given")
+        yield Case("soft_score_loss", size, size, "float32", arch, "forward")
+        yield Case("soft_score_loss", size, size, "bfloat16", arch)
+        yield Case("dct2", size, size, "float32", arch, "inverse")
+    yield Case("normal", 64, 64, "float32", arch)
+    yield Case("normal", 64, 64, "bfloat16", arch)
+
+
+def subset() -> list[Case]:
+    """A few for each architecture, that take every kernel, form and precision between them."""
+    cases = []
+    for arch in ARCHITECTURES:
+        cases += [
+            Case("corrupt", 64, 64, "float32", arch),
+            Case("step", 32, 32, "float32", arch),
+            Case("soft_score_loss", 64, 64, "float32", arch),
+            Case("corrupt", 128, 128, "float32", arch),
+        ]
+    cases += [
+        Case("corrupt", 32, 32, "bfloat16", "sm_80"),
+        Case("corrupt", 30, 34, "float16", "sm_90"),
+        Case("step", 33, 63, "float32", "sm_90"),
+        Case("step", 256, 256, "bfloat16", "sm_80"),
+        Case("dct2", 64, 64, "float32", "sm_100"),
+        Case("dct2", 512, 512, "float32", "sm_80"),
+        Case("spectral_mix", 64, 64, "float32", "sm_80"),
+        Case("spectral_mix", 128, 128, "float32", "sm_120"),
+        Case("soft_score_loss", 96, 160, "float32", "sm_90"),
+        Case("corrupt", 64, 64, "float32", "sm_120", "uint8"),
+        Case("normal", 64, 64, "float32", "sm_90"),
+    ]
+    return cases
+
+
+def compile_all(cases: list[Case], jobs: int = 2) -> list[Row]:
+    """The rows of all cases, in their order."""
+    with ProcessPoolExecutor(jobs) as pool:
+        return [row for rows in pool.map(measure, cases, chunksize=2) for row in rows]
+
+
+def _choose_one(job: tuple[Case, bool]) -> tuple[str, str, dict[str, int]]:
+    case, staged = job
+    split = case.dtype == "float32"
+    found = []
+    for warps, stages, bk in _CHOICES["staged" if staged else "plane"]:
+        config = configs.Config(warps, stages, bk)
+        rows = measure(case, config)
+        if not any(r.fault() for r in rows):
+            # More warps than the work needs repeat operands; the count of instructions shows that.
+            found.append((sum(r.per_pixel for r in rows), warps, config))
+    if not found:
+        raise SystemExit(f"no configuration passes the gate: {case}")
+    best = min(found, key=lambda f: f[:2])[2]
+    return case.arch, configs.entry_name(case.op, split, configs.sizes_of(case.height, case.width)), asdict(best)
+
+
+def choose(jobs: int = 2) -> dict[str, Any]:
+    """The table by machine code: for each entry, what passes the gate with the fewest instructions a pixel."""
+    work = [
+        (case, max(case.height, case.width) > configs.LARGEST_TILE)
+        for arch in ARCHITECTURES
+        for case in table_cases(arch)
+    ]
+    table: dict[str, dict[str, Any]] = {arch: {} for arch in ARCHITECTURES}
+    with ProcessPoolExecutor(jobs) as pool:
+        for arch, name, config in pool.map(_choose_one, work):
+            table[arch][name] = config
+            print(arch, name, config, flush=True)
+    for entries in table.values():
+        for name in [n for n in entries if n.startswith("soft_score_loss/split")]:
+            entries[name.replace("split", "single")] = entries[name]
+    # An AMD GPU has wavefronts of 64: the same tiles with half the waves.
+    table["amd"] = {
+        name: {**config, "warps": max(1, config["warps"] // 2)} for name, config in table["sm_80"].items()
+    }
+    origin = f"machine code of Triton {triton.__version__}, not measured"
+    return {"chosen_by": origin, "architectures": table}
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table of what was compiled."""
+    lines = [
+        "| architecture | op | px | dtype | kernel | warps | registers | stack | shared | instructions a pixel |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        c = r.case
+        op = f"{c.op} ({c.option})" if c.option else c.op
+        lines.append(
+            f"| {c.arch} | {op} | {c.height} x {c.width} | {c.dtype} | {r.kernel} | {r.warps} | {r.registers} "
+            f"| {r.stack} | {r.shared} | {r.per_pixel:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m softdiff_kernels.backends.triton.aot", description=__doc__)
+    parser.add_argument("--subset", action="store_true", help="the covering subset alone")
+    parser.add_argument("--choose", action="store_true", help="rewrite configs.json")
+    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
+    parser.add_argument("--out", type=Path, help="a folder for the table as JSON and Markdown")
+    options = parser.parse_args()
+    if options.choose:
+        configs.TABLE.write_text(json.dumps(choose(options.jobs), indent=1) + "\n")
+        return 0
+    cases = subset() if options.subset else [c for a in ARCHITECTURES for c in (*table_cases(a), *extra_cases(a))]
+    rows = compile_all(cases, options.jobs)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        name = f"triton-{triton.__version__}"
+        head = f"Triton {triton.__version__}; compiled ahead of time, not run on a GPU.\n\n"
+        (options.out / f"{name}.md").write_text(head + markdown(rows))
+        (options.out / f"{name}.json").write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+    else:
+        print(markdown(rows))
+    faults = [(r, r.fault()) for r in rows if r.fault()]
+    for row, fault in faults:
+        print(f"refused: {row.case}: {fault}", file=sys.stderr)
+    print(f"{len(rows)} kernels, {len(faults)} refused", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
