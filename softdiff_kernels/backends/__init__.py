@@ -90,9 +90,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 def _implementation(op: str, device: torch.device, arguments: tuple[Any, ...]) -> Any:
     name = chosen()
-    names = _PREFERENCE.get(device.type, ()) if name == "auto" else (name,)
-    for fused in (_FUSED[n] for n in names if n in _FUSED):
-        if fused.covers(op, device, arguments) and fused.status()[0]:
+    for candidate in _PREFERENCE.get(device.type, ()) if name == "auto" else (name,):
+        fused = _FUSED.get(candidate)
+        if fused is not None and fused.covers(op, device, arguments) and fused.status()[0]:
             return fused
     return eager
 
@@ -103,8 +103,10 @@ def dispatcher(op: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         if op == "normal":
             device = args[4]
+        elif op == "spectral_mix":
+            device = args[0][0].device
         else:
-            device = next(t for t in (args[0] if op == "spectral_mix" else args) if t is not None).device
+            device = (args[1] if args[0] is None else args[0]).device
         return getattr(_implementation(op, device, args), op)(*args)
 
     call.__name__ = op

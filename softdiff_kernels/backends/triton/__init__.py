@@ -53,23 +53,19 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
-@lru_cache(maxsize=1)
-def _gpu() -> tuple[bool, str]:
-    if not torch.cuda.is_available():
-        return False, "torch finds no GPU"
-    return True, ""
-
-
 def status() -> tuple[bool, str]:
     """Whether the kernels can run here, and the reason in words. Loads Triton where it has a use."""
-    if not interpreted():
-        usable, reason = _gpu()
-        if not usable:
-            return False, reason
+    return _status(interpreted())
+
+
+@lru_cache(maxsize=2)
+def _status(interpreting: bool) -> tuple[bool, str]:
+    if not interpreting and not torch.cuda.is_available():
+        return False, "torch finds no GPU"
     module, reason = _load()
     if module is None:
         return False, reason
-    how = "interpreted on CPU tensors" if interpreted() else "fused GPU kernels"
+    how = "interpreted on CPU tensors" if interpreting else "fused GPU kernels"
     return True, f"{how} ({reason}), {_COVERED}"
 
 

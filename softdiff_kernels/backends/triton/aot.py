@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,15 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 SHAPES = {"256": (16, 16), "512": (16, 32), "1024": (32, 32), "2048": (32, 64), "4096": (64, 64)}
 LARGE = (128, 128)
 EXTRA_SHAPES = ((8, 8), (28, 28), (30, 34), (33, 63), (96, 160), (256, 256), (512, 512), (100, 70))
-_CHOICES = {"plane": [(w, 2, 0) for w in (1, 2, 4, 8)], "staged": [(w, s, k) for w in (4, 8) for s in (1, 2, 3) for k in (32, 64)]}
+# What `--choose` and the tuner try: (warps, stages, bk), by the padded pixels of a plane or "staged".
+CHOICES = {
+    "256": [(1, 2, 0), (2, 2, 0)],
+    "512": [(1, 2, 0), (2, 2, 0)],
+    "1024": [(1, 2, 0), (2, 2, 0)],
+    "2048": [(2, 2, 0), (4, 2, 0)],
+    "4096": [(4, 2, 0), (8, 2, 0)],
+    "staged": [(4, 2, 32), (4, 3, 32), (4, 2, 64), (8, 2, 32)],
+}
 
 
 @dataclass(frozen=True)
@@ -132,9 +140,9 @@ def _pixels(case: Case, launch: Launch) -> int:
 def measure(case: Case, config: configs.Config | None = None) -> list[Row]:
     """Compiles a case, with its configuration in the table or another, and reads the machine code."""
     rows = []
-    for found in launches(case):
-        if config is not None:
-            found = _with(found, config)
+    with configs.overridden(config):
+        recorded = launches(case)
+    for found in recorded:
         name = found.kernel.__name__
         try:
             compiled = resources.compile_for(
@@ -149,21 +157,12 @@ def measure(case: Case, config: configs.Config | None = None) -> list[Row]:
     return rows
 
 
-def _with(launch: Launch, config: configs.Config) -> Launch:
-    def tiling(c: Any) -> Any:
-        is_tiling = isinstance(c, tuple) and len(c) == 3 and c[0] == configs.TILE and config.bk
-        return (c[0], config.bk, c[2]) if is_tiling else c
-
-    constants = tuple(map(tiling, launch.constants))
-    return replace(launch, constants=constants, warps=config.warps, stages=config.stages)
-
-
 def table_cases(arch: str) -> Iterator[Case]:
     """One case for each entry of the table."""
     for op in configs.OPS:
         for dtype in ("float32", "bfloat16"):
-            if op == "soft_score_loss" and dtype == "bfloat16":
-                continue  # its products are split whatever the images are
+            if op in ("soft_score_loss", "dct2") and dtype == "bfloat16":
+                continue  # their products are split whatever the images are
             for height, width in (*SHAPES.values(), LARGE):
                 yield Case(op, height, width, dtype, arch)
 
@@ -218,36 +217,47 @@ def compile_all(cases: list[Case], jobs: int = 2) -> list[Row]:
         return [row for rows in pool.map(measure, cases, chunksize=2) for row in rows]
 
 
-def _choose_one(job: tuple[Case, bool]) -> tuple[str, str, dict[str, int]]:
-    case, staged = job
+def form(case: Case) -> str:
+    """The size's name in the table: the padded pixels of a plane that is a tile, or "staged"."""
+    return entry(case).rsplit("/", 1)[1]
+
+
+def entry(case: Case) -> str:
+    """The case's key in the table."""
     split = case.dtype == "float32"
+    return configs.entry_name(case.op, split, configs.sizes_of(case.height, case.width))
+
+
+def choices(case: Case) -> list[configs.Config]:
+    """What is tried for a case."""
+    found = [configs.Config(*choice) for choice in CHOICES[form(case)]]
+    if case.op == "spectral_mix" and form(case) == "4096":
+        found.append(configs.Config(4, 2, 32))  # staged: two spectra of 64 x 64 overfill sm_80's registers
+    return found
+
+
+def _choose_one(case: Case) -> dict[str, int]:
     found = []
-    for warps, stages, bk in _CHOICES["staged" if staged else "plane"]:
-        config = configs.Config(warps, stages, bk)
+    for config in choices(case):
         rows = measure(case, config)
         if not any(r.fault() for r in rows):
             # More warps than the work needs repeat operands; the count of instructions shows that.
             found.append((sum(r.per_pixel for r in rows), warps, config))
     if not found:
         raise SystemExit(f"no configuration passes the gate: {case}")
-    best = min(found, key=lambda f: f[:2])[2]
-    return case.arch, configs.entry_name(case.op, split, configs.sizes_of(case.height, case.width)), asdict(best)
+    return asdict(min(found, key=lambda f: f[:2])[2])
 
 
 def choose(jobs: int = 2) -> dict[str, Any]:
     """The table by machine code: for each entry, what passes the gate with the fewest instructions a pixel."""
-    work = [
-        (case, max(case.height, case.width) > configs.LARGEST_TILE)
-        for arch in ARCHITECTURES
-        for case in table_cases(arch)
-    ]
+    work = [case for arch in ARCHITECTURES for case in table_cases(arch)]
     table: dict[str, dict[str, Any]] = {arch: {} for arch in ARCHITECTURES}
     with ProcessPoolExecutor(jobs) as pool:
-        for arch, name, config in pool.map(_choose_one, work):
-            table[arch][name] = config
-            print(arch, name, config, flush=True)
+        for case, config in zip(work, pool.map(_choose_one, work), strict=True):
+            table[case.arch][entry(case)] = config
+            print(case.arch, entry(case), config, flush=True)
     for entries in table.values():
-        for name in [n for n in entries if n.startswith("soft_score_loss/split")]:
+        for name in [n for n in entries if n.startswith(("soft_score_loss/split", "dct2/split"))]:
             entries[name.replace("split", "single")] = entries[name]
     # An AMD GPU has wavefronts of 64: the same tiles with half the waves.
     table["amd"] = {

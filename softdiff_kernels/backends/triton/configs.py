@@ -4,11 +4,15 @@
 `configs.json` has one entry for each architecture, op, precision ("split": all digits of float32; "single":
 float16's) and size. `tune.py` regenerates it on a GPU and records which; until then, `aot.py --choose` has
 picked, from machine code alone, the entry with no stack and the fewest instructions for a pixel.
+SOFTDIFF_TRITON_CONFIGS names another file, a tuner's, say.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,11 +20,10 @@ from typing import Any
 
 import torch
 
-TABLE = Path(__file__).with_name("configs.json")
+TABLE = Path(os.environ.get("SOFTDIFF_TRITON_CONFIGS") or Path(__file__).with_name("configs.json"))
 OPS = ("corrupt", "step", "soft_score_loss", "dct2", "spectral_mix")
 # Planes up to this many pixels a side, padded to powers of two, are one tile; `staged.py` takes larger ones.
 LARGEST_TILE = 64
-PIXELS = (256, 512, 1024, 2048, 4096)
 TILE = 64
 
 
@@ -66,6 +69,22 @@ def nearest(name: str, known: list[str]) -> str:
     return max(older, key=lambda k: int(k[3:])) if older else "sm_80"
 
 
+_override: Config | None = None
+
+
+@contextmanager
+def overridden(config: Config | None) -> Iterator[None]:
+    """Inside, every plan has `config`, unless None, instead of the table's."""
+    global _override
+    before, _override = _override, config if config is not None else _override
+    plan.cache_clear()
+    try:
+        yield
+    finally:
+        _override = before
+        plan.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _table() -> dict[str, Any]:
     return json.loads(TABLE.read_text())["architectures"]  # type: ignore[no-any-return]
@@ -93,5 +112,7 @@ def entry_name(op: str, split: bool, sizes: tuple[int, int, int, int]) -> str:
 def plan(op: str, height: int, width: int, arch: str, split: bool) -> Plan:
     """What the table says for an op on images [.., height, width]."""
     sizes = sizes_of(height, width)
+    if _override is not None:
+        return Plan(sizes, _override)
     entries = _table()[nearest(arch, list(_table()))]
     return Plan(sizes, Config(**entries[entry_name(op, split, sizes)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ from ... import _arguments as args
 from .._memory import overlaps
 from . import configs
 from .kernels.corrupt import corrupt_kernel
-from .launch import FAST, Argument, launch
 from .kernels.loss import loss_kernel
 from .kernels.mix import mix_kernel
 from .kernels.noise import normal_kernel
-from .run import MOST_CHANNELS_IN_A_PROGRAM, energies_shape, on_device, run
 from .kernels.step import step_kernel
 from .kernels.transform import transform_kernel
+from .launch import FAST, Argument, launch
+from .run import MOST_CHANNELS_IN_A_PROGRAM, energies_shape, run
 
 _RULES = {"given": 0, "large": 1, "small": 2}
 _ABSENT = (0, 0, 0, 0)
@@ -40,13 +41,14 @@ def _coefficient(c: Tensor | None) -> tuple[Argument, int]:
     """What `device.coefficient` takes: (number, -1), (tensor, step) or (None, -1)."""
     if c is None:
         return None, -1
-    value = _number(c)
-    return _pointer(c, c.device) if value is None else (value, -1)
+    if c.numel() > 1:
+        return c, c.stride(0)
+    return (c.item(), -1) if c.is_cpu else (c, 0)
 
 
 def _tau(c: Tensor) -> tuple[Argument, int]:
-    value = _number(c)
-    return _pointer(c, c.device) if value is None else (0.5 * value * value, -1)
+    value, step = _coefficient(c)
+    return (0.5 * value * value, -1) if step < 0 else (value, step)  # type: ignore[operator]
 
 
 def _check(op: str, *named: tuple[str, Tensor | None], signed: str = "") -> None:
@@ -312,6 +314,6 @@ def normal(
     grain = next(g for g in (tile, 4, 1) if count % g == 0)
     named, key_step, _ = _key(key, rows)
     arguments = (out, *named, count, parts)
-    with on_device(out.device):
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         launch(normal_kernel, (batch * parts, 1), arguments, (grain, key_step, *NORMALS, FAST), 4)
     return out

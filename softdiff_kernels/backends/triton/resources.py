@@ -57,3 +57,13 @@ def resources(compiled: Any) -> Resources:
     found = (_INSTRUCTION.match(line) for line in code.splitlines())
     count = sum(1 for m in found if m and m[1] != "NOP")
     return Resources(registers, stack, compiled.metadata.shared, count)
+
+
+def compile_for_amd(launch: Any, architecture: str) -> Any:
+    """A recorded launch compiled for an AMD GPU ("gfx942"), without PTX and libdevice."""
+    constants = tuple(
+        (*c[:-1], False) if isinstance(c, tuple) and isinstance(c[-1], bool) else c for c in launch.constants
+    )
+    target = GPUTarget("hip", architecture, 64)
+    found = source(launch.kernel, launch.kinds, constants)
+    return triton.compile(found, target=target, options=options(max(1, launch.warps // 2), launch.stages))

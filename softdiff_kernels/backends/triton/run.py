@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -41,15 +40,6 @@ def energies_shape(plan: Plan, x: Tensor) -> tuple[int, int]:
     return batch, channels if _fused(plan, x) else channels * (plan.sizes[3] // TILE)
 
 
-_HERE = nullcontext()
-
-
-def on_device(device: torch.device) -> Any:
-    """A context that makes the device current, where it is not."""
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    return torch.cuda.device(device) if elsewhere else _HERE
-
-
 # Of a call whose planes are tiles: the compiled kernel, its grid, and the values that follow the arguments'.
 _ready: dict[Any, tuple[Any, tuple[int, int], tuple[Any, ...], Any]] = {}
 
@@ -71,29 +61,31 @@ def run(
     totals: whether the kernel keeps float32 planes of its own. channels: of a sample, in one program.
     """
     device = x.device
-    with on_device(device):
-        if plan.staged:
-            _run_staged(kernel, plan, x, arguments, head, tail, groups, totals)
-            return
-        batch, depth = x.shape[0], x.shape[1]
-        if not immediate():
-            kinds, values = describe(arguments)
-            key = (kernel, kinds, head, tail, batch, depth, channels, device)
-            ready = _ready.get(key)
-            if ready is not None:
-                enqueue(ready[0], ready[1], (*values, *ready[2]))
-                return
-        height, width, rows, columns = plan.sizes
-        tables = (table(height, rows, device), table(width, columns, device))
-        grid, constants = (batch, depth // channels), (*head, depth, (channels,), *tail)
-        after = (*tables, batch * depth, None, None)
-        config = plan.config
-        launch(kernel, grid, (*arguments, *after), constants, config.warps, config.stages)
-        if not immediate() and not capturing(device):
-            more, addresses = describe(after)
-            found = compiled(kernel, (*kinds, *more), constants, config.warps, config.stages)
-            # The tables are held, so that their addresses stay theirs.
-            _ready[key] = found, grid, (*addresses, *constants), tables
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return run(
+                kernel, plan, x, arguments, head, tail, groups=groups, totals=totals, channels=channels
+            )
+    if plan.config.bk:
+        return _run_staged(kernel, plan, x, arguments, head, tail, groups, totals)
+    batch, depth, *_ = x.shape
+    if not immediate():
+        kinds, values = describe(arguments)
+        key = (kernel, kinds, head, tail, batch, depth, channels, device)
+        ready = _ready.get(key)
+        if ready is not None:
+            return enqueue(ready[0], ready[1], (*values, *ready[2]))
+    height, width, rows, columns = plan.sizes
+    tables = (table(height, rows, device), table(width, columns, device))
+    grid, constants = (batch, depth // channels), (*head, depth, (channels,), *tail)
+    after = (*tables, batch * depth, None, None)
+    config = plan.config
+    launch(kernel, grid, (*arguments, *after), constants, config.warps, config.stages)
+    if not immediate() and not capturing(device):
+        more, addresses = describe(after)
+        found = compiled(kernel, (*kinds, *more), constants, config.warps, config.stages)
+        # The tables are held, so that their addresses stay theirs.
+        _ready[key] = found, grid, (*addresses, *constants), tables
 
 
 def forget() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import image_pixels, largest, left, power, right, split, table
+from .device import image_pixels, largest, left, power, right, table
 
 
 @triton.jit

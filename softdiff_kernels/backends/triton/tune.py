@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures the configurations on this machine's GPU and writes the table of its architecture anew.
+
+    python -m softdiff_kernels.backends.triton.tune --out FILE [--seconds N]
+
+FILE is a whole `configs.json`: what was measured for this GPU's architecture, by its name, and the committed
+table for all others. SOFTDIFF_TRITON_CONFIGS=FILE uses it; copying it over configs.json keeps it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import triton
+
+from . import configs, ops, run
+from .aot import Case, choices, entry, table_cases
+
+_FILL = 192 * 2**20  # bytes of each image: more than any L2, so that every pass comes from memory
+_ROUNDS = 7
+
+
+def _call(case: Case, images: tuple[torch.Tensor, torch.Tensor], std: torch.Tensor) -> None:
+    x, z = images
+    key = [1, 2, 3]
+    if case.op == "corrupt":
+        ops.corrupt(x, std, std, None, 0.0, key, None, None, False)
+    elif case.op == "step":
+        ops.step(x, z, std, std, std, std, "large", 0.0, key, None, None)
+    elif case.op == "soft_score_loss":
+        ops.soft_score_loss(x, z, std, std, 0.0, 1.0, True)
+    elif case.op == "dct2":
+        ops.dct2(x, False)
+    else:
+        mask = torch.ones(case.height, case.width, device=x.device)
+        ops.spectral_mix([x, z], [mask, mask], mask, key, None)
+
+
+def _milliseconds(case: Case, images: tuple[torch.Tensor, torch.Tensor], std: torch.Tensor) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    _call(case, images, std)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
+
+
+def tune(seconds: float) -> dict[str, Any]:
+    """The table with this GPU's architecture measured, as far as `seconds` went."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    arch = configs.architecture(device)
+    table = json.loads(configs.TABLE.read_text())
+    entries = dict(table["architectures"][configs.nearest(arch, list(table["architectures"]))])
+    timings: dict[str, dict[str, float]] = {}
+    deadline = time.monotonic() + seconds
+    for case in table_cases(arch):
+        if time.monotonic() > deadline:
+            print(f"out of time before {entry(case)}", file=sys.stderr)
+            break
+        dtype = getattr(torch, case.dtype)
+        batch = max(1, _FILL // (3 * case.height * case.width * dtype.itemsize))
+        images = tuple(torch.rand(batch, 3, case.height, case.width, device=device).to(dtype) for _ in range(2))
+        std = torch.linspace(0.1, 4.0, batch, device=device)
+        seen = _measure(case, images, std)  # type: ignore[arg-type]
+        if seen:
+            best = min(seen, key=lambda config: seen[config])
+            entries[entry(case)] = asdict(best)
+            timings[entry(case)] = {json.dumps(asdict(c)): t for c, t in seen.items()}
+            print(f"{entry(case):32s} {asdict(best)} {seen[best]:.3f} ms", file=sys.stderr, flush=True)
+    for name in [n for n in entries if n.startswith(("soft_score_loss/split", "dct2/split"))]:
+        entries[name.replace("split", "single")] = entries[name]
+    table["architectures"][arch] = entries
+    table["measured"] = {
+        **table.get("measured", {}),
+        arch: {
+            "gpu": torch.cuda.get_device_name(device),
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "date": date.today().isoformat(),
+            "milliseconds": timings,
+        },
+    }
+    return table  # type: ignore[no-any-return]
+
+
+def _measure(
+    case: Case, images: tuple[torch.Tensor, torch.Tensor], std: torch.Tensor
+) -> dict[configs.Config, float]:
+    """Median milliseconds of each configuration that runs, interleaved."""
+    candidates = choices(case)
+    times: dict[configs.Config, list[float]] = {}
+    for round_ in range(_ROUNDS + 1):
+        for config in list(candidates):
+            run.forget()
+            try:
+                with configs.overridden(config):
+                    spent = _milliseconds(case, images, std)
+            except Exception as error:  # it does not fit this GPU: out of shared memory, or of registers
+                candidates.remove(config)
+                print(f"{entry(case)} {config}: {error}", file=sys.stderr)
+                continue
+            if round_:  # the first compiles
+                times.setdefault(config, []).append(spent)
+    return {config: median(t) for config, t in times.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m softdiff_kernels.backends.triton.tune", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--seconds", type=float, default=300.0, help="stop after this long")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("tune: torch finds no GPU, and nothing can be measured without one", file=sys.stderr)
+        return 2
+    options.out.write_text(json.dumps(tune(options.seconds), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

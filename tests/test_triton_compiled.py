@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels compiled ahead of time for GPUs that are not here, and what their machine code needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from softdiff_kernels.backends import triton as backend
+
+pytest.importorskip("triton")
+if backend.interpreted():
+    pytest.skip("nothing is compiled where Triton interprets", allow_module_level=True)
+
+from softdiff_kernels.backends.triton import aot, configs, resources
+from softdiff_kernels.backends.triton.aot import Case, Row
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return aot.compile_all(aot.subset())
+
+
+def test_every_kernel_passes_the_gate(rows):
+    # No stack, hence no spills, and no more shared memory than the architecture has, on all four of them.
+    assert {r.case.arch for r in rows} == set(aot.ARCHITECTURES)
+    assert {r.kernel for r in rows} == {
+        "corrupt_kernel",
+        "step_kernel",
+        "loss_kernel",
+        "transform_kernel",
+        "mix_kernel",
+        "normal_kernel",
+    }
+    assert {(r.case, r.fault()) for r in rows if r.fault()} == set()
+
+
+def test_a_normal_costs_at_most_26_instructions(rows):
+    # All of it counted: Philox, Box-Muller, addresses, stores, and what a program does once.
+    costs = [r.per_pixel for r in rows if r.kernel == "normal_kernel"]
+    assert costs and max(costs) <= 26
+
+
+def test_the_gate_refuses_spills_and_too_much_shared_memory():
+    # A 64 x 64 plane in the registers of one warp cannot fit: the compiler spills, and the gate says so.
+    (row,) = aot.measure(Case("corrupt", 64, 64, "float32", "sm_80"), configs.Config(1, 2))
+    assert re.fullmatch(r"\d+ bytes of stack", row.fault())
+    fits = replace(row, stack=0, shared=resources.SHARED_LIMIT[80])
+    assert fits.fault() == ""
+    assert "shared memory" in replace(fits, shared=fits.shared + 1).fault()
+    assert replace(fits, case=replace(row.case, arch="sm_120")).fault() != ""
+    assert replace(fits, error="it broke").fault() == "it broke"
+
+
+def test_the_table_has_every_entry_and_says_where_it_is_from():
+    table = json.loads(configs.TABLE.read_text())
+    wanted = {
+        configs.entry_name(op, split, configs.sizes_of(*shape))
+        for op in configs.OPS
+        for split in (True, False)
+        for shape in (*aot.SHAPES.values(), aot.LARGE)
+    }
+    assert set(aot.ARCHITECTURES) | {"amd"} == set(table["architectures"])
+    for entries in table["architectures"].values():
+        assert set(entries) == wanted
+    assert table["chosen_by"] or table["measured"]
+
+
+def test_an_architecture_that_is_not_in_the_table_takes_the_nearest_older_one():
+    known = ["sm_80", "sm_90", "sm_100", "sm_120", "amd"]
+    wanted = {"sm_86": "sm_80", "sm_89": "sm_80", "sm_103": "sm_100", "sm_121": "sm_120", "sm_90": "sm_90"}
+    wanted |= {"amd": "amd", "interpreter": "sm_80", "sm_75": "sm_80"}
+    assert {name: configs.nearest(name, known) for name in wanted} == wanted
+
+
+def test_kernels_compile_for_an_amd_gpu():
+    # Without PTX and libdevice's fast logarithm. What comes out is an AMD code object; nothing was run on one.
+    for case in (Case("corrupt", 64, 64, "float32", "amd"), Case("step", 128, 128, "float32", "amd")):
+        for launch in aot.launches(case):
+            compiled = resources.compile_for_amd(launch, "gfx942")
+            assert compiled.asm["hsaco"][:4] == b"\x7fELF"
+            assert "v_mfma" in compiled.asm["amdgcn"]

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is particular to the Triton kernels, interpreted: float16's range and digits, forms, limits.
+
+`TRITON_INTERPRET=1 pytest -k triton` runs these and the Triton side of every test of the ops.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks import INTERPRETED, assert_accurate, check, needs_interpreter, picture, relative_l2, twins
+
+import softdiff_kernels as sk
+from softdiff_kernels.noise import normals_from_words
+
+pytestmark = needs_interpreter
+
+if INTERPRETED:
+    import triton
+    import triton.language as tl
+
+    from softdiff_kernels.backends.triton import ops, run
+    from softdiff_kernels.backends.triton.kernels.device import box_muller, right, split
+
+    @triton.jit
+    def _normals(words, out, n, SIZE: tl.constexpr):
+        i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+        r = tl.load(words + 2 * i, mask=i < n, other=0).to(tl.uint32)
+        q = tl.load(words + 2 * i + 1, mask=i < n, other=0).to(tl.uint32)
+        z0, z1 = box_muller(r, q, False)
+        tl.store(out + 2 * i, z0, mask=i < n)
+        tl.store(out + 2 * i + 1, z1, mask=i < n)
+
+    @triton.jit
+    def _product(x, y, out, N: tl.constexpr, SPLIT: tl.constexpr):
+        at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+        high, low = split(tl.load(y + at))
+        tl.store(out + at, right(tl.load(x + at), high, low, SPLIT, False))
+
+
+@pytest.fixture(autouse=True)
+def backend():
+    with sk.use_backend("triton"):
+        yield
+
+
+def box_muller_of(words):
+    out = torch.empty(words.shape, dtype=torch.float32)
+    count = words.numel() // 2
+    _normals[(-(-count // 4096),)](words.contiguous(), out, count, SIZE=4096)
+    return out
+
+
+def test_triton_normals_of_extreme_words():
+    # Within 2e-6 where u is next to 0 and to 1, at its middle, on both sides of the series' beginning, and at
+    # angles next to every multiple of a quarter turn.
+    radii = [0, 1, 255, 256, 2**24, 2**31 - 1, 2**31, 2**31 + 256, 0xFDFFFFFF, 0xFE000000, 2**32 - 256, 2**32 - 1]
+    angles = [(k * 2**30 + d) % 2**32 for k in range(4) for d in (-257, -128, -1, 0, 1, 127, 300)]
+    words = torch.cartesian_prod(torch.tensor(radii), torch.tensor(angles))
+    assert float((box_muller_of(words) - normals_from_words(words)).abs().max()) <= 2e-6
+
+
+def test_triton_normals_of_many_words():
+    words = torch.randint(0, 2**32, (200_000, 2), generator=torch.Generator().manual_seed(1))
+    assert float((box_muller_of(words) - normals_from_words(words)).abs().max()) <= 2e-6
+
+
+def test_triton_split_products_have_float32_digits():
+    # Three products of float16 parts: relative L2 error as a float32 product's, and 1e-3 of one float16 product's.
+    x = torch.rand(64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    y = torch.rand(64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    errors = []
+    for split_ in (True, False):
+        out = torch.empty(64, 64)
+        _product[(1,)](x, y, out, N=64, SPLIT=split_)
+        errors.append(float(relative_l2(out[None], (x.double() @ y.double())[None])))
+    assert errors[0] < 4e-7
+    assert 1e-4 < errors[1] < 1e-3
+
+
+@pytest.mark.parametrize("size", [24, 96], ids=["tile", "staged"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e9, 1e30])
+def test_triton_images_of_any_scale(scale, size):
+    # float16 ends at 6e-8 and 65504; a power of two for each plane keeps every image's digits.
+    x = picture(2, 2, size, size) * scale
+    x[0, 1] *= 1e-4  # planes of an image differ, too
+    check("blur", x, torch.tensor([0.8, 5.0]))
+    check("dct2", x)
+    check("reverse_step", x, x.flip(0), blur_std_t=2.0, blur_std_s=1.0, a=0.5, b=0.0)
+
+
+@pytest.mark.parametrize("a", [-1e4, -1.0, 0.0, 1.0, 7.0, 1e5])
+def test_triton_steps_of_any_weight(a):
+    # The mask C_s - a C_t is brought into range by a power of two of its own.
+    x, y = picture(2, 1, 20, 24), picture(2, 1, 20, 24, seed=1)
+    check("reverse_step", x, y, blur_std_t=2.0, blur_std_s=1.0, a=a, b=0.1, key=sk.NoiseKey(1))
+
+
+@pytest.mark.parametrize("size", [24, 96], ids=["tile", "staged"])
+def test_triton_masks_of_any_scale(size):
+    # Masks of spectral_mix may be anything: 1 / lambda, say.
+    x, y = picture(1, 2, size, size), picture(1, 2, size, size, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(size, size, generator=generator) * s for s in (1e7, 1e-9)]
+    check("spectral_mix", [x, y], masks, noise_mask=masks[0], key=sk.NoiseKey(4))
+
+
+@pytest.mark.parametrize("size", [20, 70], ids=["tile", "staged"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_triton_a_bad_pixel_spoils_its_plane_alone(bad, size):
+    # As in the eager twin, a NaN or an infinity reaches all of its plane, and nothing else.
+    x = picture(2, 2, size, size)
+    clean = sk.blur(x, 2.0)
+    x[1, 0, 3, 4] = bad
+    y = sk.blur(x, 2.0)
+    assert not bool(y[1, 0].isfinite().any())
+    keep = torch.ones(2, 2, dtype=torch.bool)
+    keep[1, 0] = False
+    assert torch.equal(y[keep], clean[keep])
+
+
+def test_triton_both_forms_of_a_staged_filter_agree_bit_for_bit(monkeypatch):
+    # One program for whole planes, or strips of three groups: the same products in the same order.
+    x, y = picture(1, 3, 70, 130), picture(1, 3, 70, 130, seed=1)
+    results = []
+    for processors in (1, 100):
+        monkeypatch.setattr(run, "multiprocessors", lambda device, count=processors: count)
+        step = sk.momentum_step(
+            x, y, blur_std_t=3.0, blur_std_s=2.0, noise_std_t=0.3, noise_std_s=0.2, key=sk.NoiseKey(1)
+        )
+        loss = sk.soft_score_loss(x, y, 1.5)
+        results.append((step, sk.dct2(x), loss))
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=2e-7, atol=0) if one.dim() == 0 else torch.equal(one, other)
+
+
+@pytest.mark.parametrize("channels", [8, 9])
+def test_triton_loss_of_many_channels(channels):
+    # Up to 8 channels are summed in the kernel, more by torch.
+    x, y = picture(2, channels, 12, 16), picture(2, channels, 12, 16, seed=1)
+    check("soft_score_loss", x, y, torch.tensor([0.5, 3.0]), weight=2.0, reduction="none")
+
+
+@pytest.mark.parametrize("width", [12, 13, 14, 15])
+def test_triton_noise_at_every_phase_of_a_block(width):
+    # Rows begin anywhere in a block of four words where 4 does not divide the width.
+    key = sk.NoiseKey(9, 2**33, 7)
+    x = torch.zeros(2, 3, 5, width)
+    truth = sk.reference.normal(x.shape, key)
+    assert float((sk.corrupt(x, 1.0, 1.0, key=key) - truth).abs().max()) <= 2e-6
+
+
+def test_triton_bfloat16_residuals_keep_their_own_digits():
+    # A residual far below the image: single float16 products would leave an error of its size.
+    x = picture(2, 1, 32, 32, dtype=torch.bfloat16)
+    _, residual = sk.corrupt(x, 0.05, 0.0, key=sk.NoiseKey(1), return_residual=True)
+    truths, eagers = twins("corrupt", x, 0.05, 0.0, key=sk.NoiseKey(1), return_residual=True)
+    with sk.use_backend("reference"):  # the rule without the allowance for bfloat16 products
+        assert_accurate(residual, truths[1], eagers[1])
+
+
+def test_triton_what_is_not_covered_takes_the_reference():
+    # 513 px, float64 and a fifth input: bit for bit the eager twin's result.
+    wide = picture(1, 1, 3, 513)
+    assert torch.equal(sk.blur(wide, 2.0), sk.reference.blur(wide, 2.0))
+    double = picture(1, 1, 6, 6, dtype=torch.float64)
+    assert torch.equal(sk.blur(double, 2.0), sk.reference.blur(double, 2.0))
+    x, mask = picture(1, 1, 6, 6), torch.linspace(0, 1, 6)
+    five = [x] * 5, [mask] * 5
+    assert torch.equal(sk.spectral_mix(*five), sk.reference.spectral_mix(*five))
+    assert "512 px" in sk.backends()["triton"].reason
+
+
+def test_triton_tables_are_kept_by_size_and_padding():
+    # 64 D in two float16 parts is D to 2^-22 of its largest entry, and the padding is zero.
+    from softdiff_kernels.backends.triton.tables import table
+    from softdiff_kernels.spectrum import dct_basis
+
+    high, low = table(28, 32, torch.device("cpu")).double()
+    assert float(((high + low)[:28, :28] / 64 - dct_basis(28)).abs().max()) < 2.0**-22 * 0.27
+    assert float((high + low)[28:].abs().sum() + (high + low)[:, 28:].abs().sum()) == 0
+    assert table(28, 32, torch.device("cpu")) is table(28, 32, torch.device("cpu"))
+
+
+def test_triton_empty_batches():
+    # Nothing is launched for nothing.
+    empty = torch.zeros(0, 3, 8, 8)
+    assert sk.blur(empty, 1.0).shape == empty.shape
+    assert sk.normal((0, 4), sk.NoiseKey(1)).shape == (0, 4)
+    assert ops.normal([3, 0], [1, 2, 3], None, torch.float32, torch.device("cpu")).shape == (3, 0)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Triton backend enqueues for a call, seen at a driver that enqueues nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import softdiff_kernels as sk
+from softdiff_kernels.backends import triton as backend
+
+pytest.importorskip("triton")
+if backend.interpreted():
+    pytest.skip("nothing is launched where Triton interprets", allow_module_level=True)
+
+from benchmarks.launch_overhead import measure
+from benchmarks.stub_driver import stubbed
+
+KEY = sk.NoiseKey(3)
+
+
+def calls(x, y, std):
+    """Every public op, by name."""
+    step = {"blur_std_t": 2 * std, "blur_std_s": std, "key": KEY}
+    mask = torch.ones(x.shape[2:])
+    return {
+        "dct2": lambda: sk.dct2(x),
+        "idct2": lambda: sk.idct2(x),
+        "blur": lambda: sk.blur(x, std),
+        "corrupt": lambda: sk.corrupt(x, std, std, key=KEY, return_residual=True),
+        "reverse_step": lambda: sk.reverse_step(x, y, a=0.5, b=0.1, **step),
+        "momentum_step": lambda: sk.momentum_step(x, y, noise_std_t=0.2, noise_std_s=0.1, **step),
+        "soft_score_loss": lambda: sk.soft_score_loss(x, y, std, reduction="none"),
+        "spectral_mix": lambda: sk.spectral_mix([x, y], [mask, mask], noise_mask=mask, key=KEY),
+        "normal": lambda: sk.normal(x.shape, KEY),
+    }
+
+
+def launches(shape, op):
+    x, y = torch.zeros(shape), torch.zeros(shape)
+    with stubbed() as driver:
+        calls(x, y, torch.ones(shape[0]))[op]()
+        return driver.grids
+
+
+OPS = list(calls(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.ones(1)))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("shape", [(2, 3, 64, 64), (1, 1, 28, 28)], ids=str)
+def test_one_launch_up_to_64_px(op, shape):
+    # A launch each, whatever the batch: transform, mask, noise, loss and gradient all in the one kernel.
+    assert len(launches(shape, op)) == 1
+
+
+@pytest.mark.parametrize("op", ["corrupt", "momentum_step", "dct2", "spectral_mix"])
+def test_one_launch_above_64_px_for_a_batch_that_fills_the_gpu(op):
+    # 45 images of 3 planes are more than the 132 multiprocessors of the stub.
+    assert len(launches((45, 3, 128, 96), op)) == 1
+
+
+@pytest.mark.parametrize(("op", "most"), [("blur", 3), ("dct2", 2), ("spectral_mix", 1), ("reverse_step", 3)])
+def test_a_launch_for_each_group_for_few_large_planes(op, most):
+    # Strips of rows, of columns, of rows, so that the few planes occupy the whole GPU.
+    grids = launches((1, 3, 256, 256), op)
+    assert len(grids) == most
+    if most > 1:
+        assert all(grid[1:] == (4, 3, 1) for grid in grids)
+
+
+def test_the_loss_of_large_images_adds_one_sum():
+    # The kernel writes a partial sum for each plane; adding them is torch's, and no launch of ours.
+    assert len(launches((45, 3, 128, 128), "soft_score_loss")) == 1
+
+
+def test_a_second_call_compiles_nothing(monkeypatch):
+    import triton
+
+    x, std = torch.zeros(2, 3, 16, 16), torch.ones(2)
+    with stubbed() as driver:
+        sk.blur(x, std)
+        monkeypatch.setattr(triton, "compile", lambda *_, **__: pytest.fail("compiled again"))
+        sk.blur(torch.zeros(2, 3, 16, 16), 3 * std)
+        assert len(driver.grids) == 2
+
+
+def test_noise_keys_and_numbers_are_never_compiled_in(monkeypatch):
+    # Triton by itself would compile a kernel anew for a seed of 1, of 16 and of 17.
+    import triton
+
+    x = torch.zeros(2, 3, 16, 16)
+    with stubbed():
+        sk.corrupt(x, 1.5, 0.1, key=sk.NoiseKey(0))
+        monkeypatch.setattr(triton, "compile", lambda *_, **__: pytest.fail("compiled again"))
+        for key in (sk.NoiseKey(1, 16, 17), sk.NoiseKey(2**64 - 1, 2**63, 2**32 - 1)):
+            sk.corrupt(x, 0.5, 0.0625, key=key)
+
+
+def test_the_host_cost_of_a_call():
+    # Against a registered no-op and a bare Triton launch, interleaved, so that the machine's pace cancels. The
+    # target is 1.5 times; the bound leaves room for a busy machine, and catches a lookup that came to be a compilation.
+    cost = measure()
+    yardstick = cost["registered no-op"] + cost["bare Triton launch"]
+    assert cost["blur, per-sample"] < 4 * yardstick
