@@ -5,18 +5,24 @@ PYTHON ?= python3
 VENV ?= .venv
 # The version that the tests ran with; any torch from 2.6 on works, e.g. make test TORCH=torch==2.6.0
 TORCH ?= torch==2.13.0
+# What `make triton-versions` takes: the oldest that is supported, and the newest there is.
+TRITON_VERSIONS ?= 3.6.0 newest
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
 PY := $(VENV)/bin/python
+# The ops' tests again with the Triton kernels interpreted on the CPU; one thread a process, two processes.
+INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1
+TRITON_TESTS := $(wildcard tests/test_ops_*.py tests/test_noise*.py) tests/test_backends.py tests/test_triton_interpreted.py
 SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean always
+.PHONY: help demo test triton-versions lint bench clean always
 
 help:
 	@echo "make demo    make $(VENV), install, train on digits, sample, write a picture (DEMO_ARGS=... goes to softdiff demo)"
 	@echo "make test    make $(VENV), install, run ruff, mypy and pytest (PYTEST_ARGS=... goes to pytest)"
+	@echo "make triton-versions    the Triton kernels under the oldest and the newest Triton (TRITON_VERSIONS)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make bench   time every op beside its baselines"
 	@echo "make clean   remove $(VENV) and everything that was built"
@@ -31,6 +37,20 @@ lint: $(VENV)/.installed
 
 test: lint
 	$(PY) -m pytest $(PYTEST_ARGS)
+	$(INTERPRETED) $(PY) -m pytest -n 2 -k triton $(TRITON_TESTS)
+
+# Oldest and newest Triton, each beside the environment instead of in it: the interpreted tests, the launches,
+# and the whole table ahead of time.
+triton-versions: $(VENV)/.installed
+	@for version in $(TRITON_VERSIONS); do \
+	  folder=build/triton/$$version; \
+	  echo "== $$version"; \
+	  wanted=triton==$$version; test $$version != newest || wanted=triton; \
+	  test -d $$folder || $(PY) -m pip install --quiet --no-deps --target $$folder "$$wanted" || exit 1; \
+	  PYTHONPATH=$$folder $(INTERPRETED) $(PY) -m pytest -n 2 -k triton $(TRITON_TESTS) || exit 1; \
+	  PYTHONPATH=$$folder $(PY) -m pytest tests/test_triton_compiled.py tests/test_triton_launches.py || exit 1; \
+	  PYTHONPATH=$$folder $(PY) -m softdiff_kernels.backends.triton.aot --out benchmarks/results || exit 1; \
+	done
 
 bench: $(VENV)/.installed
 	$(PY) -m pytest benchmarks --timeout=0 $(PYTEST_ARGS)

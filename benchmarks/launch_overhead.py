@@ -4,8 +4,8 @@
     python -m benchmarks.launch_overhead
 
 Without a GPU the launch itself is a stub (`stub_driver.py`): what is timed is all that Python does before it.
-The yardstick is one registered operator that does nothing plus one bare Triton launch of a kernel with as many
-arguments as users write: what nobody who goes through torch.library and Triton can avoid.
+The yardstick is one registered operator that does nothing plus one bare Triton launch of a kernel
+with as many arguments as users write: what nobody who goes through torch.library and Triton can avoid.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def _bare(x, out, std, table, n, scale, BLOCK: tl.constexpr):  # type: ignore[no
 
 def _register_noop() -> Callable[[torch.Tensor], torch.Tensor]:
     torch.library.define("softdiff_bench::noop", "(Tensor x, Tensor std, float floor) -> Tensor")
-    torch.library.impl("softdiff_bench::noop", "CompositeExplicitAutograd", lambda x, std, floor: torch.empty_like(x))
+    torch.library.impl(
+        "softdiff_bench::noop", "CompositeExplicitAutograd", lambda x, std, floor: torch.empty_like(x)
+    )
     return torch.ops.softdiff_bench.noop.default  # type: ignore[no-any-return]
 
 

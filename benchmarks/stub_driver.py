@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Triton driver that compiles for a GPU and enqueues nothing: launches can be counted and timed without one.
+"""A Triton driver that compiles for a GPU and enqueues nothing: launches are counted and timed without one.
 
 Everything up to the launch is Triton's own: its cache, its compiler, and, in `bare_launch`, its argument
 binding. Only the last call, into the driver's C code, is replaced by one that writes its grid down.
@@ -63,7 +63,7 @@ class StubDriver:
 
 @contextmanager
 def stubbed() -> Iterator[StubDriver]:
-    """Inside, the Triton backend takes CPU tensors, compiles for sm_90 and enqueues into `StubDriver.grids`."""
+    """Inside, the Triton backend takes CPU tensors, compiles for sm_90, enqueues into `StubDriver.grids`."""
     import triton as triton_package
 
     from softdiff_kernels.backends.triton import configs, launch, run

@@ -77,7 +77,7 @@ def test_an_architecture_that_is_not_in_the_table_takes_the_nearest_older_one():
 
 
 def test_kernels_compile_for_an_amd_gpu():
-    # Without PTX and libdevice's fast logarithm. What comes out is an AMD code object; nothing was run on one.
+    # Without PTX and libdevice's fast logarithm. What comes out is an AMD code object; none was run.
     for case in (Case("corrupt", 64, 64, "float32", "amd"), Case("step", 128, 128, "float32", "amd")):
         for launch in aot.launches(case):
             compiled = resources.compile_for_amd(launch, "gfx942")

@@ -54,7 +54,20 @@ def box_muller_of(words):
 def test_triton_normals_of_extreme_words():
     # Within 2e-6 where u is next to 0 and to 1, at its middle, on both sides of the series' beginning, and at
     # angles next to every multiple of a quarter turn.
-    radii = [0, 1, 255, 256, 2**24, 2**31 - 1, 2**31, 2**31 + 256, 0xFDFFFFFF, 0xFE000000, 2**32 - 256, 2**32 - 1]
+    radii = [
+        0,
+        1,
+        255,
+        256,
+        2**24,
+        2**31 - 1,
+        2**31,
+        2**31 + 256,
+        0xFDFFFFFF,
+        0xFE000000,
+        2**32 - 256,
+        2**32 - 1,
+    ]
     angles = [(k * 2**30 + d) % 2**32 for k in range(4) for d in (-257, -128, -1, 0, 1, 127, 300)]
     words = torch.cartesian_prod(torch.tensor(radii), torch.tensor(angles))
     assert float((box_muller_of(words) - normals_from_words(words)).abs().max()) <= 2e-6
@@ -66,7 +79,7 @@ def test_triton_normals_of_many_words():
 
 
 def test_triton_split_products_have_float32_digits():
-    # Three products of float16 parts: relative L2 error as a float32 product's, and 1e-3 of one float16 product's.
+    # Three products of float16 parts have the relative L2 error of a float32 product, one has float16's.
     x = torch.rand(64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     y = torch.rand(64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
     errors = []

@@ -85,7 +85,7 @@ def test_a_second_call_compiles_nothing(monkeypatch):
 
 
 def test_noise_keys_and_numbers_are_never_compiled_in(monkeypatch):
-    # Triton by itself would compile a kernel anew for a seed of 1, of 16 and of 17.
+    # Triton by itself would compile anew for a seed of 1, of 16 and of 17.
     import triton
 
     x = torch.zeros(2, 3, 16, 16)
@@ -97,8 +97,9 @@ def test_noise_keys_and_numbers_are_never_compiled_in(monkeypatch):
 
 
 def test_the_host_cost_of_a_call():
-    # Against a registered no-op and a bare Triton launch, interleaved, so that the machine's pace cancels. The
-    # target is 1.5 times; the bound leaves room for a busy machine, and catches a lookup that came to be a compilation.
+    # Against a registered no-op and a bare Triton launch, interleaved, so that the machine's pace cancels.
+    # The target is 1.5 times; the bound leaves room for a busy machine, and catches a lookup that became
+    # a compilation.
     cost = measure()
     yardstick = cost["registered no-op"] + cost["bare Triton launch"]
     assert cost["blur, per-sample"] < 4 * yardstick

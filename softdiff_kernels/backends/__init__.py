@@ -46,7 +46,7 @@ def _probe(name: str) -> tuple[bool, str]:
     if name == "reference":
         return True, "plain PyTorch, any device"
     if name in _FUSED:
-        return _FUSED[name].status()  # type: ignore[no-any-return]
+        return _FUSED[name].status()
     return False, f"the {name} kernels are not part of this version"
 
 

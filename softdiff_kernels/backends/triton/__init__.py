@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fused Triton kernels: whether they work here, and which calls they take.
 
-Triton is imported when the first call arrives, never before: an import of softdiff_kernels must work without
-it, and must not decide whether it interprets (TRITON_INTERPRET=1, which runs these kernels on CPU tensors, for
-the tests).
+Triton is imported when the first call arrives, never before: an import of softdiff_kernels must work
+without it, and must not decide whether it interprets (TRITON_INTERPRET=1, which runs these kernels on CPU
+tensors, for the tests).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 LARGEST_SIDE = 512
 MOST_INPUTS = 4
+MOST_CHANNELS = 65535  # a grid's second axis
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
 _COVERED = (
@@ -86,7 +87,9 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
         return arguments[3] is not torch.float64
     if op == "spectral_mix":
         inputs, masks, noise_mask = arguments[:3]
-        if len(inputs) > MOST_INPUTS or any(m.dtype is torch.float64 for m in (*masks, noise_mask) if m is not None):
+        if len(inputs) > MOST_INPUTS or any(
+            m.dtype is torch.float64 for m in (*masks, noise_mask) if m is not None
+        ):
             return False
         arguments = inputs
     image = None
@@ -102,7 +105,8 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
         0 < height <= LARGEST_SIDE
         and 0 < width <= LARGEST_SIDE
         and batch > 0
-        and 0 < channels * height * width < 2**31
+        and 0 < channels <= MOST_CHANNELS
+        and channels * height * width < 2**31
     )
 
 

@@ -99,10 +99,10 @@ class _pretending:
 
     def __enter__(self) -> None:
         self.before: Callable[[torch.device], str] = configs.architecture
-        configs.architecture = lambda device: self.arch
+        configs.architecture = lambda device: self.arch  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:
-        configs.architecture = self.before
+        configs.architecture = self.before  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -242,14 +242,14 @@ def _choose_one(case: Case) -> dict[str, int]:
         rows = measure(case, config)
         if not any(r.fault() for r in rows):
             # More warps than the work needs repeat operands; the count of instructions shows that.
-            found.append((sum(r.per_pixel for r in rows), warps, config))
+            found.append((sum(r.per_pixel for r in rows), config.warps, config))
     if not found:
         raise SystemExit(f"no configuration passes the gate: {case}")
     return asdict(min(found, key=lambda f: f[:2])[2])
 
 
 def choose(jobs: int = 2) -> dict[str, Any]:
-    """The table by machine code: for each entry, what passes the gate with the fewest instructions a pixel."""
+    """The table by machine code: for each entry, what passes the gate with fewest instructions a pixel."""
     work = [case for arch in ARCHITECTURES for case in table_cases(arch)]
     table: dict[str, dict[str, Any]] = {arch: {} for arch in ARCHITECTURES}
     with ProcessPoolExecutor(jobs) as pool:
@@ -270,21 +270,23 @@ def choose(jobs: int = 2) -> dict[str, Any]:
 def markdown(rows: list[Row]) -> str:
     """The table of what was compiled."""
     lines = [
-        "| architecture | op | px | dtype | kernel | warps | registers | stack | shared | instructions a pixel |",
+        "| architecture | op | px | dtype | kernel | warps | registers | stack | shared | a pixel |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         c = r.case
         op = f"{c.op} ({c.option})" if c.option else c.op
         lines.append(
-            f"| {c.arch} | {op} | {c.height} x {c.width} | {c.dtype} | {r.kernel} | {r.warps} | {r.registers} "
-            f"| {r.stack} | {r.shared} | {r.per_pixel:.0f} |"
+            f"| {c.arch} | {op} | {c.height} x {c.width} | {c.dtype} | {r.kernel} | {r.warps} "
+            f"| {r.registers} | {r.stack} | {r.shared} | {r.per_pixel:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m softdiff_kernels.backends.triton.aot", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m softdiff_kernels.backends.triton.aot", description=__doc__
+    )
     parser.add_argument("--subset", action="store_true", help="the covering subset alone")
     parser.add_argument("--choose", action="store_true", help="rewrite configs.json")
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
@@ -293,12 +295,17 @@ def main() -> int:
     if options.choose:
         configs.TABLE.write_text(json.dumps(choose(options.jobs), indent=1) + "\n")
         return 0
-    cases = subset() if options.subset else [c for a in ARCHITECTURES for c in (*table_cases(a), *extra_cases(a))]
+    cases = (
+        subset() if options.subset else [c for a in ARCHITECTURES for c in (*table_cases(a), *extra_cases(a))]
+    )
     rows = compile_all(cases, options.jobs)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         name = f"triton-{triton.__version__}"
-        head = f"Triton {triton.__version__}; compiled ahead of time, not run on a GPU.\n\n"
+        head = (
+            f"Triton {triton.__version__}; compiled ahead of time, not run on a GPU. Shared memory in bytes; "
+            "the last column counts SASS instructions of one pass over a tile, for one of its pixels.\n\n"
+        )
         (options.out / f"{name}.md").write_text(head + markdown(rows))
         (options.out / f"{name}.json").write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     else:

@@ -29,7 +29,7 @@ TILE = 64
 
 @dataclass(frozen=True)
 class Config:
-    """How one kernel is compiled; bk (the depth of a step of `staged.product`) is 0 where a plane is a tile."""
+    """How one kernel is compiled; bk, the depth of a step of `staged.product`, is 0 for a plane in one tile."""
 
     warps: int
     stages: int
@@ -87,7 +87,7 @@ def overridden(config: Config | None) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _table() -> dict[str, Any]:
-    return json.loads(TABLE.read_text())["architectures"]  # type: ignore[no-any-return]
+    return json.loads(TABLE.read_text())["architectures"]
 
 
 def padded(n: int) -> int:

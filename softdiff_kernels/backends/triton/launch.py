@@ -67,10 +67,11 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def describe(arguments: Sequence[Argument]) -> tuple[Kinds, list[Any]]:
-    """Triton's type of each argument ("!" after a pointer that 16 divides, "none" for one that is absent), and
-    what a compiled kernel is given: addresses for tensors.
+    """Triton's type of each argument, and what a compiled kernel is given: addresses for tensors. A type ends
+    in "!" where 16 divides the address, and is "none" for what is absent.
     """
-    kinds, values = [], []
+    kinds: list[str] = []
+    values: list[Any] = []
     for a in arguments:
         if a is None:
             kinds.append("none")

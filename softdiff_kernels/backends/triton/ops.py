@@ -30,7 +30,7 @@ NORMALS = (32, 256)  # rows and columns of a program of `normal_kernel`
 
 def _number(c: Tensor) -> float | None:
     """A coefficient that is a number in host memory; None where it has to be read on the device."""
-    return c.item() if c.is_cpu and c.numel() == 1 else None  # type: ignore[return-value]
+    return c.item() if c.is_cpu and c.numel() == 1 else None
 
 
 def _pointer(c: Tensor, device: torch.device) -> tuple[Tensor, int]:

@@ -56,16 +56,14 @@ def box_muller(r, q, FAST: tl.constexpr):
     """Two normals from two words, each within 2e-6 of exact arithmetic (`noise.py`).
 
     Where u is near 1, float32 holds neither it nor, then, its logarithm: the last 2^-7 take a series in
-    1 - u, formed exactly from the integer. The angle is turned into b = pi/2 - |theta|, whose sine and cosine are
-    the cosine and, but for the sign, the sine of theta; both are polynomials on [-pi/2, pi/2], within 2.7e-7. The hardware's own are off by 4e-7, which the largest radius,
-    5.9, would make 2.4e-6. The radius is in units of sqrt(2 ln 2), which the polynomials' coefficients hold.
+    1 - u, formed exactly from the integer. The angle is turned into b = pi/2 - |theta|, whose sine and
+    cosine are the cosine and, but for the sign, the sine of theta; both are polynomials on [-pi/2, pi/2],
+    within 2.7e-7. The hardware's own are off by 4e-7, which the largest radius, 5.9, would make 2.4e-6. The
+    radius is in units of sqrt(2 ln 2), which the polynomials' coefficients hold.
     """
     whole = (r >> 8).to(tl.int32).to(tl.float32)
     u = whole * 5.9604644775390625e-08 + 2.98023223876953125e-08
-    if FAST:
-        log = libdevice.fast_log2f(u)
-    else:
-        log = tl.log2(u)
+    log = libdevice.fast_log2f(u) if FAST else tl.log2(u)
     # 2 (1 - u) + 2^-24, exact; the 2^-24 comes off in the last constant, 2^-24 times 0.7213.
     twice = 2.0 - whole * 1.1920928955078125e-07
     series = twice * (twice * 0.1815185695886612 + 0.721342921257019) - 4.299538e-08
@@ -75,11 +73,19 @@ def box_muller(r, q, FAST: tl.constexpr):
     s = b * b
     sine = b * (
         1.1774100065231323
-        + s * (-0.1962347775697708 + s * (0.009811239317059517 + s * (-0.00023313774727284908 + s * 3.0500668799504638e-06)))
+        + s
+        * (
+            -0.1962347775697708
+            + s * (0.009811239317059517 + s * (-0.00023313774727284908 + s * 3.0500668799504638e-06))
+        )
     )
     cosine = 1.1774100065231323 + s * (
         -0.5887050032615662
-        + s * (0.049058716744184494 + s * (-0.0016352295642718673 + s * (2.9152861316106282e-05 + s * -3.067329146233533e-07)))
+        + s
+        * (
+            0.049058716744184494
+            + s * (-0.0016352295642718673 + s * (2.9152861316106282e-05 + s * -3.067329146233533e-07))
+        )
     )
     signed = (radius.to(tl.int32, bitcast=True) | (angle & -2147483648)).to(tl.float32, bitcast=True)
     return radius * sine, signed * cosine
@@ -183,7 +189,15 @@ def heat_loss(k, step, N: tl.constexpr):
     x = eigenvalues(k, N) * tl.minimum(step, _MOST)
     q = tl.exp(-x)
     small = tl.minimum(x, 0.25)
-    series = small * (1.0 - small * (1 / 2) * (1.0 - small * (1 / 3) * (1.0 - small * (1 / 4) * (1.0 - small * (1 / 5) * (1.0 - small * (1 / 6))))))
+    series = small * (
+        1.0
+        - small
+        * (1 / 2)
+        * (
+            1.0
+            - small * (1 / 3) * (1.0 - small * (1 / 4) * (1.0 - small * (1 / 5) * (1.0 - small * (1 / 6))))
+        )
+    )
     return tl.where(x < 0.25, series, 1.0 - q), q
 
 
@@ -225,7 +239,7 @@ def image_pixels(ptr, b, c, rows, columns, LAYOUT: tl.constexpr, SIZES: tl.const
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """x to nearest in dtype. The interpreter (3.6 to 3.9) cuts bfloat16 off instead, so it is helped there."""
+    """x to nearest in dtype. The interpreter (3.6 to 3.9) truncates to bfloat16 instead, and is helped."""
     if _INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000

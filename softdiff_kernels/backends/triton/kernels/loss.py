@@ -49,7 +49,7 @@ def loss_kernel(
     table_h, table_w, planes, scratch, downs,
     STATIC: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """STATIC: sizes, steps (of blur_std, weight), layouts (prediction, target, slope). slope None: no gradient.
+    """STATIC: sizes, steps (of blur_std, weight), layouts (prediction, target, slope; None: no gradient).
     energies: the weighted loss of what each program saw, see `filter_plane` and `filter_staged`.
     """
     A: tl.constexpr = STATIC[2]

@@ -13,7 +13,20 @@ from .staged import backward_columns, backward_rows, forward_columns, forward_ro
 
 
 @triton.jit
-def _spectrum(x, mask, b, c, k, l, table_h, table_w, SIZES: tl.constexpr, X: tl.constexpr, M: tl.constexpr, SPLIT: tl.constexpr):
+def _spectrum(
+    x,
+    mask,
+    b,
+    c,
+    k,
+    l,
+    table_h,
+    table_w,
+    SIZES: tl.constexpr,
+    X: tl.constexpr,
+    M: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
     """mask * DCT2(x) of plane (b, c)."""
     u, down = spectrum(x, None, b, c, table_h, table_w, SIZES, X, X, SPLIT, False)
     return u * (down * 0.000244140625) * image_pixels(mask, b, c, k, l, M, SIZES)
@@ -104,10 +117,18 @@ def _staged(
     while p < planes:
         b = p // C
         c = p % C
-        _add_staged(x0, mask0, b, c, total, main, strip, table_h, table_w, SIZES, X0, M0, TILE, BK, SPLIT, True)
-        _add_staged(x1, mask1, b, c, total, main, strip, table_h, table_w, SIZES, X1, M1, TILE, BK, SPLIT, False)
-        _add_staged(x2, mask2, b, c, total, main, strip, table_h, table_w, SIZES, X2, M2, TILE, BK, SPLIT, False)
-        _add_staged(x3, mask3, b, c, total, main, strip, table_h, table_w, SIZES, X3, M3, TILE, BK, SPLIT, False)
+        _add_staged(
+            x0, mask0, b, c, total, main, strip, table_h, table_w, SIZES, X0, M0, TILE, BK, SPLIT, True
+        )
+        _add_staged(
+            x1, mask1, b, c, total, main, strip, table_h, table_w, SIZES, X1, M1, TILE, BK, SPLIT, False
+        )
+        _add_staged(
+            x2, mask2, b, c, total, main, strip, table_h, table_w, SIZES, X2, M2, TILE, BK, SPLIT, False
+        )
+        _add_staged(
+            x3, mask3, b, c, total, main, strip, table_h, table_w, SIZES, X3, M3, TILE, BK, SPLIT, False
+        )
         if noise_mask is not None:
             key = key_of(key_rows, seed, stream, draw, b, KEY_STEP)
         most = tl.zeros([TILE, TILE], tl.float32)

@@ -78,7 +78,8 @@ def noise_tile(
 @triton.jit
 def normal_kernel(
     out, key_rows, seed, stream, draw, count, parts,
-    GRAIN: tl.constexpr, KEY_STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FAST: tl.constexpr,
+    GRAIN: tl.constexpr, KEY_STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """`count` normals for each sample, ROWS x COLUMNS of them by each of its `parts` programs.
 
@@ -89,7 +90,9 @@ def normal_kernel(
     part = program % parts.to(tl.int32)
     key = key_of(key_rows, seed, stream, draw, b, KEY_STEP)
     block = tl.arange(0, ROWS)[:, None] * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
-    z = rounded(blocks_of_four((part * (ROWS * COLUMNS // 4) + block).to(tl.uint32), key, FAST), out.dtype.element_ty)
+    z = rounded(
+        blocks_of_four((part * (ROWS * COLUMNS // 4) + block).to(tl.uint32), key, FAST), out.dtype.element_ty
+    )
     element = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     at = out + tl.multiple_of(b * count, GRAIN) + part * (ROWS * COLUMNS) + element
     if GRAIN == ROWS * COLUMNS:

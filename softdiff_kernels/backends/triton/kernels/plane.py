@@ -4,8 +4,8 @@
 An op gives three functions. PREPARE(pointers, b, STATIC) makes the values that hold for sample b;
 MASK(u, k, l, down, values, STATIC) returns the masked spectrum and the energy in it (the loss's alone);
 FINISH(y, row, column, b, c, values, pointers, STATIC) makes the result from a tile of the image, whose first
-pixel is at (row, column), and stores it. `pointers` is a tuple of what lies in memory, `STATIC` one of what is
-known at compile time.
+pixel is at (row, column), and stores it. `pointers` is a tuple of what lies in memory, `STATIC` one of what
+is known at compile time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def spectrum(
     x, y, b, c, table_h, table_w,
     SIZES: tl.constexpr, X: tl.constexpr, Y: tl.constexpr, SPLIT: tl.constexpr, INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """(u, down): u * down / 4096 is the DCT (or its inverse) of plane (b, c) of x, less y's where there is y."""
+    """(u, down): u * down / 4096 is the DCT (or its inverse) of plane (b, c) of x, less y's if there is y."""
     BH: tl.constexpr = SIZES[2]
     BW: tl.constexpr = SIZES[3]
     EXACT: tl.constexpr = (y is None) and (x.dtype.element_ty.primitive_bitwidth == 16)
@@ -58,7 +58,7 @@ def filter_plane(
     PREPARE: tl.constexpr, MASK: tl.constexpr, FINISH: tl.constexpr, TILING: tl.constexpr,
     X: tl.constexpr, Y: tl.constexpr, SPLIT: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """Program (sample, group of TILING[0] channels); `energies` [B, groups]; BACK: whether an image is wanted."""
+    """Program (sample, group of TILING[0] channels); energies [B, groups]; BACK: an image is wanted."""
     SIZES: tl.constexpr = STATIC[0]
     BH: tl.constexpr = SIZES[2]
     BW: tl.constexpr = SIZES[3]

@@ -21,7 +21,9 @@ from .device import largest, pixels, plane, power, split
 
 
 @triton.jit
-def operand(ptr, rows, columns, ROW: tl.constexpr, COLUMN: tl.constexpr, LOW: tl.constexpr, SPLIT: tl.constexpr):
+def operand(
+    ptr, rows, columns, ROW: tl.constexpr, COLUMN: tl.constexpr, LOW: tl.constexpr, SPLIT: tl.constexpr
+):
     """A tile's (high, low), the low part LOW elements further on."""
     at = ptr + rows * ROW + columns * COLUMN
     high = tl.load(at)

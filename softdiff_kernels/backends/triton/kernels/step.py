@@ -14,7 +14,7 @@ from .staged import filter_staged
 
 @triton.jit
 def _prepare(pointers, b, STATIC: tl.constexpr):
-    """csrc/heat.h says the same for the CPU; every line that is formed from differences is formed so there."""
+    """csrc/heat.h says the same for the CPU; what is a difference here is formed as it is there."""
     STEPS: tl.constexpr = STATIC[1]
     tau, step = exponents(pointers[4], pointers[5], b, STEPS[0], STEPS[1])
     keep = coefficient(pointers[6], b, STEPS[2])
