@@ -48,8 +48,14 @@ def one(file: Path, function: str, *, seconds: float, scratch: Path, plain: bool
     text = log.read_text(errors="replace")
     if code is None or code not in (0, 1) or not cases:
         where = found.get("running") or "before its first case"
-        why = f"was killed after {seconds:.0f} s" if code is None else f"ended with status {code}: {tail(text, 6)}"
-        cases.append({"id": where, "status": "timeout" if code is None else "failed", "message": why, "seconds": 0.0})
+        why = (
+            f"was killed after {seconds:.0f} s"
+            if code is None
+            else f"ended with status {code}: {tail(text, 6)}"
+        )
+        cases.append(
+            {"id": where, "status": "timeout" if code is None else "failed", "message": why, "seconds": 0.0}
+        )
     sys.stdout.write(f"---- {file.name}::{function}, {took:.1f} s\n{text}\n")
     sys.stdout.flush()
     counts = {s: sum(c["status"] == s for c in cases) for s in ("passed", "failed", "skipped", "timeout")}

@@ -95,17 +95,27 @@ def _label(value: Any, ids: Any) -> str:
     return getattr(value, "__name__", str(value))
 
 
-def cases(function: Callable[..., Any], marks: Sequence[Mark] = ()) -> Iterator[tuple[str, dict[str, Any], str | None]]:
+def cases(
+    function: Callable[..., Any], marks: Sequence[Mark] = ()
+) -> Iterator[tuple[str, dict[str, Any], str | None]]:
     """(label, arguments, reason to skip) of each case of a test function under its marks and the module's."""
     own = list(getattr(function, "pytestmark", []))
     axes = []
     for mark in own:
         if mark.name != "parametrize":
             continue
-        names = [n.strip() for n in mark.args[0].split(",")] if isinstance(mark.args[0], str) else list(mark.args[0])
+        names = (
+            [n.strip() for n in mark.args[0].split(",")]
+            if isinstance(mark.args[0], str)
+            else list(mark.args[0])
+        )
         axis = []
         for entry in mark.args[1]:
-            given = entry if isinstance(entry, Parameters) else Parameters((entry,) if len(names) == 1 else tuple(entry))
+            given = (
+                entry
+                if isinstance(entry, Parameters)
+                else Parameters((entry,) if len(names) == 1 else tuple(entry))
+            )
             label = given.id or "-".join(_label(v, mark.option("ids")) for v in given.values)
             axis.append((label, dict(zip(names, given.values, strict=True)), given.marks))
         axes.append(axis)

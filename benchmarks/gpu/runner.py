@@ -72,7 +72,16 @@ def _by_pytest(file: Path, function: str, record: Record) -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "pytest.ini"
         settings.write_text(_SETTINGS)
-        options = ["-c", str(settings), "--rootdir", str(file.parent), "-p", "no:cacheprovider", "-q", "--tb=short"]
+        options = [
+            "-c",
+            str(settings),
+            "--rootdir",
+            str(file.parent),
+            "-p",
+            "no:cacheprovider",
+            "-q",
+            "--tb=short",
+        ]
         pytest.main([*options, f"{file}::{function}"], plugins=[_Collector(record)])
 
 
@@ -92,7 +101,9 @@ def _by_hand(file: Path, function: str, record: Record) -> None:
     try:
         module = _module(file)
         marks = getattr(module, "pytestmark", [])
-        found = list(plain_pytest.cases(getattr(module, function), marks if isinstance(marks, list) else [marks]))
+        found = list(
+            plain_pytest.cases(getattr(module, function), marks if isinstance(marks, list) else [marks])
+        )
     except Exception:
         record.add("collection", "failed", 0.0, traceback.format_exc())
         return

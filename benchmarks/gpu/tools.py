@@ -41,7 +41,8 @@ def sanitizer_findings(text: str) -> Findings:
     told = [
         line.removeprefix("=========").strip()
         for line in text.splitlines()
-        if line.startswith("=========") and re.search(r"Invalid|Error:|Warning:|hazard|Race|Program hit", line)
+        if line.startswith("=========")
+        and re.search(r"Invalid|Error:|Warning:|hazard|Race|Program hit", line)
     ]
     told = [line for line in told if "SUMMARY" not in line]
     return Findings(int(counts[-1]) if counts else None, " / ".join(told[:3])[:400])

@@ -29,7 +29,17 @@ marks = [pytest.mark.gpu, pytest.mark.skipif(not READY, reason=WHY_NOT)]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 KERNELS = ("corrupt_kernel", "step_kernel", "loss_kernel", "mix_kernel", "transform_kernel", "normal_kernel")
-OPS = ("dct2", "idct2", "blur", "corrupt", "reverse_step", "momentum_step", "soft_score_loss", "spectral_mix", "normal")
+OPS = (
+    "dct2",
+    "idct2",
+    "blur",
+    "corrupt",
+    "reverse_step",
+    "momentum_step",
+    "soft_score_loss",
+    "spectral_mix",
+    "normal",
+)
 
 
 def name_of(value: Any) -> str:

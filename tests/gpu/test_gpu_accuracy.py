@@ -108,7 +108,9 @@ def test_loss_and_gradient(shape, dtype):
     with sk.use_backend("triton"):
         leaf = x.clone().requires_grad_()
         sk.soft_score_loss(leaf, y, std, weight=weight).backward()
-        assert_accurate(leaf.grad, *(_slope(x.to(d), y.to(d), std, weight) for d in (torch.float64, torch.float32)))
+        assert_accurate(
+            leaf.grad, *(_slope(x.to(d), y.to(d), std, weight) for d in (torch.float64, torch.float32))
+        )
 
 
 def _slope(x, y, std, weight):
@@ -126,7 +128,9 @@ def test_spectral_mix(shape, dtype):
     each = mask.expand(shape[0], 1, *shape[2:]) * on(torch.linspace(0.1, 1, shape[0])).view(-1, 1, 1, 1)
     check("spectral_mix", images[:1], [mask])
     check("spectral_mix", images[:2], [each, mask], noise_mask=0.2 * each, key=sk.NoiseKey(5, 1))
-    check("spectral_mix", images, [mask, each, mask.square(), 0.5 * each], noise_mask=mask, key=sk.NoiseKey(5))
+    check(
+        "spectral_mix", images, [mask, each, mask.square(), 0.5 * each], noise_mask=mask, key=sk.NoiseKey(5)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=name_of)
