@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from checks import picture, twins
 from checks import assert_accurate as _assert_accurate
+from checks import picture, twins
 from torch import Tensor
 
 import softdiff_kernels as sk

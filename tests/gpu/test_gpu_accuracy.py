@@ -6,14 +6,14 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import assert_accurate, assert_mean_kept
-from on_gpu import DTYPES, DEVICE, check, image, mask_of, marks, name_of, on, sizes, spread
+from on_gpu import DEVICE, DTYPES, check, image, marks, mask_of, name_of, on, sizes, spread
 
 import softdiff_kernels as sk
 
 pytestmark = marks
 
-# (B, C, H, W): C of 1 to 4; powers of two to 512, odd, prime, just beyond a tile, wide, tall, single lines; and
-# batches both too small and large enough to occupy a GPU, which take other forms of the kernels above 64 px.
+# (B, C, H, W): C of 1 to 4; powers of two to 512, odd, prime, just beyond a tile, wide, tall, single lines;
+# and batches both too small and large enough to occupy a GPU, which take other kernels above 64 px.
 SHAPES = sizes(
     [
         (2, 1, 8, 8),
