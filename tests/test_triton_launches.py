@@ -53,10 +53,15 @@ def test_one_launch_up_to_64_px(op, shape):
     assert len(launches(shape, op)) == 1
 
 
+@pytest.mark.parametrize("op", ["corrupt", "momentum_step", "dct2", "spectral_mix", "soft_score_loss"])
+def test_one_launch_up_to_128_px(op):
+    assert len(launches((1, 2, 128, 96), op)) == 1
+
+
 @pytest.mark.parametrize("op", ["corrupt", "momentum_step", "dct2", "spectral_mix"])
-def test_one_launch_above_64_px_for_a_batch_that_fills_the_gpu(op):
+def test_one_launch_up_to_512_px_for_a_batch_that_fills_the_gpu(op):
     # 45 images of 3 planes are more than the 132 multiprocessors of the stub.
-    assert len(launches((45, 3, 128, 96), op)) == 1
+    assert len(launches((45, 3, 512, 130), op)) == 1
 
 
 @pytest.mark.parametrize(("op", "most"), [("blur", 3), ("dct2", 2), ("spectral_mix", 1), ("reverse_step", 3)])
@@ -70,7 +75,7 @@ def test_a_launch_for_each_group_for_few_large_planes(op, most):
 
 def test_the_loss_of_large_images_adds_one_sum():
     # The kernel writes a partial sum for each plane; adding them is torch's, and no launch of ours.
-    assert len(launches((45, 3, 128, 128), "soft_score_loss")) == 1
+    assert len(launches((45, 3, 129, 128), "soft_score_loss")) == 1
 
 
 def test_a_second_call_compiles_nothing(monkeypatch):

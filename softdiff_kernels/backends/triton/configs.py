@@ -29,7 +29,7 @@ TILE = 64
 
 @dataclass(frozen=True)
 class Config:
-    """How one kernel is compiled; bk, the depth of a step of `staged.product`, is 0 for a plane in one tile."""
+    """How one kernel is compiled; bk, a step's depth in `staged.product`, is 0 for a plane in one tile."""
 
     warps: int
     stages: int

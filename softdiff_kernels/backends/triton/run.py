@@ -15,6 +15,8 @@ from .tables import capturing, table
 
 # A sample's loss is summed by one program over this many channels; with more, over programs, by torch.
 MOST_CHANNELS_IN_A_PROGRAM = 8
+# Planes up to this many pixels a side are never cut into strips, however few they are.
+_ALWAYS_FUSED = 128
 # Programs of `staged.py` that a multiprocessor holds at a time; their scratch is what L2 has to hold.
 _PROGRAMS_A_MULTIPROCESSOR = 2
 
@@ -28,8 +30,9 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def _fused(plan: Plan, x: Tensor) -> bool:
-    """Whether a program takes whole planes: where there are enough of them to occupy the GPU."""
-    return x.shape[0] * x.shape[1] >= multiprocessors(x.device)
+    """Whether a program takes whole planes: small ones, or enough of them to occupy the GPU."""
+    small = max(plan.sizes[:2]) <= _ALWAYS_FUSED
+    return small or x.shape[0] * x.shape[1] >= multiprocessors(x.device)
 
 
 def energies_shape(plan: Plan, x: Tensor) -> tuple[int, int]:

@@ -8,8 +8,9 @@ A program takes a plane through three groups of products, strip by strip of TILE
 3. rows: the scratch times D_W, then the op's own end (`FINISH`).
 
 What one product leaves for the next is stored as float16 high and low parts: split once, loaded as operands.
-Programs walk over the planes, so that their scratch, one plane each, stays in L2. A batch too small to fill
-the GPU that way runs the groups as three launches instead, with a program for each strip (GROUP 1, 2, 3).
+Programs walk over the planes, so that their scratch, one plane each, stays in L2. Above 128 px, a batch too
+small to fill the GPU that way runs the groups as three launches instead, with a program for each strip
+(GROUP 1, 2, 3).
 """
 
 from __future__ import annotations
