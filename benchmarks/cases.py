@@ -44,20 +44,29 @@ def batch_of(size: int) -> int:
     return max(1, _ELEMENTS // (CHANNELS * size * size))
 
 
-def make(op: str, height: int, width: int, batch: int, *, dtype: torch.dtype = torch.float32) -> Case:
+def make(
+    op: str,
+    height: int,
+    width: int,
+    batch: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Case:
     """Random inputs of an op, from a fixed seed: blur_std log-uniform from 0.01 px to N/3 for each sample."""
-    generator = torch.Generator().manual_seed(SEED + 1000 * height + width)
+    generator = torch.Generator(device).manual_seed(SEED + 1000 * height + width)
     shape = (batch, CHANNELS, height, width)
 
     def image() -> Tensor:
-        return (torch.rand(shape, generator=generator) * 2 - 1).to(dtype)
+        return (torch.rand(shape, generator=generator, device=device) * 2 - 1).to(dtype)
 
     def log_uniform(low: float, high: float) -> Tensor:
         span = math.log(high) - math.log(low)
-        return torch.exp(torch.rand(batch, generator=generator) * span + math.log(low)).to(dtype)
+        part = torch.rand(batch, generator=generator, device=device)
+        return torch.exp(part * span + math.log(low)).to(dtype)
 
     def mask() -> Tensor:
-        return torch.rand((batch, 1, height, width), generator=generator).to(dtype)
+        return torch.rand((batch, 1, height, width), generator=generator, device=device).to(dtype)
 
     blur_std, noise_std = log_uniform(0.01, max(height, width) / 3), log_uniform(0.01, 0.1)
     reached = {"blur_std_t": blur_std, "blur_std_s": 0.9 * blur_std}
@@ -74,7 +83,7 @@ def make(op: str, height: int, width: int, batch: int, *, dtype: torch.dtype = t
             "x_t": image(),
             "x0_hat": image(),
             **reached,
-            "a": torch.rand(batch, generator=generator).to(dtype),
+            "a": torch.rand(batch, generator=generator, device=device).to(dtype),
             "b": 0.1 * noise_std,
         },
         "soft_score_loss": lambda: {
@@ -93,12 +102,12 @@ def make(op: str, height: int, width: int, batch: int, *, dtype: torch.dtype = t
             "mask_0": mask(),
             "noise_mask": 0.1 * mask(),
         },
-        "normal": lambda: {"like": torch.empty(shape, dtype=dtype)},
+        "normal": lambda: {"like": torch.empty(shape, dtype=dtype, device=device)},
     }
     if op not in build:
         raise ValueError(f"make: expected one of {', '.join(build)}, got {op!r}")
     noisy = op in ("corrupt", "momentum_step", "reverse_step")
-    noise = torch.randn(shape, generator=generator).to(dtype) if noisy else None
+    noise = torch.randn(shape, generator=generator, device=device).to(dtype) if noisy else None
     return Case(op, height, width, build[op](), noise)
 
 
@@ -121,7 +130,7 @@ def ours(case: Case, *, noise: Tensor | None = None, module: Any = sk) -> Any:
         return module.spectral_mix((a["x_t"], a["x0_hat"]), masks, noise_mask=a["noise_mask"])
     if case.op == "normal":
         like = a["like"]
-        return module.normal(like.shape, sk.NoiseKey(SEED), dtype=like.dtype)
+        return module.normal(like.shape, sk.NoiseKey(SEED), device=like.device, dtype=like.dtype)
     return getattr(module, case.op)(*a.values())
 
 

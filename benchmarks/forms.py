@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import scipy.fft
 import torch
 from torch import Tensor
 
@@ -203,16 +202,22 @@ class ScipyDct(DctForm):
     name = "scipy"
     source = "scipy.fft (pocketfft), norm='ortho', type 2"
 
+    def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
+        import scipy.fft  # here, for machines without scipy where the other forms are timed
+
+        super().__init__(height, width, dtype)
+        self.forward, self.inverse = scipy.fft.dctn, scipy.fft.idctn
+
     def dct2(self, x: Tensor) -> Tensor:
-        return self._call(scipy.fft.dctn, x.numpy(), False)
+        return self._call(self.forward, x.numpy(), False)
 
     def idct2(self, u: Tensor) -> Tensor:
-        return self._call(scipy.fft.idctn, u.numpy(), False)
+        return self._call(self.inverse, u.numpy(), False)
 
     def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
         u = self.dct2(x).numpy()
         u *= self.gain(blur_std).numpy()
-        return self._call(scipy.fft.idctn, u, True)
+        return self._call(self.inverse, u, True)
 
     @staticmethod
     def _call(transform: Callable[..., np.ndarray], x: np.ndarray, overwrite: bool) -> Tensor:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs one test function with all its cases, by pytest where there is one, and writes down each result.
 
-python -m benchmarks.gpu.runner FILE FUNCTION --out JSON
+python -m benchmarks.gpu.runner FILE FUNCTION --out JSON [--shard I/N] [--plain]
 """
 
 from __future__ import annotations
@@ -44,10 +44,13 @@ class Record:
 
 
 class _Collector:
-    """A pytest plugin that fills a record."""
+    """A pytest plugin that takes its part of the cases and fills a record."""
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
+    def __init__(self, record: Record, shard: tuple[int, int]) -> None:
+        self.record, self.shard = record, shard
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = items[self.shard[0] :: self.shard[1]]
 
     def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
         self.record.begin(nodeid.split("::")[-1])
@@ -65,7 +68,7 @@ class _Collector:
             self.record.add(report.nodeid or "collection", "failed", 0.0, report.longreprtext)
 
 
-def _by_pytest(file: Path, function: str, record: Record) -> None:
+def _by_pytest(file: Path, function: str, record: Record, shard: tuple[int, int]) -> None:
     import pytest
 
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
@@ -82,7 +85,7 @@ def _by_pytest(file: Path, function: str, record: Record) -> None:
             "-q",
             "--tb=short",
         ]
-        pytest.main([*options, f"{file}::{function}"], plugins=[_Collector(record)])
+        pytest.main([*options, f"{file}::{function}"], plugins=[_Collector(record, shard)])
 
 
 def _module(file: Path) -> Any:
@@ -96,7 +99,7 @@ def _module(file: Path) -> Any:
     return module
 
 
-def _by_hand(file: Path, function: str, record: Record) -> None:
+def _by_hand(file: Path, function: str, record: Record, shard: tuple[int, int]) -> None:
     plain_pytest.install()
     try:
         module = _module(file)
@@ -107,7 +110,7 @@ def _by_hand(file: Path, function: str, record: Record) -> None:
     except Exception:
         record.add("collection", "failed", 0.0, traceback.format_exc())
         return
-    for label, arguments, reason in found:
+    for label, arguments, reason in found[shard[0] :: shard[1]]:
         if reason is not None:
             record.add(label, "skipped", 0.0, reason)
             continue
@@ -129,11 +132,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("function")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plain", action="store_true", help="without pytest, even where there is one")
+    parser.add_argument("--shard", default="0/1", help="the cases I, I + N, I + 2 N ... alone")
     args = parser.parse_args(argv)
+    first, step = map(int, args.shard.split("/"))
     record = Record(args.out)
     by_pytest = HAS_PYTEST and not args.plain
-    (_by_pytest if by_pytest else _by_hand)(args.file.resolve(), args.function, record)
-    if not record.cases:
+    (_by_pytest if by_pytest else _by_hand)(args.file.resolve(), args.function, record, (first, step))
+    if not record.cases and first == 0:
         record.add("collection", "failed", 0.0, f"{args.file.name} has no case of {args.function}")
     return int(any(case["status"] == "failed" for case in record.cases))
 

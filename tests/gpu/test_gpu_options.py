@@ -12,6 +12,9 @@ import softdiff_kernels as sk
 
 pytestmark = marks
 
+# Processes that the GPU report spreads a function's cases over: each case is a kernel to compile, or more.
+SHARDS = {"test_layouts": 8, "test_coefficients_of_every_kind": 4, "test_noise_that_is_given": 2}
+
 # One tile, and the form for larger planes.
 SHAPES = sizes([(3, 3, 20, 24), (3, 2, 96, 80)], [(3, 2, 8, 6), (2, 1, 66, 70)])
 CASES = pytest.mark.parametrize("shape", SHAPES, ids=name_of)
