@@ -143,7 +143,9 @@ def _as_bfloat16(op: Op) -> Op:
     return call
 
 
-def compiled(op: str, size: int, dtype: torch.dtype, device: torch.device) -> list[Rival]:
+def compiled(
+    op: str, size: int, dtype: torch.dtype, device: torch.device, backend: str = "inductor"
+) -> list[Rival]:
     """The same under torch.compile in its default mode, compiled at their first call."""
     if op == "normal":
         return []
@@ -156,12 +158,13 @@ def compiled(op: str, size: int, dtype: torch.dtype, device: torch.device) -> li
             continue
         full = call if dtype == torch.float32 else _wide(call)
         name = form.name + (" by hand" if by_hand else "") + (" in float32" if full is not call else "")
-        found.append(Rival(f"{name}, compiled", torch.compile(full, dynamic=False)))
+        found.append(Rival(f"{name}, compiled", torch.compile(full, dynamic=False, backend=backend)))
     if dtype != torch.float32 and op in ("corrupt", "momentum_step", "blur"):
         half = moved(_HalfProduct(size, size), device)
         call = _of(op, half)
         assert call is not None
-        found.append(Rival(f"{half.name}, compiled", torch.compile(_as_bfloat16(call), dynamic=False)))
+        late = torch.compile(_as_bfloat16(call), dynamic=False, backend=backend)
+        found.append(Rival(f"{half.name}, compiled", late))
     return found
 
 
