@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import BACKENDS
+from checks import BACKENDS, INTERPRETED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import softdiff_kernels as sk
 from softdiff_kernels import spectrum
 
-settings.register_profile("ops", deadline=None, max_examples=25, derandomize=True, print_blob=True)
+settings.register_profile("ops", deadline=None, max_examples=8 if INTERPRETED else 25, derandomize=True, print_blob=True)
 COMMON = settings.get_profile("ops")
 
 SIZES = st.integers(1, 40)

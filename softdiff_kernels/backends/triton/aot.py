@@ -42,6 +42,10 @@ CHOICES = {
 }
 
 
+# Ops whose products keep all digits whatever the images are.
+ALWAYS_SPLIT = ("soft_score_loss", "dct2", "spectral_mix")
+
+
 @dataclass(frozen=True)
 class Case:
     """One kernel to compile: an op with its options at a shape and dtype, for an architecture."""
@@ -161,7 +165,7 @@ def table_cases(arch: str) -> Iterator[Case]:
     """One case for each entry of the table."""
     for op in configs.OPS:
         for dtype in ("float32", "bfloat16"):
-            if op in ("soft_score_loss", "dct2") and dtype == "bfloat16":
+            if op in ALWAYS_SPLIT and dtype == "bfloat16":
                 continue  # their products are split whatever the images are
             for height, width in (*SHAPES.values(), LARGE):
                 yield Case(op, height, width, dtype, arch)
@@ -257,7 +261,7 @@ def choose(jobs: int = 2) -> dict[str, Any]:
             table[case.arch][entry(case)] = config
             print(case.arch, entry(case), config, flush=True)
     for entries in table.values():
-        for name in [n for n in entries if n.startswith(("soft_score_loss/split", "dct2/split"))]:
+        for name in [n for n in entries if n.split("/")[0] in ALWAYS_SPLIT and "/split/" in n]:
             entries[name.replace("split", "single")] = entries[name]
     # An AMD GPU has wavefronts of 64: the same tiles with half the waves.
     table["amd"] = {

@@ -279,7 +279,7 @@ def spectral_mix(
     rows: Tensor | None,
 ) -> Tensor:
     out = torch.empty_like(inputs[0])
-    split = _split(out)
+    split = True  # masks may leave far less than they were given
     plan = _plan("spectral_mix", out, split)
     named, key_step, keyed = _key(key, rows)
     absent = [None] * (4 - len(inputs))

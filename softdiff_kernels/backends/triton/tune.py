@@ -23,7 +23,7 @@ import torch
 import triton
 
 from . import configs, ops, run
-from .aot import Case, choices, entry, table_cases
+from .aot import ALWAYS_SPLIT, Case, choices, entry, table_cases
 
 _FILL = 192 * 2**20  # bytes of each image: more than any L2, so that every pass comes from memory
 _ROUNDS = 7
@@ -77,7 +77,7 @@ def tune(seconds: float) -> dict[str, Any]:
             entries[entry(case)] = asdict(best)
             timings[entry(case)] = {json.dumps(asdict(c)): t for c, t in seen.items()}
             print(f"{entry(case):32s} {asdict(best)} {seen[best]:.3f} ms", file=sys.stderr, flush=True)
-    for name in [n for n in entries if n.startswith(("soft_score_loss/split", "dct2/split"))]:
+    for name in [n for n in entries if n.split("/")[0] in ALWAYS_SPLIT and "/split/" in n]:
         entries[name.replace("split", "single")] = entries[name]
     table["architectures"][arch] = entries
     table["measured"] = {
