@@ -9,6 +9,10 @@ TORCH ?= torch==2.13.0
 TRITON_VERSIONS ?= 3.6.0 newest
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# The interpreter of `make gpu-report`, with a torch for its GPU; nothing is installed into it.
+REPORT_PYTHON ?= python3
+REPORT ?= gpu-report
+REPORT_ARGS ?=
 
 PY := $(VENV)/bin/python
 # The ops' tests again with the Triton kernels interpreted on the CPU; one thread a process, two processes.
@@ -25,6 +29,7 @@ help:
 	@echo "make triton-versions    the Triton kernels under the oldest and the newest Triton (TRITON_VERSIONS)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make bench   time every op beside its baselines"
+	@echo "make gpu-report   on a GPU: tests, sanitizer, tuner, benchmarks, into $(REPORT)/ (docs/gpu-report.md)"
 	@echo "make clean   remove $(VENV) and everything that was built"
 	@echo "PYTHON=$(PYTHON) TORCH=$(TORCH); docs/building.md lists all switches"
 
@@ -54,6 +59,10 @@ triton-versions: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(PY) -m pytest benchmarks --timeout=0 $(PYTEST_ARGS)
+
+# With the Python that is there, and whatever torch and Triton it has: nothing is installed or downloaded.
+gpu-report:
+	@PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(REPORT_PYTHON) -m benchmarks.gpu.report --out "$(REPORT)" $(REPORT_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info softdiff_kernels/_build.json softdiff_kernels/_native*.so

@@ -71,8 +71,8 @@ def _correctness(found: Mapping[str, Any]) -> str:
 def _bench(found: Mapping[str, Any]) -> list[str]:
     rows, copy = found.get("rows", []), found.get("copy", {})
     out = [
-        f"Copy of {found.get('copy_bytes', 0) / 2**30:.2f} GiB: {copy.get('median', 0) / 1e9:.0f} GB/s, reads "
-        f"and writes together ({copy.get('low', 0) / 1e9:.0f}-{copy.get('high', 0) / 1e9:.0f}).",
+        f"Copy of {found.get('copy_bytes', 0) / 2**30:.2f} GiB: {copy.get('median', 0) / 1e9:.0f} GB/s, "
+        f"reads and writes together ({copy.get('low', 0) / 1e9:.0f}-{copy.get('high', 0) / 1e9:.0f}).",
         tables.full(rows, found.get("host_us", {})),
         "### Small batches",
         _SMALL,

@@ -21,12 +21,12 @@ KEY = sk.NoiseKey(3, 5, 1)
 
 def training_step(x, y, std, level):
     x_t, residual = sk.corrupt(x, std, level, key=KEY, return_residual=True)
-    return sk.soft_score_loss(torch.tanh(x_t * 1.5), residual * y, std, weight=1 / level**2)
+    return sk.soft_score_loss(x_t * (1.5 - x_t), residual * y, std, weight=1 / level**2)
 
 
 def sampler_step(x, y, std, level):
     noises = {"noise_std_t": level, "noise_std_s": 0.5 * level}
-    x_s = sk.momentum_step(x, torch.sin(y), blur_std_t=std, blur_std_s=0.5 * std, **noises, key=KEY)
+    x_s = sk.momentum_step(x, y * y, blur_std_t=std, blur_std_s=0.5 * std, **noises, key=KEY)
     return sk.reverse_step(x_s, y, blur_std_t=0.5 * std, blur_std_s=0.2 * std, a=0.4, b=0.1, key=KEY.at(2))
 
 
