@@ -55,7 +55,7 @@ def dtype(request):
 
 
 def blurs(batch: int) -> list[torch.Tensor]:
-    """Per-sample blurs that cover the range together; only the first of them where kernels are interpreted."""
+    """Per-sample blurs that cover the range together; the first of them where kernels are interpreted."""
     sets = [std_range(batch), torch.tensor([0.0, 2.5, 1e3])[:batch], torch.tensor([1e-3, 23.0, 0.4])[:batch]]
     return sets[:1] if INTERPRETED else sets
 

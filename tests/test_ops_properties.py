@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import softdiff_kernels as sk
 from softdiff_kernels import spectrum
 
-settings.register_profile("ops", deadline=None, max_examples=8 if INTERPRETED else 25, derandomize=True, print_blob=True)
+EXAMPLES = 8 if INTERPRETED else 25
+settings.register_profile("ops", deadline=None, max_examples=EXAMPLES, derandomize=True, print_blob=True)
 COMMON = settings.get_profile("ops")
 
 SIZES = st.integers(1, 40)

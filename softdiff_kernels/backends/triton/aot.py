@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,11 +102,12 @@ class _pretending:
         self.arch = arch
 
     def __enter__(self) -> None:
-        self.before: Callable[[torch.device], str] = configs.architecture
+        self.before = configs.architecture, ops.FAST
+        ops.FAST = self.arch != "amd"
         configs.architecture = lambda device: self.arch  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:
-        configs.architecture = self.before  # type: ignore[assignment]
+        configs.architecture, ops.FAST = self.before
 
 
 @dataclass(frozen=True)

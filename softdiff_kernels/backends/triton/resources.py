@@ -60,10 +60,7 @@ def resources(compiled: Any) -> Resources:
 
 
 def compile_for_amd(launch: Any, architecture: str) -> Any:
-    """A recorded launch compiled for an AMD GPU ("gfx942"), without PTX and libdevice."""
-    constants = tuple(
-        (*c[:-1], False) if isinstance(c, tuple) and isinstance(c[-1], bool) else c for c in launch.constants
-    )
+    """A launch recorded for "amd" compiled for one of its GPUs ("gfx942")."""
     target = GPUTarget("hip", architecture, 64)
-    found = source(launch.kernel, launch.kinds, constants)
-    return triton.compile(found, target=target, options=options(max(1, launch.warps // 2), launch.stages))
+    found = source(launch.kernel, launch.kinds, launch.constants)
+    return triton.compile(found, target=target, options=options(launch.warps, launch.stages))
