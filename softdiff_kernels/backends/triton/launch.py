@@ -17,6 +17,7 @@ import torch
 import triton
 from torch import Tensor
 from triton import knobs
+from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
@@ -102,9 +103,12 @@ def source(kernel: Any, kinds: Sequence[str], constants: Sequence[Any]) -> ASTSo
     return ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
 
 
-def options(warps: int, stages: int) -> dict[str, Any]:
-    """Triton's options: contraction to fused multiply-adds is part of the kernels' arithmetic."""
-    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+def options(warps: int, stages: int, target: GPUTarget) -> dict[str, Any]:
+    """Triton's options. Contraction to fused multiply-adds is part of the kernels' arithmetic."""
+    found: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    if target.backend == "cuda" and 100 <= target.arch < 120:
+        found["maxnreg"] = 255  # left alone, Triton 3.6 stops at 168 registers here, and spills
+    return found
 
 
 def immediate() -> bool:
@@ -135,7 +139,9 @@ def compiled(kernel: Any, kinds: Kinds, constants: tuple[Any, ...], warps: int, 
     key = (kernel, kinds, constants, warps, stages, driver.active.get_current_device())
     found = _kernels.get(key)
     if found is None:
-        found = triton.compile(source(kernel, kinds, constants), options=options(warps, stages))
+        target = driver.active.get_current_target()
+        wanted = options(warps, stages, target)
+        found = triton.compile(source(kernel, kinds, constants), target=target, options=wanted)
         _kernels[key] = found
     return found
 

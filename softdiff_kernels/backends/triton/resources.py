@@ -41,7 +41,8 @@ def compile_for(
 ) -> Any:
     """The kernel compiled for an NVIDIA GPU of a compute capability (90 for sm_90)."""
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source(kernel, kinds, constants), target=target, options=options(warps, stages))
+    found = source(kernel, kinds, constants)
+    return triton.compile(found, target=target, options=options(warps, stages, target))
 
 
 def resources(compiled: Any) -> Resources:
@@ -63,4 +64,4 @@ def compile_for_amd(launch: Any, architecture: str) -> Any:
     """A launch recorded for "amd" compiled for one of its GPUs ("gfx942")."""
     target = GPUTarget("hip", architecture, 64)
     found = source(launch.kernel, launch.kinds, launch.constants)
-    return triton.compile(found, target=target, options=options(launch.warps, launch.stages))
+    return triton.compile(found, target=target, options=options(launch.warps, launch.stages, target))

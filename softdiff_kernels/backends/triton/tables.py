@@ -22,13 +22,16 @@ def table(n: int, padded: int, device: torch.device) -> Tensor:
     """64 D of the DCT-II of length n as float16 [2, padded, padded]: high and low, D = (high + low) / 64.
 
     Computed on the device, so that a first call inside a CUDA graph's capture needs no copy from the host;
-    such a table belongs to the graph and is not kept.
+    such a table belongs to the graph and is not kept. Otherwise the host waits for it, once for each size, so
+    that every stream may read what is kept.
     """
     key = (n, padded, device)
     found = _tables.get(key)
     if found is None:
         found = _build(n, padded, device)
         if not capturing(device):
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()
             _tables[key] = found
     return found
 

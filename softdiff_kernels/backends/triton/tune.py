@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 import triton
 
 from . import configs, ops, run
-from .aot import ALWAYS_SPLIT, Case, choices, entry, table_cases
+from .aot import ALWAYS_SPLIT, ARCHITECTURES, Case, choices, entry, measure, table_cases
 
 _FILL = 192 * 2**20  # bytes of each image: more than any L2, so that every pass comes from memory
 _ROUNDS = 7
@@ -54,52 +56,68 @@ def _milliseconds(case: Case, images: tuple[torch.Tensor, torch.Tensor], std: to
     return float(start.elapsed_time(end))
 
 
-def tune(seconds: float) -> dict[str, Any]:
-    """The table with this GPU's architecture measured, as far as `seconds` went."""
+def _compile(job: tuple[Case, configs.Config]) -> None:
+    measure(*job)
+
+
+def _compile_ahead(arch: str) -> None:
+    """Fills Triton's cache on all cores; a compiler of its own for each, which never sees the GPU."""
+    jobs = [(case, config) for case in table_cases(arch) for config in choices(case)]
+    workers = max(1, min(len(jobs), (os.cpu_count() or 2) - 1))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_compile, jobs, chunksize=2))
+
+
+def tune(seconds: float, out: Path) -> None:
+    """Writes to `out`, after every entry, the table with what was measured of this architecture so far."""
     device = torch.device("cuda", torch.cuda.current_device())
     arch = configs.architecture(device)
     table = json.loads(configs.TABLE.read_text())
     entries = dict(table["architectures"][configs.nearest(arch, list(table["architectures"]))])
     timings: dict[str, dict[str, float]] = {}
     deadline = time.monotonic() + seconds
+    if arch in ARCHITECTURES:
+        _compile_ahead(arch)
     for case in table_cases(arch):
-        if time.monotonic() > deadline:
-            print(f"out of time before {entry(case)}", file=sys.stderr)
-            break
         dtype = getattr(torch, case.dtype)
         batch = max(1, _FILL // (3 * case.height * case.width * dtype.itemsize))
         shape = (batch, 3, case.height, case.width)
         images = torch.rand(shape, device=device).to(dtype), torch.rand(shape, device=device).to(dtype)
         std = torch.linspace(0.1, 4.0, batch, device=device)
-        seen = _measure(case, images, std)
+        seen = _measure(case, images, std, deadline)
         if seen:
             best = min(seen, key=lambda config: seen[config])
             entries[entry(case)] = asdict(best)
             timings[entry(case)] = {json.dumps(asdict(c)): t for c, t in seen.items()}
             print(f"{entry(case):32s} {asdict(best)} {seen[best]:.3f} ms", file=sys.stderr, flush=True)
-    for name in [n for n in entries if n.split("/")[0] in ALWAYS_SPLIT and "/split/" in n]:
-        entries[name.replace("split", "single")] = entries[name]
-    table["architectures"][arch] = entries
-    table["measured"] = {
-        **table.get("measured", {}),
-        arch: {
-            "gpu": torch.cuda.get_device_name(device),
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "date": date.today().isoformat(),
-            "milliseconds": timings,
-        },
-    }
-    return table
+        for name in [n for n in entries if n.split("/")[0] in ALWAYS_SPLIT and "/split/" in n]:
+            entries[name.replace("split", "single")] = entries[name]
+        table["architectures"][arch] = entries
+        table["measured"] = {
+            **table.get("measured", {}),
+            arch: {
+                "gpu": torch.cuda.get_device_name(device),
+                "torch": torch.__version__,
+                "triton": triton.__version__,
+                "date": date.today().isoformat(),
+                "milliseconds": timings,
+            },
+        }
+        out.write_text(json.dumps(table, indent=1) + "\n")
+        if time.monotonic() > deadline:
+            print(f"out of time after {entry(case)}", file=sys.stderr)
+            return
 
 
 def _measure(
-    case: Case, images: tuple[torch.Tensor, torch.Tensor], std: torch.Tensor
+    case: Case, images: tuple[torch.Tensor, torch.Tensor], std: torch.Tensor, deadline: float
 ) -> dict[configs.Config, float]:
     """Median milliseconds of each configuration that runs, interleaved."""
     candidates = choices(case)
     times: dict[configs.Config, list[float]] = {}
     for round_ in range(_ROUNDS + 1):
+        if time.monotonic() > deadline:
+            break
         for config in list(candidates):
             run.forget()
             try:
@@ -124,7 +142,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("tune: torch finds no GPU, and nothing can be measured without one", file=sys.stderr)
         return 2
-    options.out.write_text(json.dumps(tune(options.seconds), indent=1) + "\n")
+    tune(options.seconds, options.out)
     return 0
 
 

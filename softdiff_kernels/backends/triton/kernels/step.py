@@ -18,7 +18,7 @@ def _prepare(pointers, b, STATIC: tl.constexpr):
     STEPS: tl.constexpr = STATIC[1]
     tau, step = exponents(pointers[4], pointers[5], b, STEPS[0], STEPS[1])
     keep = coefficient(pointers[6], b, STEPS[2])
-    inject = coefficient(pointers[7], b, STEPS[2])
+    inject = coefficient(pointers[7], b, STEPS[3])
     rest = pointers[8]
     if STEPS[2] >= 0:
         first = tl.load(pointers[6] + b * STEPS[2])
