@@ -109,6 +109,19 @@ def test_triton_steps_of_any_weight(a):
     check("reverse_step", x, y, blur_std_t=2.0, blur_std_s=1.0, a=a, b=0.1, key=sk.NoiseKey(1))
 
 
+@pytest.mark.parametrize("given", ["a", "b", "blur_std_t", "blur_std_s", "noise_std_t", "noise_std_s"])
+def test_triton_steps_with_one_coefficient_for_each_sample(given):
+    # Numbers and tensors [B] mix in any way: each sample takes its own.
+    x, y = picture(3, 2, 12, 20), picture(3, 2, 12, 20, seed=1)
+    each = torch.tensor([1.0, 1.2, 1.5])
+    values = {"blur_std_t": 3.0, "blur_std_s": 1.0, "key": sk.NoiseKey(2)}
+    if given in ("a", "b"):
+        check("reverse_step", x, y, **{**values, "a": 0.3, "b": 0.2, given: 0.3 * each})
+    else:
+        stds = {**values, "noise_std_t": 0.4, "noise_std_s": 0.2}
+        check("momentum_step", x, y, **{**stds, given: stds[given] * each}, variance="small")
+
+
 @pytest.mark.parametrize("size", [24, 96], ids=["tile", "staged"])
 def test_triton_masks_of_any_scale(size):
     # Masks of spectral_mix may be anything: 1 / lambda, say.
