@@ -68,11 +68,11 @@ def stubbed() -> Iterator[StubDriver]:
 
     from softdiff_kernels.backends.triton import configs, launch, run
 
-    saved = fused._takes, fused.status, configs.architecture, run.multiprocessors
+    saved = fused._takes, fused.interpreted, fused.status, configs.architecture, run.multiprocessors
     checks = arguments.values, arguments.ordered
     driver = StubDriver()
     triton_package.runtime.driver.set_active(driver)
-    fused._takes = lambda device: True  # type: ignore[assignment]
+    fused._takes, fused.interpreted = (lambda device: True), (lambda: True)  # type: ignore[assignment]
     fused.status = lambda: (True, "a stub")
     configs.architecture = lambda device: "sm_90"
     run.multiprocessors = lambda device: 132  # type: ignore[assignment]
@@ -82,7 +82,7 @@ def stubbed() -> Iterator[StubDriver]:
         with use_backend("triton"):
             yield driver
     finally:
-        fused._takes, fused.status, configs.architecture, run.multiprocessors = saved  # type: ignore[assignment]
+        fused._takes, fused.interpreted, fused.status, configs.architecture, run.multiprocessors = saved  # type: ignore[assignment]
         arguments.values, arguments.ordered = checks
         launch.forget()
         run.forget()

@@ -72,6 +72,13 @@ def coefficient(
     return torch.full((1,), value, dtype=torch.float64, device=where)
 
 
+def indexed(device: torch.device) -> torch.device:
+    """ "cuda" as the device that it means now, so that it equals the device of a tensor there."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def on(value: Tensor, device: torch.device) -> Tensor:
     """A coefficient on the device; a number that waits in host memory is filled in there, never copied."""
     if value.device == device:

@@ -255,5 +255,5 @@ def normal(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     reference.check_normal(shape, key, dtype)
-    where = torch.device(device)
+    where = args.indexed(torch.device(device))
     return _ops.normal(list(shape), *pack_key(key, shape[0], where), dtype, where)

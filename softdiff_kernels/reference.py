@@ -362,7 +362,7 @@ def normal(
     Philox4x32-10 and Box-Muller, see `noise.py`. Salmon et al. 2011; Box & Muller 1958.
     """
     check_normal(shape, key, dtype)
-    where = torch.device(device)
+    where = args.indexed(torch.device(device))
     return philox_normal(tuple(shape), key_rows(*pack_key(key, shape[0], where), shape[0], where), dtype)
 
 

@@ -132,6 +132,38 @@ def test_triton_masks_of_any_scale(size):
 
 
 @pytest.mark.parametrize("size", [20, 70], ids=["tile", "staged"])
+def test_triton_planes_of_zeros_stay_zero(size):
+    # No largest magnitude to scale by: the power of two ends where it and its inverse are still numbers.
+    zero, ones = torch.zeros(1, 2, size, size), torch.ones(size)
+    image = picture(1, 2, size, size)
+    for y in (
+        sk.dct2(zero),
+        sk.blur(zero, 2.0),
+        sk.spectral_mix([zero], [ones]),
+        sk.spectral_mix([image], [0 * ones]),
+        sk.reverse_step(zero, zero, blur_std_t=2.0, blur_std_s=1.0, a=0.5, b=0.0),
+    ):
+        assert torch.equal(y, zero)
+    assert float(sk.soft_score_loss(image, image, 1.0)) == 0.0
+
+
+@pytest.mark.parametrize(("gap", "a"), [(0.1, 0.999), (0.01, 0.9999), (1e-3, 1.0)])
+def test_triton_small_steps_keep_their_digits(gap, a):
+    # Where x_t says nothing the result is the mask's alone, which for a small step is small everywhere.
+    x0_hat = sk.reference.normal((1, 1, 64, 64), sk.NoiseKey(1))
+    stds = {"blur_std_t": 2.0 + gap, "blur_std_s": 2.0}
+    check("reverse_step", torch.zeros_like(x0_hat), x0_hat, a=a, b=0.0, **stds)
+
+
+def test_triton_a_bright_pixel_over_faint_noise():
+    # The plane's scale is the bright pixel's; what is a thousandth of it keeps the rule all the same.
+    x = 1e-3 * sk.reference.normal((1, 1, 64, 64), sk.NoiseKey(5))
+    x[0, 0, 7, 9] = 1.0
+    check("dct2", x)
+    check("blur", x, 1.0)
+
+
+@pytest.mark.parametrize("size", [20, 70], ids=["tile", "staged"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_triton_a_bad_pixel_spoils_its_plane_alone(bad, size):
     # As in the eager twin, a NaN or an infinity reaches all of its plane, and nothing else.
@@ -206,6 +238,19 @@ def test_triton_tables_are_kept_by_size_and_padding():
     assert float(((high + low)[:28, :28] / 64 - dct_basis(28)).abs().max()) < 2.0**-22 * 0.27
     assert float((high + low)[28:].abs().sum() + (high + low)[:, 28:].abs().sum()) == 0
     assert table(28, 32, torch.device("cpu")) is table(28, 32, torch.device("cpu"))
+
+
+def test_triton_tables_do_not_depend_on_the_default_dtype():
+    from softdiff_kernels.backends.triton import tables
+
+    expected = tables.table(27, 32, torch.device("cpu"))
+    tables._tables.clear()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(tables.table(27, 32, torch.device("cpu")), expected)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_triton_empty_batches():

@@ -8,6 +8,7 @@ tensors, for the tests).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from functools import lru_cache
@@ -72,8 +73,6 @@ def _status(interpreting: bool) -> tuple[bool, str]:
 
 @lru_cache(maxsize=64)
 def _takes(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return interpreted()
     if device.type != "cuda":
         return False
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= OLDEST_CAPABILITY
@@ -81,10 +80,13 @@ def _takes(device: torch.device) -> bool:
 
 def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
     """Whether the kernels take a call; what they do not take goes to the reference."""
-    if not _takes(device):
+    if not (interpreted() if device.type == "cpu" else _takes(device)):
         return False
     if op == "normal":
-        return arguments[3] is not torch.float64
+        shape, dtype = arguments[0], arguments[3]
+        each = math.prod(shape[1:])
+        # A block's number has 32 bits, a grid 31.
+        return dtype is not torch.float64 and each < 2**33 and shape[0] * (each // 4096 + 1) < 2**31
     if op == "spectral_mix":
         inputs, masks, noise_mask = arguments[:3]
         if len(inputs) > MOST_INPUTS or any(

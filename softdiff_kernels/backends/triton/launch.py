@@ -142,18 +142,24 @@ def compiled(kernel: Any, kinds: Kinds, constants: tuple[Any, ...], warps: int, 
         target = driver.active.get_current_target()
         wanted = options(warps, stages, target)
         found = triton.compile(source(kernel, kinds, constants), target=target, options=wanted)
+        _ = found.run  # loads it, before another thread may find it half loaded
         _kernels[key] = found
     return found
 
 
+def _listens(hook: Any) -> bool:
+    """Whether anybody is behind a hook, which is absent, a chain that may be empty, or a function."""
+    return hook is not None and bool(getattr(hook, "calls", True))
+
+
 def enqueue(kernel: Any, grid: tuple[int, int], values: Sequence[Any]) -> None:
     """Enqueues a compiled kernel; `values` for all its parameters, constants too."""
-    if knobs.runtime.launch_enter_hook is not None or knobs.runtime.launch_exit_hook is not None:
+    if _listens(knobs.runtime.launch_enter_hook) or _listens(knobs.runtime.launch_exit_hook):
         kernel[(*grid, 1)](*values)  # a profiler listens
         return
     active = driver.active
     stream = active.get_current_stream(active.get_current_device())
-    run = kernel.run  # loads the kernel at its first use, which is what sets `function`
+    run = kernel.run
     run(grid[0], grid[1], 1, stream, kernel.function, kernel.packed_metadata, None, None, None, *values)
 
 

@@ -196,7 +196,8 @@ def _blurs(std_t: Tensor, std_s: Tensor, device: torch.device) -> tuple[Argument
     """Both blurs as `device.exponents` takes them; two numbers are combined here, in float64."""
     t, s = _number(std_t), _number(std_s)
     if t is not None and s is not None:
-        return 0.5 * (t - s) * (t + s), 0.5 * min(t, s) ** 2, -1, -1
+        weaker = min(t, s)
+        return 0.5 * (t - s) * (t + s), 0.5 * weaker * weaker, -1, -1
     (t_at, t_step), (s_at, s_step) = _pointer(std_t, device), _pointer(std_s, device)
     return t_at, s_at, t_step, s_step
 
@@ -215,7 +216,7 @@ def _weights(
         return 1.0, 0.0, 0.0, -1, -1
     ratio, gap = s / t, (t - s) * (t + s)
     inject = math.sqrt(max(gap, 0.0)) * (ratio if rule == "small" else 1.0)
-    return ratio * ratio, inject, gap / (t * t), -1, -1
+    return ratio * ratio, inject, gap / t / t, -1, -1
 
 
 def _step(
@@ -266,7 +267,8 @@ def soft_score_loss(
     layouts = (_layout(prediction), _layout(target), _layout(slope))
     static = (plan.sizes, (std_step, factor_step), *layouts)
     channels = prediction.shape[1] if prediction.shape[1] <= MOST_CHANNELS_IN_A_PROGRAM else 1
-    run(loss_kernel, plan, prediction, arguments, (static,), (split,), channels=channels)
+    groups = 3 if gradient else 2
+    run(loss_kernel, plan, prediction, arguments, (static,), (split,), channels=channels, groups=groups)
     loss = energies.view(-1) if energies.numel() == prediction.shape[0] else energies.sum(1)
     return loss, prediction.new_empty(0) if slope is None else slope
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -28,12 +29,33 @@ def table(n: int, padded: int, device: torch.device) -> Tensor:
     key = (n, padded, device)
     found = _tables.get(key)
     if found is None:
-        found = _build(n, padded, device)
-        if not capturing(device):
-            if device.type == "cuda":
-                torch.cuda.current_stream(device).synchronize()
-            _tables[key] = found
+        if device.type != "cuda":
+            found = _tables[key] = _build(n, padded, device)
+        elif capturing(device):
+            found = _build(n, padded, device)
+        else:
+            found = _tables[key] = _build_aside(n, padded, device)
     return found
+
+
+def _build_aside(n: int, padded: int, device: torch.device) -> Tensor:
+    """Built by a thread and a stream of its own: torch.compile's warm-up for CUDA graphs puts whatever the
+    calling thread allocates into the graph's memory, and may give it away again.
+    """
+    result: list[Tensor] = []
+
+    def work() -> None:
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.device(device), torch.cuda.stream(stream), torch.no_grad():
+            result.append(_build(n, padded, device))
+        stream.synchronize()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if not result:
+        raise RuntimeError(f"the transform's table for {n} px could not be built on {device}")
+    return result[0]
 
 
 def _build(n: int, padded: int, device: torch.device) -> Tensor:
@@ -41,7 +63,8 @@ def _build(n: int, padded: int, device: torch.device) -> Tensor:
     i = torch.arange(n, dtype=torch.int64, device=device)[None, :]
     # The angle is reduced in integers, as `spectrum.dct_basis` does.
     basis = torch.cos(((k * (2 * i + 1)) % (4 * n)).double() * (math.pi / (2 * n)))
-    basis *= torch.where(k == 0, math.sqrt(1.0 / n), math.sqrt(2.0 / n)) * TABLE_GAIN
+    basis *= math.sqrt(2.0 / n) * TABLE_GAIN
+    basis[0] *= math.sqrt(0.5)
     high = basis.half()
     out = torch.zeros(2, padded, padded, dtype=torch.float16, device=device)
     out[0, :n, :n] = high

@@ -5,7 +5,7 @@ Products run on the tensor cores in float16. A float32 operand is the sum of two
 low, which hold 22 of its 24 bits; three products (low high, high low, high high) into one float32
 accumulator then give what a float32 product gives, at half the cost of three TF32 products and with half
 their operand bytes (Ootomo & Yokota 2022). float16 reaches from 6e-8 to 65504, so each plane is first
-multiplied by the power of two that brings its largest magnitude into [1, 2), and tables hold 64 times
+multiplied by the power of two that brings its largest magnitude into [8, 16), and tables hold 64 times
 their matrix (`TABLE_GAIN`).
 """
 
@@ -142,10 +142,13 @@ def total(x):
 
 
 @triton.jit
-def power(magnitude):
-    """The power of two that brings `magnitude` into [1, 2), as far as both it and its inverse are normal."""
+def power(magnitude, SHIFT: tl.constexpr):
+    """The power of two that brings `magnitude` into [1, 2) 2^SHIFT, as far as it and its inverse are normal.
+
+    Images take 3: the next product of a 512-px plane then stays below 32768.
+    """
     exponent = (magnitude.to(tl.int32, bitcast=True) >> 23) & 255
-    up = tl.minimum(tl.maximum(254 - exponent, 1), 253)
+    up = tl.minimum(tl.maximum(254 + SHIFT - exponent, 1), 253)
     return (up << 23).to(tl.float32, bitcast=True), ((254 - up) << 23).to(tl.float32, bitcast=True)
 
 
@@ -155,7 +158,7 @@ def coefficient(c, b, STEP: tl.constexpr):
     if STEP < 0:
         return c
     else:  # what follows a return is compiled all the same
-        return tl.load(c + b * STEP).to(tl.float32)
+        return tl.load(c + b.to(tl.int64) * STEP).to(tl.float32)
 
 
 @triton.jit
@@ -164,9 +167,9 @@ def exponents(std_t, std_s, b, STEP_T: tl.constexpr, STEP_S: tl.constexpr):
     if STEP_S < 0:
         return std_s, std_t
     else:
-        s = tl.load(std_s + b * STEP_S)
-        t = tl.load(std_t + b * STEP_T)
-        weaker = tl.minimum(s, t)
+        s = tl.load(std_s + b.to(tl.int64) * STEP_S)
+        t = tl.load(std_t + b.to(tl.int64) * STEP_T)
+        weaker = tl.minimum(s, t, propagate_nan=tl.PropagateNan.ALL)
         return (weaker * weaker * 0.5).to(tl.float32), ((t - s) * (t + s) * 0.5).to(tl.float32)
 
 
@@ -180,13 +183,13 @@ def eigenvalues(k, N: tl.constexpr):
 @triton.jit
 def heat(k, tau, N: tl.constexpr):
     """exp(-lambda_k tau) along one axis; tau is kept finite for lambda_0 = 0."""
-    return tl.exp(-eigenvalues(k, N) * tl.minimum(tau, _MOST))
+    return tl.exp(-eigenvalues(k, N) * tl.minimum(tau, _MOST, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
 def heat_loss(k, step, N: tl.constexpr):
     """(p, q): p = 1 - q, q = exp(-lambda_k step); p by its series where the difference would lose digits."""
-    x = eigenvalues(k, N) * tl.minimum(step, _MOST)
+    x = eigenvalues(k, N) * tl.minimum(step, _MOST, propagate_nan=tl.PropagateNan.ALL)
     q = tl.exp(-x)
     small = tl.minimum(x, 0.25)
     series = small * (
@@ -222,12 +225,12 @@ def pixels(ptr, rows, columns, LAYOUT: tl.constexpr, SIZES: tl.constexpr):
     if SIZES[0] == SIZES[2] and SIZES[1] == SIZES[3]:
         x = tl.load(at).to(tl.float32)
         if ptr.dtype.element_ty == tl.uint8:
-            x = x / 127.5 - 1.0
+            x = tl.div_rn(x, 127.5) - 1.0
     else:
         inside = (rows < SIZES[0]) & (columns < SIZES[1])
         x = tl.load(at, mask=inside, other=0).to(tl.float32)
         if ptr.dtype.element_ty == tl.uint8:
-            x = tl.where(inside, x / 127.5 - 1.0, 0.0)
+            x = tl.where(inside, tl.div_rn(x, 127.5) - 1.0, 0.0)
     return x
 
 

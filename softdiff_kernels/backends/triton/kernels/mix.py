@@ -88,8 +88,8 @@ def mix_kernel(
             key = key_of(key_rows, seed, stream, draw, b, KEY_STEP)
             n = noise_tile(key, c, 0, 0, SIZES[0], SIZES[1], BH, BW, FAST)
             u += image_pixels(noise_mask, b, c, k, l, NOISE, SIZES) * n
-        up, down = power(largest(u))
-        put(out, image(u * up * 4096.0, table_h, table_w, BH, BW, SPLIT) * down, b, c, k, l, OUT, SIZES)
+        up, down = power(largest(u), 3)
+        put(out, image((u * up) * 4096.0, table_h, table_w, BH, BW, SPLIT) * down, b, c, k, l, OUT, SIZES)
     else:
         _staged(
             x0, x1, x2, x3, mask0, mask1, mask2, mask3, noise_mask, out, key_rows, seed, stream, draw,
@@ -141,12 +141,12 @@ def _staged(
                     u += image_pixels(noise_mask, b, c, r + i[:, None], l + i[None, :], NOISE, SIZES) * n
                     tl.store(at, u)
                 most = tl.maximum(most, tl.abs(u))
-        up, down = power(largest(most))
+        up, down = power(largest(most), 3)
         tl.debug_barrier()
         for l in range(0, BW, TILE):
             for r in range(0, BH, TILE):
                 u = tl.load(total + (r + i[:, None]) * BW + l + i[None, :])
-                keep(strip + r * TILE, u * (up * 4.0), TILE, BH * TILE, TILE, SPLIT)
+                keep(strip + r * TILE, (u * up) * 0.5, TILE, BH * TILE, TILE, SPLIT)
             backward_columns(main, strip, l, table_h, BH, BW, TILE, BK, SPLIT)
         for r in range(0, BH, TILE):
             for l in range(0, BW, TILE):

@@ -94,9 +94,10 @@ def normal_kernel(
         blocks_of_four((part * (ROWS * COLUMNS // 4) + block).to(tl.uint32), key, FAST), out.dtype.element_ty
     )
     element = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    at = out + tl.multiple_of(b * count, GRAIN) + part * (ROWS * COLUMNS) + element
+    first = part.to(tl.int64) * (ROWS * COLUMNS)
+    at = out + tl.multiple_of(b * count, GRAIN) + first + element
     if GRAIN == ROWS * COLUMNS:
         tl.store(at, z)
     else:
-        left = tl.minimum(count - part * (ROWS * COLUMNS), ROWS * COLUMNS).to(tl.int32)
+        left = tl.minimum(count - first, ROWS * COLUMNS).to(tl.int32)
         tl.store(at, z, mask=element < tl.multiple_of(left, GRAIN))

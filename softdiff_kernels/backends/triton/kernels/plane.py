@@ -30,7 +30,7 @@ def spectrum(
     v = image_pixels(x, b, c, i[:, None], j[None, :], X, SIZES)
     if y is not None:
         v -= image_pixels(y, b, c, i[:, None], j[None, :], Y, SIZES)
-    up, down = power(largest(v))
+    up, down = power(largest(v), 3)
     if INVERSE:
         w_high, w_low = table(table_w, j[:, None], j[None, :], BW, SPLIT)
         h_high, h_low = table(table_h, i[None, :], i[:, None], BH, SPLIT)
@@ -47,9 +47,9 @@ def image(u, table_h, table_w, BH: tl.constexpr, BW: tl.constexpr, SPLIT: tl.con
     j = tl.arange(0, BW)
     h_high, h_low = table(table_h, i[None, :], i[:, None], BH, SPLIT)
     w_high, w_low = table(table_w, j[:, None], j[None, :], BW, SPLIT)
-    # 2^-10 brings 4096 u back to where the next two products stay in float16's range.
-    v = left(h_high, h_low, u * 0.0009765625, SPLIT)
-    return right(v, w_high, w_low, SPLIT, False) * 0.00006103515625
+    # 2^-13 brings 8 x 4096 u back to where the next two products stay in float16's range.
+    v = left(h_high, h_low, u * 0.0001220703125, SPLIT)
+    return right(v, w_high, w_low, SPLIT, False) * 0.00048828125
 
 
 @triton.jit

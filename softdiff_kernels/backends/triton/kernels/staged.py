@@ -88,7 +88,7 @@ def scaling(
     for r in range(0, SIZES[2], TILE):
         for l in range(0, SIZES[3], TILE):
             most = tl.maximum(most, tl.abs(difference(x, y, r, l, SIZES, TILE, X, Y)))
-    return power(largest(most))
+    return power(largest(most), 3)
 
 
 @triton.jit
@@ -144,7 +144,7 @@ def backward_rows(
 ):  # fmt: skip
     """A tile of the image, before `down`."""
     y = product(main + r * BW, BW, 1, BH * BW, table_w + l, BW, 1, BW * BW, BW, TILE, BK, SPLIT)
-    return y * 0.00006103515625
+    return y * 0.00048828125
 
 
 @triton.jit
@@ -208,7 +208,7 @@ def filter_staged(
                     u, part = MASK(u, k, first + l + tl.arange(0, TILE)[None, :], down, values, STATIC)
                     energy += part
                     if BACK:
-                        keep(strip + r * TILE, u * 0.0009765625, TILE, BH * TILE, TILE, SPLIT)
+                        keep(strip + r * TILE, u * 0.0001220703125, TILE, BH * TILE, TILE, SPLIT)
                 if BACK:
                     backward_columns(main, strip, first + l, table_h, BH, BW, TILE, BK, SPLIT)
             if energies is not None:

@@ -21,22 +21,24 @@ def _prepare(pointers, b, STATIC: tl.constexpr):
     inject = coefficient(pointers[7], b, STEPS[3])
     rest = pointers[8]
     if STEPS[2] >= 0:
-        first = tl.load(pointers[6] + b * STEPS[2])
+        first = tl.load(pointers[6] + b.to(tl.int64) * STEPS[2])
         if STATIC[8] == 0:
             rest = (1.0 - first).to(tl.float32)
         else:
-            second = tl.load(pointers[7] + b * STEPS[3])
+            second = tl.load(pointers[7] + b.to(tl.int64) * STEPS[3])
             silent = first == 0.0
             safe = tl.where(silent, first + 1.0, first)
             ratio = tl.where(silent, first + 1.0, second / safe)
             gap = (first - second) * (first + second)
             keep = (ratio * ratio).to(tl.float32)
-            rest = tl.where(silent, 0.0, (gap / (safe * safe)).to(tl.float32))
-            inject = tl.sqrt(tl.maximum(gap, 0.0).to(tl.float32))
+            rest = tl.where(silent, 0.0, (gap / safe / safe).to(tl.float32))
+            inject = tl.sqrt(tl.maximum(gap, 0.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float32))
             if STATIC[8] == 2:
                 inject = inject * ratio.to(tl.float32)
-    # The mask's gains reach 1 + |keep|, and are kept near 1 in float16.
-    up, down = power(2.0 + tl.abs(rest))
+    # No gain is larger than this: p e has its most at lambda = 1 / tau. It is brought near 1 for float16,
+    # where a small step would leave little of its digits.
+    size = tl.abs(step) * tl.minimum(19.74, 0.3679 / tl.maximum(tau, 1e-30))
+    up, down = power(tl.maximum(tl.abs(rest) + tl.minimum(size, 1.0), 1e-30), 0)
     key = key_of(pointers[9], pointers[10], pointers[11], pointers[12], b, STEPS[4])
     return tau, step, keep, rest, inject, pointers[13], up, down, key
 
