@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -235,9 +236,14 @@ def subset() -> list[Case]:
     return cases
 
 
+def compilers(jobs: int) -> ProcessPoolExecutor:
+    """Processes of their own: a fork of one that has started OpenMP's threads, or a GPU's, may hang."""
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+
+
 def compile_all(cases: list[Case], jobs: int = 2) -> list[Row]:
     """The rows of all cases, in their order."""
-    with ProcessPoolExecutor(jobs) as pool:
+    with compilers(jobs) as pool:
         return [row for rows in pool.map(measure, cases, chunksize=2) for row in rows]
 
 
@@ -276,7 +282,7 @@ def choose(jobs: int = 2) -> dict[str, Any]:
     """The table by machine code: for each entry, what passes the gate with fewest instructions a pixel."""
     work = [case for arch in ARCHITECTURES for case in table_cases(arch)]
     table: dict[str, dict[str, Any]] = {arch: {} for arch in ARCHITECTURES}
-    with ProcessPoolExecutor(jobs) as pool:
+    with compilers(jobs) as pool:
         for case, config in zip(work, pool.map(_choose_one, work), strict=True):
             table[case.arch][entry(case)] = config
             print(case.arch, entry(case), config, flush=True)

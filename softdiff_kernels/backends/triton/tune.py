@@ -14,10 +14,8 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import date
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +23,7 @@ import torch
 import triton
 
 from . import configs, ops, run
-from .aot import ALWAYS_SPLIT, ARCHITECTURES, Case, choices, entry, measure, table_cases
+from .aot import ALWAYS_SPLIT, ARCHITECTURES, Case, choices, compilers, entry, measure, table_cases
 
 _FILL = 192 * 2**20  # bytes of each image: more than any L2, so that every pass comes from memory
 _ROUNDS = 7
@@ -64,7 +62,7 @@ def _compile_ahead(arch: str) -> None:
     """Fills Triton's cache on all cores; a compiler of its own for each, which never sees the GPU."""
     jobs = [(case, config) for case in table_cases(arch) for config in choices(case)]
     workers = max(1, min(len(jobs), (os.cpu_count() or 2) - 1))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with compilers(workers) as pool:
         list(pool.map(_compile, jobs, chunksize=2))
 
 
