@@ -128,10 +128,17 @@ def launch(
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, describe(arguments)[0], constants, warps, stages))
     elif INTERPRETED:
-        kernel[(*grid, 1)](*arguments, *constants)
+        kernel[(*grid, 1)](*map(_single, arguments), *constants)
     else:
         kinds, values = describe(arguments)
         enqueue(compiled(kernel, kinds, constants, warps, stages), grid, (*values, *constants))
+
+
+def _single(a: Argument) -> Argument:
+    """A number within float32's range, as a compiled kernel has it; the interpreter would take float64."""
+    if not isinstance(a, float):
+        return a
+    return 0.0 if abs(a) < 1.2e-38 else max(-3.4e38, min(3.4e38, a))
 
 
 def compiled(kernel: Any, kinds: Kinds, constants: tuple[Any, ...], warps: int, stages: int) -> Any:
