@@ -18,7 +18,7 @@ PY := $(VENV)/bin/python
 # The ops' tests again with the Triton kernels interpreted on the CPU; one thread a process, two processes.
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1
 TRITON_TESTS := $(wildcard tests/test_ops_*.py tests/test_noise*.py) tests/test_backends.py tests/test_triton_interpreted.py
-SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+SOURCES := setup.py build_cuda.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test triton-versions lint bench clean always
@@ -65,12 +65,12 @@ gpu-report:
 	@PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(REPORT_PYTHON) -m benchmarks.gpu.report --out "$(REPORT)" $(REPORT_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info softdiff_kernels/_build.json softdiff_kernels/_native*.so
+	rm -rf $(VENV) build dist *.egg-info softdiff_kernels/_build.json softdiff_kernels/_*.so
 	find softdiff_kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Rewritten only when a switch changed, so that what depends on it is made again just then.
 build/environment.txt: SWITCHES = $(PYTHON) | $(TORCH)
-build/native.txt: SWITCHES = $(SOFTDIFF_BUILD) | $(SOFTDIFF_WERROR)
+build/native.txt: SWITCHES = $(SOFTDIFF_BUILD) | $(SOFTDIFF_WERROR) | $(SOFTDIFF_CUDA) | $(SOFTDIFF_CUDA_ARCHS)
 build/environment.txt build/native.txt: always
 	@mkdir -p build
 	@echo '$(SWITCHES)' | cmp -s - $@ || echo '$(SWITCHES)' > $@
@@ -95,7 +95,7 @@ $(VENV)/.dependencies: pyproject.toml build/environment.txt $(PY)
 # Editable, so that the tests, the demo and the sources in this folder are one copy; without build isolation,
 # so that a changed C++ file is compiled again alone.
 $(VENV)/.installed: $(VENV)/.dependencies build/native.txt $(SOURCES)
-	@echo "Building the C++ kernels."
+	@echo "Building the compiled kernels."
 	@$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
 	@$(PY) -c "import json; record = json.load(open('softdiff_kernels/_build.json')); \
 	  print('Built without the compiled CPU kernels: ' + record['reason']) if record['reason'] else None"

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives CMake and ninja to build softdiff_kernels._native; everything else is in pyproject.toml.
+"""Drives CMake and ninja to build softdiff_kernels._native and ._cuda; everything else is in pyproject.toml.
 
-Whether the module can be built is only known after trying, so every build goes through `BuildNative`: it
-builds, or it leaves a pure Python package and says in one sentence what is missing and what that costs. The
-outcome is written to softdiff_kernels/_build.json, which is where `sk.backends()` finds its reason.
+Whether a module can be built is only known after trying, so every build goes through `BuildModules`: it
+builds each, or it leaves it out and says in one sentence what is missing and what that costs. Without either
+the package is pure Python. The outcome is written to softdiff_kernels/_build.json, which is where
+`sk.backends()` finds its reasons.
 
     SOFTDIFF_BUILD=auto|native|python   auto: build if possible; native: fail if not; python: never build
+    SOFTDIFF_CUDA=auto|0|1              the same for the CUDA kernels, see build_cuda.py
     SOFTDIFF_WERROR=1                   compiler warnings are errors
+    SOFTDIFF_LOCAL_VERSION=cu130        makes the version 0.1.0+cu130
     MAX_JOBS=n                          compile n files at once, in place of the bound from cores and memory
 
 Needs neither torch nor numpy.
@@ -28,21 +31,25 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.egg_info import egg_info
 from setuptools.errors import CompileError, SetupError
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # a build backend does not put it there
+
+import build_cuda  # noqa: E402
+from build_cuda import CannotBuild  # noqa: E402
+
 MODES = ("auto", "native", "python")
 COMPILERS = ("c++", "g++", "clang++")
 # The largest file took GCC 12 0.4 GiB; the rest is room for other compilers.
 BYTES_PER_JOB = 1 << 30
+# Variables whose change asks for a fresh build folder.
+REMEMBERED = ("CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS", "CUDAHOSTCXX", "CUDAFLAGS", "NVCC_APPEND_FLAGS")
 LOST = (
     "Every operation still works, on the slower plain PyTorch reference; to get the fused CPU kernels, mend "
     "that and install again (SOFTDIFF_BUILD=native makes this an error, SOFTDIFF_BUILD=python hides it)."
 )
-
-
-class CannotBuild(Exception):
-    """Says in words why the compiled module cannot be built here."""
 
 
 def build_mode() -> str:
@@ -94,7 +101,7 @@ def available_memory() -> int | None:
     return min(found) if found else None
 
 
-def jobs(cores: int, memory: int | None, requested: str | None) -> int:
+def jobs(cores: int, memory: int | None, requested: str | None, each: int = BYTES_PER_JOB) -> int:
     """How many files to compile at once: what was asked for, else bounded by cores and by memory."""
     if requested:
         if not requested.isdecimal() or int(requested) < 1:
@@ -102,7 +109,7 @@ def jobs(cores: int, memory: int | None, requested: str | None) -> int:
         return int(requested)
     if memory is None:
         return max(1, cores)
-    return max(1, min(cores, memory // BYTES_PER_JOB))
+    return max(1, min(cores, memory // each))
 
 
 def usable_cores() -> int:
@@ -166,8 +173,8 @@ def first_error(output: str) -> str:
     return lines[-1] if lines else "no output"
 
 
-def compile_module() -> tuple[Path, str]:
-    """Build with CMake and ninja; returns the module's file and the compiler's name and version."""
+def compile_module(name: str, options: list[str], each: int) -> tuple[Path, Path]:
+    """Build a module, with as many bytes for each job; returns the module's file and the build folder."""
     check_compiler()
     cmake, ninja = find_tool("cmake", "CMAKE_BIN_DIR"), find_tool("ninja", "BIN_DIR")
     try:
@@ -175,9 +182,9 @@ def compile_module() -> tuple[Path, str]:
     except ImportError:
         raise CannotBuild("pybind11 was not found (pip install pybind11)") from None
 
-    folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-    variables = ("CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS")
-    settings = json.dumps([str(ROOT), sys.executable, *(os.environ.get(name) for name in variables)])
+    folder = ROOT / "build" / f"{name[1:]}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+    values = [os.environ.get(variable) for variable in REMEMBERED]
+    settings = json.dumps([str(ROOT), sys.executable, *options, *values])
     stamp = folder / "settings.json"
     # CMake would keep the old compiler and flags from its cache.
     if folder.exists() and not (stamp.exists() and stamp.read_text() == settings):
@@ -188,47 +195,105 @@ def compile_module() -> tuple[Path, str]:
     configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_folder}"]
     configure += ["-DPYBIND11_FINDPYTHON=ON", f"-DSOFTDIFF_WERROR={int(flag('SOFTDIFF_WERROR'))}"]
-    configure += ["-DCMAKE_BUILD_TYPE=Release", *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
-    run(configure, "configuring the C++ build")
-    parallel = jobs(usable_cores(), available_memory(), os.environ.get("MAX_JOBS"))
-    run([cmake, "--build", str(folder), "--parallel", str(parallel)], "compiling the C++ sources")
+    configure += ["-DCMAKE_BUILD_TYPE=Release", *options, *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
+    run(configure, f"configuring the build of {name}")
+    parallel = str(jobs(usable_cores(), available_memory(), os.environ.get("MAX_JOBS"), each))
+    command = [cmake, "--build", str(folder), "--target", name, "--parallel", parallel]
+    run(command, f"compiling the sources of {name}")
 
-    built = list((folder / "out").glob("_native*"))
+    built = list((folder / "out").glob(f"{name}.*"))
     if len(built) != 1:
-        raise CannotBuild(f"the C++ build made {len(built)} modules in {folder / 'out'}, expected one")
-    return built[0], (folder / "compiler.txt").read_text()
+        raise CannotBuild(f"the build made {len(built)} modules in {folder / 'out'}, expected one")
+    return built[0], folder
 
 
-class BuildNative(build_ext):
-    """Build the compiled module, or turn the distribution into a pure Python one and say why."""
+class BuildModules(build_ext):
+    """Build the compiled modules, or leave out those that cannot be built and say why."""
 
     def run(self) -> None:
+        self.outcome: dict[str, object] = {
+            **{"native": False, "reason": "it was installed with SOFTDIFF_BUILD=python", "compiler": ""},
+            **{"cuda": False, "cuda_reason": "", "cuda_archs": [], "cuda_ptx": None, "nvcc": ""},
+        }
+        built = [*self.build_native(), *self.build_cuda()]
+        # What was left out must not be packaged, either.
+        self.extensions: list[Extension] = built
+        self.distribution.ext_modules = built
+        if not built:
+            self.get_finalized_command("bdist_wheel").root_is_pure = True
+        (self.place("_native").parent / "_build.json").write_text(json.dumps(self.outcome) + "\n")
+
+    def place(self, name: str) -> Path:
+        """Where a module goes; beside the package in an editable install."""
+        return Path(self.get_ext_fullpath(f"softdiff_kernels.{name}"))
+
+    def install(self, name: str, module: Path) -> list[Extension]:
+        shutil.copy2(module, self.place(name))
+        return [Extension(f"softdiff_kernels.{name}", sources=[])]
+
+    def clear(self, name: str) -> None:
+        """An earlier build's module would be packaged, or imported, in place of what was asked for."""
+        self.place(name).parent.mkdir(parents=True, exist_ok=True)
+        self.place(name).unlink(missing_ok=True)
+
+    def build_native(self) -> list[Extension]:
         mode = build_mode()
-        target = Path(self.get_ext_fullpath("softdiff_kernels._native"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        record = {"native": False, "reason": "it was installed with SOFTDIFF_BUILD=python", "compiler": ""}
+        self.clear("_native")
+        if mode == "python":
+            return []
         try:
-            if mode != "python":
-                built, compiler = compile_module()
-                shutil.copy2(built, target)
-                record = {"native": True, "reason": "", "compiler": compiler}
+            module, folder = compile_module("_native", [], BYTES_PER_JOB)
         except CannotBuild as why:
             if mode == "native":
                 raise CompileError(f"SOFTDIFF_BUILD=native, but {why}") from None
-            record["reason"] = str(why)
+            self.outcome["reason"] = str(why)
             notify(f"softdiff_kernels: installing without its compiled CPU kernels, because {why}. {LOST}")
-        if not record["native"]:
-            # An earlier build's module would be packaged, or imported, in place of what was asked for.
-            target.unlink(missing_ok=True)
-            self.extensions: list[Extension] = []
-            self.distribution.ext_modules = []
-            self.get_finalized_command("bdist_wheel").root_is_pure = True
-        (target.parent / "_build.json").write_text(json.dumps(record) + "\n")
+            return []
+        self.outcome.update(native=True, reason="", compiler=(folder / "compiler.txt").read_text())
+        return self.install("_native", module)
+
+    def build_cuda(self) -> list[Extension]:
+        self.clear("_cuda")
+        try:
+            unwanted = build_cuda.why_not_wanted(os.environ, editable=bool(self.inplace))
+            if unwanted:
+                raise build_cuda.Absent(unwanted)
+            toolkit = build_cuda.find_toolkit(os.environ)
+            archs = build_cuda.parse_archs(os.environ.get("SOFTDIFF_CUDA_ARCHS"), toolkit)
+            print(f"softdiff_kernels: building its CUDA kernels with nvcc {toolkit.release}", flush=True)
+            options = ["-DSOFTDIFF_CUDA=ON", f"-DSOFTDIFF_CUDA_ARCHS={';'.join(map(str, archs))}"]
+            options.append(f"-DCMAKE_CUDA_COMPILER={toolkit.nvcc}")
+            module, folder = compile_module("_cuda", options, build_cuda.BYTES_PER_JOB)
+        except ValueError as mistake:
+            raise SetupError(str(mistake)) from None
+        except CannotBuild as why:
+            if os.environ.get("SOFTDIFF_CUDA") == "1":
+                raise CompileError(f"SOFTDIFF_CUDA=1, but {why}") from None
+            self.outcome["cuda_reason"] = str(why)
+            say = print if isinstance(why, build_cuda.Absent) else notify
+            say(f"softdiff_kernels: its CUDA kernels are left out, because {why}")
+            return []
+        build_cuda.gather_resources(folder)
+        self.outcome.update(cuda=True, cuda_archs=archs, cuda_ptx=archs[-1], nvcc=toolkit.release)
+        return self.install("_cuda", module)
 
     def copy_extensions_to_source(self) -> None:
-        """Nothing to copy: `run` writes an editable install's module beside the package at once."""
+        """Nothing to copy: `run` writes an editable install's modules beside the package at once."""
+
+
+class LocalVersion(egg_info):
+    """Adds SOFTDIFF_LOCAL_VERSION to the version: a wheel with CUDA kernels tells their CUDA in its name."""
+
+    def finalize_options(self) -> None:
+        try:
+            local = build_cuda.local_version(os.environ.get("SOFTDIFF_LOCAL_VERSION"))
+        except ValueError as mistake:
+            raise SetupError(str(mistake)) from None
+        if local:
+            self.tag_build = f"+{local}"
+        super().finalize_options()
 
 
 if __name__ == "__main__":
-    module = Extension("softdiff_kernels._native", sources=[])
-    setup(ext_modules=[module], cmdclass={"build_ext": BuildNative})
+    modules = [Extension(f"softdiff_kernels.{name}", sources=[]) for name in ("_native", "_cuda")]
+    setup(ext_modules=modules, cmdclass={"build_ext": BuildModules, "egg_info": LocalVersion})

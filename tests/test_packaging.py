@@ -24,7 +24,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGED = ("setup.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "Makefile", "LICENSE", "README.md")
+PACKAGED = ("setup.py", "build_cuda.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "Makefile", "LICENSE", "README.md")
 FOLDERS = ("softdiff_kernels", "csrc", "tests", "docs", "benchmarks", "examples")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TOOLS = ("pip", "setuptools", "pybind11", "cmake", "ninja")
@@ -48,7 +48,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (trap / "torch.py").write_text("raise ImportError('the build imported torch')\n")
     switches = ("CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS", "MAX_JOBS", "SOFTDIFF_BUILD", "SOFTDIFF_WERROR")
     kept = {name: value for name, value in os.environ.items() if name not in switches}
-    return {**kept, "PYTHONPATH": str(trap)}
+    # The CUDA kernels take minutes; tests/test_cuda_packaging.py has their switches.
+    return {**kept, "PYTHONPATH": str(trap), "SOFTDIFF_CUDA": "0"}
 
 
 @pytest.fixture(scope="module")

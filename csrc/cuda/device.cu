@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "device.h"
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+
+namespace softdiff::cuda {
+
+// A kernel must be there for the object to hold code of every architecture.
+__global__ void nothing(float* out) {
+    if (out != nullptr) out[threadIdx.x] = 0.0f;
+}
+
+std::vector<int> architectures() {
+    return {SOFTDIFF_CUDA_ARCHS};
+}
+
+int ptx_architecture() {
+    return SOFTDIFF_CUDA_PTX;
+}
+
+int runtime_version() {
+    return CUDART_VERSION;
+}
+
+int driver_version() {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
+std::vector<std::pair<int, int>> devices() {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+    std::vector<std::pair<int, int>> found(count);
+    for (int i = 0; i < count; ++i) {
+        cudaDeviceGetAttribute(&found[i].first, cudaDevAttrComputeCapabilityMajor, i);
+        cudaDeviceGetAttribute(&found[i].second, cudaDevAttrComputeCapabilityMinor, i);
+    }
+    return found;
+}
+
+}  // namespace softdiff::cuda
