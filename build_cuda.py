@@ -20,7 +20,7 @@ from pathlib import Path
 
 MODES = ("auto", "0", "1")
 # Machine code runs on GPUs of the same major version and an equal or later minor one: these are Ampere
-# (A100, then GeForce), Ada, Hopper and Blackwell (B200, then GeForce). PTX of the last serves what comes after.
+# (A100, then GeForce), Ada, Hopper and Blackwell (B200, then GeForce). PTX of the last serves later ones.
 ARCHS = (80, 86, 89, 90, 100, 120)
 OLDEST_NVCC = (12, 8)  # the first that compiles for sm_120
 # TO BE MEASURED

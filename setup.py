@@ -215,11 +215,11 @@ class BuildModules(build_ext):
             **{"native": False, "reason": "it was installed with SOFTDIFF_BUILD=python", "compiler": ""},
             **{"cuda": False, "cuda_reason": "", "cuda_archs": [], "cuda_ptx": None, "nvcc": ""},
         }
-        built = [*self.build_native(), *self.build_cuda()]
-        # What was left out must not be packaged, either.
-        self.extensions: list[Extension] = built
-        self.distribution.ext_modules = built
-        if not built:
+        built = {f"softdiff_kernels.{name}" for name in (self.build_native(), self.build_cuda())}
+        # What was left out must not be looked for when packaging.
+        self.extensions: list[Extension] = [module for module in self.extensions if module.name in built]
+        self.distribution.ext_modules = self.extensions
+        if not self.extensions:
             self.get_finalized_command("bdist_wheel").root_is_pure = True
         (self.place("_native").parent / "_build.json").write_text(json.dumps(self.outcome) + "\n")
 
@@ -227,20 +227,17 @@ class BuildModules(build_ext):
         """Where a module goes; beside the package in an editable install."""
         return Path(self.get_ext_fullpath(f"softdiff_kernels.{name}"))
 
-    def install(self, name: str, module: Path) -> list[Extension]:
-        shutil.copy2(module, self.place(name))
-        return [Extension(f"softdiff_kernels.{name}", sources=[])]
-
     def clear(self, name: str) -> None:
         """An earlier build's module would be packaged, or imported, in place of what was asked for."""
         self.place(name).parent.mkdir(parents=True, exist_ok=True)
         self.place(name).unlink(missing_ok=True)
 
-    def build_native(self) -> list[Extension]:
+    def build_native(self) -> str:
+        """The module's name, empty where it was left out."""
         mode = build_mode()
         self.clear("_native")
         if mode == "python":
-            return []
+            return ""
         try:
             module, folder = compile_module("_native", [], BYTES_PER_JOB)
         except CannotBuild as why:
@@ -248,11 +245,13 @@ class BuildModules(build_ext):
                 raise CompileError(f"SOFTDIFF_BUILD=native, but {why}") from None
             self.outcome["reason"] = str(why)
             notify(f"softdiff_kernels: installing without its compiled CPU kernels, because {why}. {LOST}")
-            return []
+            return ""
         self.outcome.update(native=True, reason="", compiler=(folder / "compiler.txt").read_text())
-        return self.install("_native", module)
+        shutil.copy2(module, self.place("_native"))
+        return "_native"
 
-    def build_cuda(self) -> list[Extension]:
+    def build_cuda(self) -> str:
+        """The module's name, empty where it was left out."""
         self.clear("_cuda")
         try:
             unwanted = build_cuda.why_not_wanted(os.environ, editable=bool(self.inplace))
@@ -272,10 +271,11 @@ class BuildModules(build_ext):
             self.outcome["cuda_reason"] = str(why)
             say = print if isinstance(why, build_cuda.Absent) else notify
             say(f"softdiff_kernels: its CUDA kernels are left out, because {why}")
-            return []
+            return ""
         build_cuda.gather_resources(folder)
         self.outcome.update(cuda=True, cuda_archs=archs, cuda_ptx=archs[-1], nvcc=toolkit.release)
-        return self.install("_cuda", module)
+        shutil.copy2(module, self.place("_cuda"))
+        return "_cuda"
 
     def copy_extensions_to_source(self) -> None:
         """Nothing to copy: `run` writes an editable install's modules beside the package at once."""

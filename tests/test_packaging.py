@@ -24,7 +24,8 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGED = ("setup.py", "build_cuda.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "Makefile", "LICENSE", "README.md")
+BUILD_FILES = ("setup.py", "build_cuda.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "Makefile")
+PACKAGED = (*BUILD_FILES, "LICENSE", "README.md")
 FOLDERS = ("softdiff_kernels", "csrc", "tests", "docs", "benchmarks", "examples")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TOOLS = ("pip", "setuptools", "pybind11", "cmake", "ninja")
