@@ -4,9 +4,9 @@
 glibc 2.34 moved libpthread, libdl and librt into libc and gave their functions a new symbol version, though
 they are the same functions: what is linked there asks for 2.34 for no reason. Stub libraries that define
 those names under their old version, with the old libraries' file names, make the linker write what a linker
-of 2018 would have written; glibc of any age then finds them. A symbol is taken only where this machine's libc has the
-old and the new version at one address, so none changes its meaning. libstdc++, which is newer than 2_28 too,
-is linked in; libgcc_s stays shared, since a static one unwinds through a function of glibc 2.35.
+of 2018 would have written; glibc of any age then finds them. A symbol is taken only where the libc here has
+the old and the new version at one address, so none changes its meaning. libstdc++, which is newer than 2_28
+too, is linked in; libgcc_s stays shared, since a static one unwinds through a function of glibc 2.35.
 
     python tools/wheel/old_glibc.py FOLDER      writes the stubs, prints the value for LDFLAGS
 """
