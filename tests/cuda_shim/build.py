@@ -82,12 +82,18 @@ def build(
 
 
 def asan_env() -> dict[str, str]:
-    """The environment in which Python can import an `asan` build: ASan must be the first library that is loaded."""
+    """The environment in which Python can import an `asan` build: ASan must be the first library that is loaded.
+
+    The C++ library comes with it, or ASan, which looks for __cxa_throw at the start, stops at the first exception.
+    """
     compiler = os.environ.get("CXX", "g++").split()
-    where = [*compiler, "-print-file-name=libasan.so"]
-    library = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
+    found = [
+        subprocess.run([*compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout
+        for name in ("libasan.so", "libstdc++.so")
+    ]
     options = "detect_leaks=0:detect_stack_use_after_return=0"
-    return {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
+    preload = " ".join(f.strip() for f in found)
+    return {**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
 def _f16c() -> list[str]:
