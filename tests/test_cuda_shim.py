@@ -333,6 +333,8 @@ MISTAKES = {
     "ldmatrix_past_the_end": r"ldmatrix_x4_trans .*not inside one array of shared memory",
     "ldmatrix_of_global": r"ldmatrix_x4 .*not inside one array of shared memory",
     "copy_misaligned": r"cp_async16 .*not a multiple of 16",
+    "negative_count": r"Arena::take .*a negative count",
+    "odd_width": r"__shfl_sync .*width is not a power of 2",
     "copy_past_the_end": r"cp_async16 .*not inside one array of shared memory",
 }
 
@@ -350,6 +352,11 @@ def test_mistakes_are_named(k, order, name):
             lines = {part.split(")")[0] for part in str(error.value).split("errors.cu:")[1:]}
             assert len(lines) == 2
         test_movmatrix(k)
+
+
+def test_an_exception_in_a_kernel_comes_out_of_the_launch(k):
+    with pytest.raises(RuntimeError, match=r"kernel .*thrown, .*thread \(0, 0, 0\): the kernel threw: a table's end"):
+        k.mistake("thrown", 0)
 
 
 def test_partial_warps_are_refused(k):
@@ -440,7 +447,7 @@ for name in ("diverged_shuffles", "barrier_missed", "shared_too_big", "two_barri
 
 @pytest.fixture(scope="module")
 def asan_path(tmp_path_factory):
-    return build("shim_kernels", SOURCES, tmp_path_factory.mktemp("shim_asan"), asan=True)
+    return build("shim_kernels", SOURCES, tmp_path_factory.mktemp("shim_asan"), asan=True, flags=["-O1"])
 
 
 @pytest.mark.parametrize("name", UNDER_ASAN)

@@ -106,6 +106,15 @@ __global__ void copy_past_the_end(int* out) {
   ptx::cp_async16(arena.take<float>(6) + 4, out);
 }
 
+__global__ void negative_count(int*) {
+  ptx::Arena arena;
+  arena.take<float>(-1);
+}
+
+__global__ void odd_width(int* out) { out[threadIdx.x] = __shfl_sync(kAll, 1, 0, 12); }
+
+__global__ void thrown(int*) { throw std::out_of_range("a table's end"); }
+
 struct Case {
   const char* name;
   void (*kernel)(int*);
@@ -117,6 +126,7 @@ constexpr Case kCases[] = {
     CASE(two_barriers),        CASE(barrier_and_warp),      CASE(warp_and_barrier),   CASE(half_a_mask),
     CASE(shared_too_big),      CASE(shared_mismatch),       CASE(ldmatrix_misaligned), CASE(ldmatrix_past_the_end),
     CASE(ldmatrix_of_global),  CASE(copy_misaligned),       CASE(copy_past_the_end),  CASE(barrier_missed_by_first),
+    CASE(negative_count),      CASE(odd_width),             CASE(thrown),
 };
 
 }  // namespace
