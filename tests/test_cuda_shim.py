@@ -163,7 +163,7 @@ def test_votes(k, order, lanes):
         warp = votes[t // 32 * 32 :][:32] != 0
         mask = sum(1 << int(i) for i in np.flatnonzero(warp))
         assert [int(v) for v in out[t, :3]] == [mask, int(warp.any()), int(warp.all())]
-        assert bool(out[t, 3]) == bool(lanes)
+        assert out[t, 3] == (2 if lanes else 0)
 
 
 # --- arithmetic
@@ -298,15 +298,18 @@ def test_missing_syncwarp_before_ldmatrix(k, monkeypatch):
     assert wrong_orders(lambda: run(False), monkeypatch) == ORDERS
 
 
-def test_missing_wait_after_a_copy(k, monkeypatch):
-    def run(early):
-        source = np.random.default_rng(0).standard_normal((5, 64, 4)).astype(np.float32)
+def test_missing_wait_after_a_copy_or_barrier_before_it(k, monkeypatch):
+    def run(stages, early=False, barrier=True):
+        source = np.random.default_rng(0).standard_normal((stages, 64, 4)).astype(np.float32)
         out = np.zeros_like(source)
-        k.copies(address(source), 5, early, address(out), 64)
+        k.copies(address(source), stages, early, barrier, address(out), 64)
         return np.array_equal(out, source[:, ::-1])
 
-    assert wrong_orders(lambda: run(False), monkeypatch) == []
-    assert wrong_orders(lambda: run(True), monkeypatch) == ORDERS
+    assert wrong_orders(lambda: run(5), monkeypatch) == []
+    for stages in (1, 5):
+        assert wrong_orders(lambda n=stages: run(n, early=True), monkeypatch) == ORDERS
+    # Nor may a copy start while another thread has yet to read what lies there.
+    assert {"forward", "reverse"} <= set(wrong_orders(lambda: run(5, barrier=False), monkeypatch))
 
 
 def test_unknown_order_is_refused(k, monkeypatch):
@@ -426,12 +429,12 @@ def offsets(read=0, write=0, shared=0):
     k.offsets(a(source) + 4 * (512 - 32), read, a(out) + 4 * (512 - 32), write, shared)
 """
 UNDER_ASAN = {
-    "sound": "offsets(); k.rounds(3, True, a(out), 128); k.copies(a(source), 2, False, a(source), 64)",
+    "sound": "offsets(); k.rounds(3, True, a(out), 128); k.copies(a(source), 2, False, True, a(source), 64)",
     "global_read": "offsets(read=1)",
     "global_write": "offsets(write=1)",
     "shared": "offsets(shared=1)",
     "shared_before": "offsets(shared=-1)",
-    "misaligned": "k.copies(a(source), 1, False, a(out) + 4, 32)",
+    "misaligned": "k.copies(a(source), 1, False, True, a(out) + 4, 32)",
     "after_errors": """
 for name in ("diverged_shuffles", "barrier_missed", "shared_too_big", "two_barriers") * 3:
     try:

@@ -43,7 +43,7 @@ void mistake(const std::string& name, Address out);
 void neighbour(int step, bool synchronised, Address out, int threads);
 void rounds(int count, bool synchronised, Address out, int threads);
 void warp_rows(bool synchronised, Address out);
-void copies(Address in, int stages, bool early, Address out, int threads);
+void copies(Address in, int stages, bool early, bool barrier, Address out, int threads);
 void offsets(Address in, int read, Address out, int write, int shared_at);
 
 // scalar.cu

@@ -48,8 +48,9 @@ __global__ void warp_rows_kernel(bool synchronised, uint32_t* out) {
   for (int i = 0; i < 4; ++i) out[t * 4 + i] = r[i];
 }
 
-// Two stages of copies in flight; out[i] = in[i] where every wait is there. `early` waits for one group too few.
-__global__ void copy_kernel(const float4* in, int stages, bool early, float4* out) {
+// Two stages of copies in flight; each stage comes out backwards. `early` waits for one group too few; `barrier` keeps
+// the next copy from starting before all have read what it overwrites.
+__global__ void copy_kernel(const float4* in, int stages, bool early, bool barrier, float4* out) {
   ptx::Arena arena;
   const unsigned n = blockDim.x, t = threadIdx.x;
   float4* shared = arena.take<float4>(static_cast<int>(2 * n));
@@ -66,7 +67,7 @@ __global__ void copy_kernel(const float4* in, int stages, bool early, float4* ou
     }
     __syncthreads();
     out[static_cast<unsigned>(stage) * n + t] = shared[static_cast<unsigned>(stage) % 2 * n + (n - 1 - t)];
-    __syncthreads();
+    if (barrier) __syncthreads();
   }
 }
 
@@ -93,9 +94,9 @@ void rounds(int count, bool synchronised, Address out, int threads) {
 void warp_rows(bool synchronised, Address out) {
   launch(warp_rows_kernel, 1, 32, 512, synchronised, at<uint32_t>(out));
 }
-void copies(Address in, int stages, bool early, Address out, int threads) {
+void copies(Address in, int stages, bool early, bool barrier, Address out, int threads) {
   launch(copy_kernel, 1, static_cast<unsigned>(threads), 32 * threads, at<const float4>(in), stages, early,
-         at<float4>(out));
+         barrier, at<float4>(out));
 }
 void offsets(Address in, int read, Address out, int write, int shared_at) {
   launch(offset_kernel, 1, 32, 256, at<const float>(in), read, at<float>(out), write, shared_at);
