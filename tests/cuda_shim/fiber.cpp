@@ -12,11 +12,15 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#if !defined(__x86_64__)
+// SOFTDIFF_SHIM_UCONTEXT tries the other machines' switch here.
+#if defined(__x86_64__) && !defined(SOFTDIFF_SHIM_UCONTEXT)
+#define SOFTDIFF_SHIM_SWITCH 1
+#else
+#define SOFTDIFF_SHIM_SWITCH 0
 #include <ucontext.h>
 #endif
 
-#if defined(__x86_64__)
+#if SOFTDIFF_SHIM_SWITCH
 extern "C" void softdiff_shim_switch(void** save, void* load);
 // The registers that a call keeps, and the stack pointer; swapcontext's signal mask would cost two system calls.
 asm(R"(
@@ -57,7 +61,7 @@ size_t page() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 
 Fiber::~Fiber() {
   if (mapping_ != nullptr) munmap(mapping_, kStackBytes + page());
-#if !defined(__x86_64__)
+#if !SOFTDIFF_SHIM_SWITCH
   delete static_cast<ucontext_t*>(context_);
 #endif
 }
@@ -74,7 +78,7 @@ void Fiber::prepare(void (*entry)(), unsigned colour) {
   }
   fake_stack_ = nullptr;
   char* top = static_cast<char*>(mapping_) + page() + kStackBytes - (colour % 64) * 64;
-#if defined(__x86_64__)
+#if SOFTDIFF_SHIM_SWITCH
   // Six registers, the return address, and a word that leaves the stack pointer as a call does.
   auto* frame = reinterpret_cast<uintptr_t*>(top) - 8;
   for (int i = 0; i < 8; ++i) frame[i] = 0;
@@ -98,7 +102,7 @@ SOFTDIFF_SHIM_BARE void Fiber::switch_to(Fiber& from, Fiber& to, bool last) {
 #else
   (void)last;
 #endif
-#if defined(__x86_64__)
+#if SOFTDIFF_SHIM_SWITCH
   softdiff_shim_switch(&from.context_, to.context_);
 #else
   if (from.context_ == nullptr) from.context_ = new ucontext_t;

@@ -60,6 +60,7 @@ __global__ void vote_kernel(const int* votes, unsigned* out) {
   mine[1] = static_cast<unsigned>(__any_sync(all, vote));
   mine[2] = static_cast<unsigned>(__all_sync(all, vote));
   mine[3] = static_cast<unsigned>(__syncthreads_or(vote));
+  mine[3] |= static_cast<unsigned>(__syncthreads_or(0)) << 16;  // nothing is left of the votes before
 }
 
 }  // namespace
