@@ -143,23 +143,26 @@ __global__ void __launch_bounds__(kLineThreads, 1)
       const int parity = task(i) / tiles, tile = task(i) % tiles;
       if (parity > 1 || tile >= columns) continue;
       const Tile x = half(parity);
-#pragma unroll 1
-      for (int k = 0; k < depth; ++k) {
-        const Fragment m(p.table.fragment(transposed, parity, tile, k));
+      const auto add = [&](int k, bool low_matrix, bool low_lines) {
+        const Fragment m(p.table.fragment(transposed, parity, tile, k), low_matrix);
 #pragma unroll
         for (int r = 0; r < kSlab; ++r) {
-          uint32_t high[4], low[4];
+          float(&to)[2][4] = strip[i].at[r];
           if constexpr (kColumns) {
-            x.fragments(16 * k, 16 * r, high, low);
-            multiply(strip[i].at[r][0], m.high, m.low, high[0], high[1], low[0], low[1]);
-            multiply(strip[i].at[r][1], m.high, m.low, high[2], high[3], low[2], low[3]);
+            const Fragment f = x.second(low_lines, 16 * k, 16 * r);
+            mma_f16(to[0], m.at, f.at[0], f.at[1]);
+            mma_f16(to[1], m.at, f.at[2], f.at[3]);
           } else {
-            x.operand(16 * r, 16 * k, high, low);
-            multiply(strip[i].at[r][0], high, low, m.high[0], m.high[2], m.low[0], m.low[2]);
-            multiply(strip[i].at[r][1], high, low, m.high[1], m.high[3], m.low[1], m.low[3]);
+            const Fragment f = x.first(low_lines, 16 * r, 16 * k);
+            mma_f16(to[0], f.at, m.at[0], m.at[2]);
+            mma_f16(to[1], f.at, m.at[1], m.at[3]);
           }
         }
-      }
+      };
+#pragma unroll 1
+      for (int k = 0; k < depth; ++k) add(k, true, false), add(k, false, true);
+#pragma unroll 1
+      for (int k = 0; k < depth; ++k) add(k, false, false);
     }
   };
 

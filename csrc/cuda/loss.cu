@@ -8,19 +8,14 @@ namespace {
 
 constexpr int kSumThreads = 128;
 
-// One warp for an image: its parts in a fixed order, so that the sum is the same every time.
+// A thread for an image: its few parts in a fixed order, so that the sum is the same every time.
 __global__ void __launch_bounds__(kSumThreads)
     sum_kernel(const __grid_constant__ LossArgs a, const double* parts, int64_t count, float* loss) {
-  const int64_t b = static_cast<int64_t>(blockIdx.x) * (kSumThreads / 32) + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x;
+  if (b >= a.shape.b) return;
   double sum = 0.0;
-  if (b < a.shape.b) {
-    for (int64_t i = lane; i < count; i += 32) sum += parts[b * count + i];
-  }
-  // Two words of each double, since shuffles are of 32 bits.
-#pragma unroll
-  for (int i = 16; i > 0; i >>= 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, i);
-  if (lane == 0 && b < a.shape.b) loss[b] = static_cast<float>(a.weight.at(b) * sum);
+  for (int64_t i = 0; i < count; ++i) sum += parts[b * count + i];
+  loss[b] = static_cast<float>(a.weight.at(b) * sum);
 }
 
 }  // namespace
@@ -43,9 +38,8 @@ void run(const LossArgs& args, const Place& place, const Plan& plan, float* loss
       if (a.gradient) lines.rows(lines.pass(Stage::inverse, 0, true, true));
     });
   }
-  const int images = kSumThreads / 32;
-  launch<&sum_kernel>("soft_score_loss (sum)", a.shape, place, (a.shape.b + images - 1) / images, kSumThreads, 0, a,
-                      static_cast<const double*>(place.parts), plan.parts, loss);
+  launch<&sum_kernel>("soft_score_loss (sum)", a.shape, place, (a.shape.b + kSumThreads - 1) / kSumThreads, kSumThreads,
+                      0, a, static_cast<const double*>(place.parts), plan.parts, loss);
 }
 
 }  // namespace softdiff::cuda

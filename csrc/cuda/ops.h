@@ -23,8 +23,17 @@ struct MixParameters {
 
 SOFTDIFF_DEVICE int64_t element(const Shape& s, int c, int y, int x) { return (static_cast<int64_t>(c) * s.h + y) * s.w + x; }
 
-struct FilterOp {
+// Keeps what follows from x inside a rare branch: moved ahead of the loop around it, it would hold registers there.
+SOFTDIFF_DEVICE int here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// kTight: for a kernel that has no registers to spare for the noise's round keys, which are otherwise formed once.
+template <bool kTight>
+struct FilterOpOf {
   using Args = FilterArgs;
+  using Tight = FilterOpOf<true>;
   static constexpr Shift kShift = Shift::filter;
   static constexpr int kSources = 1;
   static constexpr bool kMix = false, kEnergy = false;
@@ -40,7 +49,7 @@ struct FilterOp {
     float other[4];
     if (v.identity) {
       // Exactly the input times a number: no transform, whose rounding would show.
-      read(Plane(a.source, b, c), y, x, first, last, value);
+      read(Plane(a.source, here(b), c), y, x, first, last, value);
     }
     const float factor = v.reverse ? (v.identity ? v.rest : 1.0f) : v.scale;
 #pragma unroll
@@ -52,25 +61,28 @@ struct FilterOp {
     }
     if (a.noise || a.key.present) {
       if (a.noise) {
-        read(Plane(a.noise, b, c), y, x, first, last, other);
+        read(Plane(a.noise, here(b), c), y, x, first, last, other);
       } else {
-        normals_at(key_of(a.key, b), element(a.shape, c, y, x), other);
+        normals_at(key_of(a.key, kTight ? here(b) : b), element(a.shape, c, y, x), other);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) value[i] = fmaf(v.noise_std, other[i], value[i]);
     }
     if (a.residual) {
-      read(Plane(a.source, b, c), y, x, first, last, other);
+      read(Plane(a.source, here(b), c), y, x, first, last, other);
 #pragma unroll
       for (int i = 0; i < 4; ++i) other[i] -= value[i];
-      write(Plane(a.residual, b, c), y, x, first, last, other);
+      write(Plane(a.residual, here(b), c), y, x, first, last, other);
     }
     write(Plane(a.out, b, c), y, x, first, last, value);
   }
 };
 
+using FilterOp = FilterOpOf<false>;
+
 struct LossOp {
   using Args = LossArgs;
+  using Tight = LossOp;
   static constexpr Shift kShift = Shift::filter;
   static constexpr int kSources = 2;
   static constexpr bool kMix = false, kEnergy = true;
@@ -104,6 +116,7 @@ struct LossOp {
 template <Shift kWay>
 struct TransformOp {
   using Args = TransformArgs;
+  using Tight = TransformOp;
   static constexpr Shift kShift = kWay;
   static constexpr int kSources = 1;
   static constexpr bool kMix = false, kEnergy = false;

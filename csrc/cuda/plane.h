@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
     }
     __syncthreads();
 
-    // Both products along the rows' axis, one after the other in registers. `strip` is kTableGain^2 times the
+    // Both products along the rows' axis, one after the other in registers. `strip` is kTableGain times the
     // spectrum (for the inverse alone: the image's quadrant).
     if (first < cut_h) {
       times_shared<kRows, kTiles>(tables.h, kSpectrumIn, parity_h, first, tiles_h, own, tiles_w, tiles_h, strip);
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
       strip.clear();
     }
     if constexpr (Op::kMix) {
-      const float factor = inverse_power(up) * (1.0f / (kTableGain * kTableGain));
+      const float factor = inverse_power(up) * (1.0f / kTableGain);
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
 #pragma unroll
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
     } else {
       const float constant = mask_constant(v);
       // Energies are taken of the spectrum itself, of the scaled image.
-      const float factor = Op::kEnergy ? 1.0f / (kTableGain * kTableGain) : 1.0f;
+      const float factor = Op::kEnergy ? 1.0f / kTableGain : 1.0f;
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
 #pragma unroll
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
               u = op.apply(u * factor, m, energy);
             }
         }
-      down = inverse_power(up) * (Op::kEnergy ? 1.0f : 1.0f / (kTableGain * kTableGain));
+      down = inverse_power(up) * (Op::kEnergy ? 1.0f : 1.0f / kTableGain);
     }
     if constexpr (Op::kEnergy) {
       float sum = energy;
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
     times_shared<kRows, kTiles>(tables.h, true, parity_h, first, tiles_h, own, tiles_w, cut_h, strip);
     down *= inverse_power(up_mid) * (1.0f / kTableGain);
   } else {
-    down = inverse_power(up) * (1.0f / (kTableGain * kTableGain));
+    down = inverse_power(up) * (1.0f / kTableGain);
   }
 
   // Through shared memory once more, as float32, so that a thread has whole groups of four pixels.

@@ -27,6 +27,8 @@ inline float __int_as_float(int v) { return softdiff_shim::bits_as<float>(v); }
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32);
 }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
 inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz(static_cast<unsigned>(v)); }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
