@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The switches of the CUDA build, its record, and a sentence for every way in which the kernels cannot run."""
+"""The switches of the CUDA build, its record, and a sentence for every way in which kernels cannot run."""
 
 from __future__ import annotations
 

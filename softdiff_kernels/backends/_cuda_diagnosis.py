@@ -142,10 +142,10 @@ _said: set[str] = set()
 _saying = threading.Lock()
 
 
-def warn_once(reason: str, stacklevel: int = 3) -> None:
+def warn_once(reason: str) -> None:
     """A RuntimeWarning that calls take another backend, for this reason; the same reason is given once."""
     with _saying:
         if reason in _said:
             return
         _said.add(reason)
-    warnings.warn(f"softdiff_kernels: {reason}", RuntimeWarning, stacklevel=stacklevel)
+    warnings.warn(f"softdiff_kernels: {reason}", RuntimeWarning, stacklevel=2)
