@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Install a wheel as a user would, without a compiler or a toolkit, and see that it works and tells the truth.
+"""Install a wheel as a user would, without compiler and toolkit, and see that it works and tells the truth.
 
     python tools/wheel/check_wheel.py [--wheel FILE] [--torch torch==2.13.0] [--second-torch NAME] [--sdist]
 
@@ -205,10 +205,10 @@ def check_second_torch(wheel: Path, torch: str) -> None:
 
 
 def check_sdist(sdist: Path) -> None:
-    """Rule: the sdist builds in isolation, hence without torch, with a C++ compiler, with and without nvcc."""
+    """Rule: the sdist builds in isolation, hence without torch, both with and without nvcc."""
 
     native, cuda = {"SOFTDIFF_BUILD": "native"}, {"SOFTDIFF_CUDA": "1", "SOFTDIFF_CUDA_ARCHS": "90"}
-    cases = [("no nvcc", BUILD_TOOLS, native)]
+    cases: list[tuple[str, tuple[str, ...], dict[str, str]]] = [("no nvcc", BUILD_TOOLS, native)]
     if shutil.which("nvcc"):
         cases.append(("nvcc", (*BUILD_TOOLS, "nvcc"), {**native, **cuda}))
     for name, tools, switches in cases:
