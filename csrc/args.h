@@ -2,6 +2,8 @@
 // Plain structs of pointers, sizes and strides: all that the bindings and the kernels share.
 #pragma once
 
+#include "host_device.h"
+
 #include <cstdint>
 
 namespace softdiff {
@@ -13,20 +15,21 @@ struct Image {
   void* data = nullptr;
   DType dtype = DType::float32;
   int64_t stride[4] = {0, 0, 0, 0};
-  explicit operator bool() const { return data != nullptr; }
+  SOFTDIFF_HD explicit operator bool() const { return data != nullptr; }
 };
 
 struct Shape {
   int64_t b = 0, c = 0, h = 0, w = 0;
 };
 
-// One number for the batch (stride 0) or one a sample; float32 or float64.
+// One number for the batch (in memory with stride 0, or here without memory) or one a sample; float32 or float64.
 struct Coefficient {
   const void* data = nullptr;
   DType dtype = DType::float64;
   int64_t stride = 0;
-  double at(int64_t b) const {
-    if (data == nullptr) return 1.0;
+  double number = 1.0;  // where there is no memory
+  SOFTDIFF_HD double at(int64_t b) const {
+    if (data == nullptr) return number;
     return dtype == DType::float64 ? static_cast<const double*>(data)[b * stride]
                                    : static_cast<double>(static_cast<const float*>(data)[b * stride]);
   }
@@ -45,7 +48,7 @@ struct ImageKey {
   uint32_t draw;
 };
 
-inline ImageKey key_of(const Key& key, int64_t b) {
+SOFTDIFF_HD ImageKey key_of(const Key& key, int64_t b) {
   int64_t seed = key.seed, stream = key.stream, draw = key.draw, offset = b;
   if (key.rows != nullptr) {
     const int64_t* row = key.rows + (key.count == 1 ? 0 : 3 * b);
@@ -64,7 +67,7 @@ struct FilterArgs {
   // mask = scale * ((1 - floor) * (C_s - keep * C_t) + floor * (1 - keep)) with blur_std_s, and
   // C_t only where `reverse` is set; see heat.h.
   bool reverse = false;
-  Coefficient blur_std_s, blur_std_t, keep, scale, noise_std;
+  Coefficient blur_std_s, blur_std_t, keep, scale, noise_std{nullptr, DType::float64, 0, 0.0};
   // Momentum: keep and noise_std follow from the two noise levels.
   bool momentum = false, small_variance = false;
   Coefficient noise_std_s, noise_std_t;

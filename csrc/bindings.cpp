@@ -1,84 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The pybind11 module: checks, then launches. It knows addresses, sizes and strides, and no torch.
-//
-// An image comes as a tuple (address, dtype code, stride, stride, stride, stride), or None; a coefficient
-// as (address, dtype code, stride); a key as (seed, stream, draw), (address, rows), or None.
 #include "cpu/driver.h"
-
-#include <pybind11/pybind11.h>
+#include "parse.h"
 
 #include <cmath>
 #include <string>
 #include <vector>
 
-namespace py = pybind11;
-
 namespace softdiff {
 namespace {
-
-int64_t integer(const py::handle& value) {
-  const int64_t out = PyLong_AsLongLong(value.ptr());
-  if (out == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return out;
-}
-
-void* address(const py::handle& value) {
-  void* out = PyLong_AsVoidPtr(value.ptr());
-  if (out == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return out;
-}
-
-void expect(const py::tuple& tuple, size_t size, const char* what) {
-  if (tuple.size() != size) throw py::value_error(std::string(what) + ": wrong number of fields");
-}
-
-DType dtype_of(const py::handle& code) {
-  const int64_t value = integer(code);
-  if (value < 0 || value > 4) throw py::value_error("unknown dtype code " + std::to_string(value));
-  return static_cast<DType>(value);
-}
-
-Image image(const py::object& object) {
-  Image out;
-  if (object.is_none()) return out;
-  const auto fields = py::cast<py::tuple>(object);
-  expect(fields, 6, "image");
-  out.data = address(fields[0]);
-  out.dtype = dtype_of(fields[1]);
-  for (int i = 0; i < 4; ++i) out.stride[i] = integer(fields[2 + i]);
-  return out;
-}
-
-Coefficient coefficient(const py::object& object) {
-  Coefficient out;
-  if (object.is_none()) return out;
-  const auto fields = py::cast<py::tuple>(object);
-  expect(fields, 3, "coefficient");
-  out.data = address(fields[0]);
-  out.dtype = dtype_of(fields[1]);
-  out.stride = integer(fields[2]);
-  return out;
-}
-
-Shape shape(const py::tuple& sizes) {
-  expect(sizes, 4, "shape");
-  return {integer(sizes[0]), integer(sizes[1]), integer(sizes[2]), integer(sizes[3])};
-}
-
-Key key(const py::object& object) {
-  Key out;
-  if (object.is_none()) return out;
-  const auto fields = py::cast<py::tuple>(object);
-  out.present = true;
-  if (fields.size() == 2) {
-    out.rows = static_cast<const int64_t*>(address(fields[0]));
-    out.count = integer(fields[1]);
-  } else {
-    expect(fields, 3, "key");
-    out.seed = integer(fields[0]), out.stream = integer(fields[1]), out.draw = integer(fields[2]);
-  }
-  return out;
-}
 
 std::string shown(double value) { return py::repr(py::float_(value)).cast<std::string>(); }
 
@@ -117,7 +47,7 @@ void corrupt(const std::string& op, const py::tuple& sizes, const py::object& x0
   FilterArgs a;
   a.shape = shape(sizes);
   a.source = image(x0), a.noise = image(noise), a.out = image(out), a.residual = image(residual);
-  a.blur_std_s = coefficient(blur_std), a.noise_std = coefficient(noise_std), a.scale = coefficient(scale);
+  a.blur_std_s = coefficient(blur_std), a.noise_std = coefficient(noise_std, 0.0), a.scale = coefficient(scale);
   a.floor = floor;
   a.key = key(noise_key);
   check(op.c_str(), "blur_std", a.blur_std_s, a.shape.b);

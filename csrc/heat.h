@@ -24,17 +24,17 @@ struct Heat {
   double floor = 0.0;
   double keep = 0.0;
   double noise_std = 0.0;
-  bool identity() const { return tau == 0.0 && step == 0.0; }
+  SOFTDIFF_HD bool identity() const { return tau == 0.0 && step == 0.0; }
 };
 
-inline Heat heat_of(const FilterArgs& a, int64_t b) {
+SOFTDIFF_HD Heat heat_of(const FilterArgs& a, int64_t b) {
   Heat h;
   const double s = a.blur_std_s.at(b);
   h.tau = 0.5 * s * s;
   h.floor = a.floor;
   if (!a.reverse) {
     h.scale = a.scale.at(b);
-    h.noise_std = a.noise_std.data != nullptr ? a.noise_std.at(b) : 0.0;
+    h.noise_std = a.noise_std.at(b);
     return h;
   }
   const double t = a.blur_std_t.at(b);

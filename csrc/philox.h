@@ -3,13 +3,9 @@
 // Counter (block, draw, stream_low, stream_high), key = the 64-bit seed; see softdiff_kernels/noise.py.
 #pragma once
 
-#include <cstdint>
+#include "host_device.h"
 
-#if defined(__CUDACC__)
-#define SOFTDIFF_HD __host__ __device__ inline
-#else
-#define SOFTDIFF_HD inline
-#endif
+#include <cstdint>
 
 namespace softdiff {
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// What the module knows of itself and of the machine.
 #include "device.h"
 
 #include <cuda_runtime.h>
@@ -7,38 +8,33 @@
 
 namespace softdiff::cuda {
 
-// A kernel must be there for the object to hold code of every architecture.
-__global__ void nothing(float* out) {
-    if (out != nullptr) out[threadIdx.x] = 0.0f;
-}
-
 std::vector<int> architectures() {
-    return {SOFTDIFF_CUDA_ARCHS};
+  return {SOFTDIFF_CUDA_ARCHS};
 }
 
 int ptx_architecture() {
-    return SOFTDIFF_CUDA_PTX;
+  return SOFTDIFF_CUDA_PTX;
 }
 
 int runtime_version() {
-    return CUDART_VERSION;
+  return CUDART_VERSION;
 }
 
 int driver_version() {
-    int version = 0;
-    return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
 std::vector<std::pair<int, int>> devices() {
-    int count = 0;
-    const cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-    std::vector<std::pair<int, int>> found(count);
-    for (int i = 0; i < count; ++i) {
-        cudaDeviceGetAttribute(&found[i].first, cudaDevAttrComputeCapabilityMajor, i);
-        cudaDeviceGetAttribute(&found[i].second, cudaDevAttrComputeCapabilityMinor, i);
-    }
-    return found;
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  std::vector<std::pair<int, int>> found(count);
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceGetAttribute(&found[i].first, cudaDevAttrComputeCapabilityMajor, i);
+    cudaDeviceGetAttribute(&found[i].second, cudaDevAttrComputeCapabilityMinor, i);
+  }
+  return found;
 }
 
 }  // namespace softdiff::cuda

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import eager, native, triton
+from . import cuda, eager, native, triton
 
 NAMES = ("reference", "native", "triton", "cuda")
 
@@ -25,7 +25,7 @@ NAMES = ("reference", "native", "triton", "cuda")
 # size tried from 8 to 1024 px: blur, float32, one thread of an AMD EPYC with AVX-512, by 2.9 (509 px, a
 # prime, where the transform is dense) to 100 times (1024 px). On a GPU nothing has been measured yet.
 _PREFERENCE = {"cpu": ("native",), "cuda": ("triton",)}
-_FUSED: dict[str, Any] = {"native": native, "triton": triton}
+_FUSED: dict[str, Any] = {"native": native, "triton": triton, "cuda": cuda}
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _addresses as at
 from ._memory import overlaps
-
-_CODES = {
-    torch.float64: 0,
-    torch.float32: 1,
-    torch.bfloat16: 2,
-    torch.float16: 3,
-    torch.uint8: 4,
-}
-
 
 def _why_missing() -> str:
     """What the build wrote down when it left the compiled module out; empty where it left nothing."""
@@ -69,29 +61,9 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
     return not any(isinstance(a, Tensor) and a.dtype == torch.float64 and a.dim() == 4 for a in images)
 
 
-def _image(x: Tensor | None) -> tuple[int, ...] | None:
-    return None if x is None else (x.data_ptr(), _CODES[x.dtype], *x.stride())
-
-
-def _mask(x: Tensor | None, shape: torch.Size) -> tuple[int, ...] | None:
-    return None if x is None else _image(x.expand(shape))
-
-
-def _coefficient(x: Tensor | None) -> tuple[int, int, int] | None:
-    if x is None:
-        return None
-    return x.data_ptr(), _CODES[x.dtype], x.stride(0) if x.shape[0] > 1 else 0
-
-
-def _key(key: Sequence[int], rows: Tensor | None) -> tuple[int, ...] | None:
-    if rows is not None:
-        return rows.data_ptr(), rows.shape[0]
-    return tuple(key) if key else None
-
-
 def dct2(x: Tensor, inverse: bool) -> Tensor:
     out = torch.empty_like(x)
-    _load()[0].transform(tuple(x.shape), _image(x), _image(out), inverse, torch.get_num_threads())
+    _load()[0].transform(tuple(x.shape), at.image(x), at.image(out), inverse, torch.get_num_threads())
     return out
 
 
@@ -110,15 +82,15 @@ def _corrupt(
     _load()[0].corrupt(
         op,
         tuple(x0.shape),
-        _image(x0),
-        _coefficient(blur_std),
-        _coefficient(noise_std),
-        _coefficient(scale),
+        at.image(x0),
+        at.coefficient(blur_std),
+        at.coefficient(noise_std),
+        at.coefficient(scale),
         floor,
         key,
-        _image(noise),
-        _image(out),
-        _image(residual),
+        at.image(noise),
+        at.image(out),
+        at.image(residual),
         torch.get_num_threads(),
     )
 
@@ -143,7 +115,7 @@ def corrupt(
     out = torch.empty_like(x0, dtype=torch.float32) if x0.dtype == torch.uint8 else torch.empty_like(x0)
     rest = torch.empty_like(out) if residual else None
     rows = rows if rows is None else rows.contiguous()
-    _corrupt("corrupt", x0, blur_std, noise_std, scale, floor, _key(key, rows), noise, out, rest)
+    _corrupt("corrupt", x0, blur_std, noise_std, scale, floor, at.key(key, rows), noise, out, rest)
     return out, out.new_empty(0) if rest is None else rest
 
 
@@ -180,9 +152,9 @@ def _step(
     out: Tensor,
 ) -> None:
     rows = rows if rows is None else rows.contiguous()
-    images = (_image(x_t), _image(x0_hat))
-    coefficients = tuple(map(_coefficient, (blur_std_t, blur_std_s, first, second)))
-    rest = (_key(key, rows), _image(noise), _image(out), torch.get_num_threads())
+    images = (at.image(x_t), at.image(x0_hat))
+    coefficients = tuple(map(at.coefficient, (blur_std_t, blur_std_s, first, second)))
+    rest = (at.key(key, rows), at.image(noise), at.image(out), torch.get_num_threads())
     shape = tuple(x0_hat.shape)
     if mode == "given":
         _load()[0].reverse_step(shape, *images, *coefficients, floor, *rest)
@@ -213,14 +185,14 @@ def soft_score_loss(
     slope = torch.empty_like(prediction) if gradient else None
     _load()[0].soft_score_loss(
         tuple(prediction.shape),
-        _image(prediction),
-        _image(target),
-        _coefficient(blur_std),
-        _coefficient(weight),
+        at.image(prediction),
+        at.image(target),
+        at.coefficient(blur_std),
+        at.coefficient(weight),
         floor,
         gradient_scale,
         loss.data_ptr(),
-        _image(slope),
+        at.image(slope),
         torch.get_num_threads(),
     )
     return loss, prediction.new_empty(0) if slope is None else slope
@@ -238,11 +210,11 @@ def spectral_mix(
     rows = rows if rows is None else rows.contiguous()
     _load()[0].spectral_mix(
         tuple(shape),
-        tuple(_image(x) for x in inputs),
-        tuple(_mask(m, shape) for m in masks),
-        _mask(noise_mask, shape),
-        _key(key, rows),
-        _image(out),
+        tuple(at.image(x) for x in inputs),
+        tuple(at.mask(m, shape) for m in masks),
+        at.mask(noise_mask, shape),
+        at.key(key, rows),
+        at.image(out),
         torch.get_num_threads(),
     )
     return out
@@ -254,7 +226,6 @@ def normal(
     out = torch.empty(list(shape), dtype=dtype)
     batch = shape[0]
     count = out.numel() // batch if batch else 0
-    image = (out.data_ptr(), _CODES[dtype], count, 0, 0, 1)
     rows = rows if rows is None else rows.contiguous()
-    _load()[0].normal(batch, count, _key(key, rows), image, torch.get_num_threads())
+    _load()[0].normal(batch, count, at.key(key, rows), at.flat(out, count), torch.get_num_threads())
     return out

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// The 1-D gains of heat.h in shared memory, and the mask that they make.
+#pragma once
+
+#include "../heat.h"
+#include "ptx.h"
+
+namespace softdiff::cuda {
+
+// What a sample's coefficients come to, computed in float64 by one thread and shared.
+struct Values {
+  float tau, step, keep, rest, scale, noise_std, floor, weight;
+  int reverse, identity;
+};
+
+// Keeps the mean's gain, exp(-0 tau), from becoming a NaN.
+SOFTDIFF_DEVICE float bounded(double tau) { return tau > 3e38 ? 3e38f : tau < -3e38 ? -3e38f : static_cast<float>(tau); }
+
+SOFTDIFF_DEVICE Values values_of(const Heat& heat) {
+  Values v;
+  v.tau = bounded(heat.tau), v.step = bounded(heat.step);
+  v.keep = static_cast<float>(heat.keep), v.rest = static_cast<float>(heat.rest);
+  v.scale = static_cast<float>(heat.scale), v.noise_std = static_cast<float>(heat.noise_std);
+  v.floor = static_cast<float>(heat.floor);
+  v.weight = 1.0f;
+  v.reverse = heat.reverse;
+  v.identity = heat.identity();
+  return v;
+}
+
+// Frequencies are kept with the even ones first, `half` places for each parity, as the products want them;
+// in their own order where half is 0.
+SOFTDIFF_DEVICE int place(int k, int half) { return half == 0 ? k : (k & 1) * half + (k >> 1); }
+
+// mask[k, l] = h[0][k] w[0][l] + h[1][k] w[1][l] + constant.
+struct Gains {
+  float* h[2];
+  float* w[2];
+  int half_h, half_w;
+
+  SOFTDIFF_DEVICE Gains(Arena& arena, int count_h, int count_w, int half_h_, int half_w_)
+      : half_h(half_h_), half_w(half_w_) {
+    for (int i = 0; i < 2; ++i) h[i] = arena.take<float>(count_h), w[i] = arena.take<float>(count_w);
+  }
+};
+
+inline size_t gains_room(int count_h, int count_w) { return 2 * (room<float>(count_h) + room<float>(count_w)); }
+
+SOFTDIFF_DEVICE float mask_constant(const Values& v) {
+  return v.floor * (v.reverse ? v.rest : 1.0f);
+}
+
+// Gains of an axis of length n for `count` frequencies from `start`, by all threads. `rows` says which of the two
+// factors.
+SOFTDIFF_DEVICE void fill_axis(const Values& v, float* first, float* second, int n, int start, int count, int half,
+                               bool rows, int thread, int threads) {
+  const float unit = 3.14159265358979f / static_cast<float>(n);
+  const float blurred = rows ? 1.0f : 1.0f - v.floor;
+  for (int i = thread; i < count; i += threads) {
+    const float root = unit * static_cast<float>(start + i);
+    const float lambda = root * root;
+    const float e = expf(-lambda * v.tau) * blurred;
+    const int at = place(i, half);
+    first[at] = e;
+    if (!v.reverse) continue;
+    const float exponent = -lambda * fabsf(v.step);
+    const float q = expf(exponent), p = -expm1f(exponent);
+    if (rows) {
+      first[at] = v.step >= 0.0f ? e * p : e * (v.rest - p);
+      second[at] = e * q;
+    } else {
+      second[at] = v.step >= 0.0f ? e * fmaf(v.rest, q, p) : -e * p;
+    }
+  }
+}
+
+SOFTDIFF_DEVICE void fill(const Values& v, const Gains& g, int height, int width, int thread, int threads) {
+  fill_axis(v, g.h[0], g.h[1], height, 0, height, g.half_h, true, thread, threads);
+  fill_axis(v, g.w[0], g.w[1], width, 0, width, g.half_w, false, thread, threads);
+}
+
+// Frequencies of an axis whose gain can be above exp(-30), 1e-13: the others are left out of the products.
+SOFTDIFF_DEVICE int kept(const Values& v, int n) {
+  if (v.floor != 0.0f || !(v.tau > 0.0f)) return n;
+  const float last = sqrtf(30.0f / v.tau) * (static_cast<float>(n) * 0.318309886f);
+  return last + 1.0f < static_cast<float>(n) ? static_cast<int>(last) + 1 : n;
+}
+
+}  // namespace softdiff::cuda

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which engine takes a shape, and what the caller has to lend it.
+#pragma once
+
+#include "../args.h"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace softdiff::cuda {
+
+enum class Engine : int { small = 0, plane = 1, lines = 2 };
+enum class Kind : int { filter = 0, loss = 1, transform = 2, mix = 3 };
+
+constexpr int64_t kMostSmall = 24, kMostPlane = 128, kMostLines = 1024, kMostMixedPlane = 64;
+
+struct Plan {
+  Engine engine = Engine::small;
+  int side_h = 0, side_w = 0;  // of a parity's square in each table: kN / 2 for small, whole tiles of 16 otherwise
+  int64_t chunk = 0;           // planes in scratch at a time
+  int64_t scratch = 0;         // floats
+  int64_t parts = 1;           // sums that a sample's loss consists of
+};
+
+inline int tiles_of(int64_t n) { return static_cast<int>(((n + 1) / 2 + 15) / 16); }
+inline int lines_of(int tiles) { return tiles <= 8 ? 64 : tiles <= 16 ? 32 : 16; }  // in a slab
+inline int64_t slabs_of(int64_t across, int tiles) { return (across + lines_of(tiles) - 1) / lines_of(tiles); }
+inline int64_t scratch_row(const Shape& s) { return (s.w + 3) / 4 * 4; }
+
+inline Plan plan_of(Kind kind, const Shape& s, int64_t inputs, int64_t l2_bytes, int64_t multiprocessors) {
+  Plan p;
+  const int64_t side = std::max(s.h, s.w);
+  p.parts = s.c;
+  if (side <= kMostSmall) {
+    p.engine = Engine::small;
+    p.side_h = p.side_w = side <= 8 ? 4 : side <= 16 ? 8 : 12;
+    return p;
+  }
+  p.side_h = 16 * tiles_of(s.h), p.side_w = 16 * tiles_of(s.w);
+  if (side <= kMostPlane && !(kind == Kind::mix && s.w > kMostMixedPlane)) {
+    p.engine = Engine::plane;
+    return p;
+  }
+  p.engine = Engine::lines;
+  const int64_t slabs = std::min(slabs_of(s.w, p.side_h / 16), slabs_of(s.h, p.side_w / 16));
+  const int64_t plane = s.h * scratch_row(s) * inputs, planes = s.b * s.c;
+  // A third of the L2 cache holds what passes hand over, but the chip is filled first.
+  p.chunk = std::max(l2_bytes / 3 / (4 * plane), (multiprocessors + slabs - 1) / slabs);
+  p.chunk = std::min(std::max<int64_t>(p.chunk, 1), std::max<int64_t>(planes, 1));
+  p.scratch = p.chunk * plane;
+  if (kind == Kind::loss) p.parts = s.c * slabs_of(s.w, p.side_h / 16);
+  return p;
+}
+
+}  // namespace softdiff::cuda

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of float32 accuracy on the tensor cores: an operand is the sum of two float16 numbers, high and low,
+// which hold 22 of float32's 24 bits, and three products go into one float32 accumulator (Ootomo & Yokota 2022).
+// That is half the tensor work of three TF32 products, and half their operand bytes. float16 reaches from 6e-8
+// to 65504, so operands are scaled by powers of two.
+#pragma once
+
+#include "ptx.h"
+
+namespace softdiff::cuda {
+
+// A transform's matrix of length n as fragments (backends/cuda/tables.py writes them): for each of D and its
+// transpose, parity, tile of 16 rows and tile of 16 columns, the 32 lanes' high parts, then their low parts.
+// They hold kTableGain times the matrix.
+constexpr float kTableGain = 64.0f;
+
+struct Table {
+  const uint4* data;
+  int tiles;  // of 16, along a side of one parity's square
+
+  SOFTDIFF_DEVICE const uint4* fragment(bool transposed, int parity, int row, int column) const {
+    return data + ((((transposed ? 2 : 0) + parity) * tiles + row) * tiles + column) * 64 + (threadIdx.x & 31);
+  }
+};
+
+struct Fragment {
+  uint32_t high[4], low[4];
+  SOFTDIFF_DEVICE explicit Fragment(const uint4* at) {
+    const uint4 h = __ldg(at), l = __ldg(at + 32);
+    high[0] = h.x, high[1] = h.y, high[2] = h.z, high[3] = h.w;
+    low[0] = l.x, low[1] = l.y, low[2] = l.z, low[3] = l.w;
+  }
+  SOFTDIFF_DEVICE Fragment() {}
+};
+
+// Two floats as float16 high and low parts, the first in the low half of each word.
+SOFTDIFF_DEVICE void split(float x, float y, uint32_t& high, uint32_t& low) {
+  const __half2 h = __floats2half2_rn(x, y);
+  const float2 back = __half22float2(h);
+  const __half2 l = __floats2half2_rn(x - back.x, y - back.y);
+  high = *reinterpret_cast<const uint32_t*>(&h);
+  low = *reinterpret_cast<const uint32_t*>(&l);
+}
+
+// acc += a b with a's fragment and eight columns of b; low times low is below float32's last bit.
+SOFTDIFF_DEVICE void multiply(float (&acc)[4], const uint32_t (&a_high)[4], const uint32_t (&a_low)[4], uint32_t b_high0,
+                              uint32_t b_high1, uint32_t b_low0, uint32_t b_low1) {
+  mma_f16(acc, a_low, b_high0, b_high1);
+  mma_f16(acc, a_high, b_low0, b_low1);
+  mma_f16(acc, a_high, b_high0, b_high1);
+}
+
+// A strip of 16 kRows rows and 16 kTiles columns in accumulators.
+template <int kRows, int kTiles>
+struct Strip {
+  float at[kRows][2 * kTiles][4];
+  SOFTDIFF_DEVICE void clear() {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int n = 0; n < 2 * kTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) at[r][n][i] = 0.0f;
+  }
+  SOFTDIFF_DEVICE float largest() const {
+    float most = 0.0f;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int n = 0; n < 2 * kTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) most = fmaxf(most, fabsf(at[r][n][i]));
+    return most;
+  }
+};
+
+// A strip as the first operand of the next product. The accumulator's layout is the operand's, so that nothing
+// moves between lanes.
+template <int kRows, int kTiles>
+struct Operand {
+  uint32_t high[kRows][kTiles][4], low[kRows][kTiles][4];
+  SOFTDIFF_DEVICE Operand(const Strip<kRows, kTiles>& strip, float factor) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int n = 0; n < 2 * kTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          split(strip.at[r][n][2 * i] * factor, strip.at[r][n][2 * i + 1] * factor, high[r][n / 2][n % 2 * 2 + i],
+                low[r][n / 2][n % 2 * 2 + i]);
+        }
+  }
+};
+
+// out = in M^T, M a matrix of the table: `columns` tiles of the result, over `depth` tiles.
+template <int kRows, int kTiles>
+SOFTDIFF_DEVICE void times_transposed(const Operand<kRows, kTiles>& in, const Table& table, bool transposed, int parity,
+                                      int columns, int depth, Strip<kRows, kTiles>& out) {
+  out.clear();
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    if (n >= columns) continue;
+#pragma unroll
+    for (int k = 0; k < kTiles; ++k) {
+      if (k >= depth) continue;
+      const Fragment m(table.fragment(transposed, parity, n, k));
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        multiply(out.at[r][2 * n], in.high[r][k], in.low[r][k], m.high[0], m.high[2], m.low[0], m.low[2]);
+        multiply(out.at[r][2 * n + 1], in.high[r][k], in.low[r][k], m.high[1], m.high[3], m.low[1], m.low[3]);
+      }
+    }
+  }
+}
+
+// A square of float16 pairs in shared memory: high parts, then low parts, rows `stride` apart.
+struct Tile {
+  uint16_t* high;
+  uint16_t* low;
+  int stride;
+
+  // 16 x 16 of it as a product's second operand: words 0 and 1 for eight columns, 2 and 3 for the next eight.
+  SOFTDIFF_DEVICE void fragments(int row, int column, uint32_t (&h)[4], uint32_t (&l)[4]) const {
+    const int at = place(row, column);
+    ldmatrix_x4_trans(h, high + at);
+    ldmatrix_x4_trans(l, low + at);
+  }
+  // ... and as its first.
+  SOFTDIFF_DEVICE void operand(int row, int column, uint32_t (&h)[4], uint32_t (&l)[4]) const {
+    const int at = place(row, column);
+    ldmatrix_x4(h, high + at);
+    ldmatrix_x4(l, low + at);
+  }
+
+ private:
+  // The row of an 8 x 8 tile that this lane names.
+  SOFTDIFF_DEVICE int place(int row, int column) const {
+    const int lane = threadIdx.x & 31;
+    return (row + (lane & 15)) * stride + column + (lane >> 4) * 8;
+  }
+};
+
+// out = M X for kRows tiles of rows from `first`, M a matrix of the table of `limit` tiles of rows, X in shared
+// memory with `columns` tiles of columns; over `depth` tiles.
+template <int kRows, int kTiles>
+SOFTDIFF_DEVICE void times_shared(const Table& table, bool transposed, int parity, int first, int limit, const Tile& x,
+                                  int columns, int depth, Strip<kRows, kTiles>& out) {
+  out.clear();
+#pragma unroll 1
+  for (int k = 0; k < depth; ++k) {
+    Fragment m[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) m[r] = Fragment(table.fragment(transposed, parity, min(first + r, limit - 1), k));
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      if (n >= columns) continue;
+      uint32_t high[4], low[4];
+      x.fragments(16 * k, 16 * n, high, low);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        multiply(out.at[r][2 * n], m[r].high, m[r].low, high[0], high[1], low[0], low[1]);
+        multiply(out.at[r][2 * n + 1], m[r].high, m[r].low, high[2], high[3], low[2], low[3]);
+      }
+    }
+  }
+}
+
+// The power of two that brings `magnitude` into [16, 32), as far as it and its inverse are normal numbers.
+SOFTDIFF_DEVICE float power(float magnitude) {
+  const int exponent = static_cast<int>(__float_as_uint(magnitude) >> 23 & 255u);
+  return __uint_as_float(static_cast<uint32_t>(min(max(258 - exponent, 1), 253)) << 23);
+}
+
+SOFTDIFF_DEVICE float inverse_power(float p) { return __uint_as_float((254u << 23) - __float_as_uint(p)); }
+
+SOFTDIFF_DEVICE float warp_largest(float x) {
+#pragma unroll
+  for (int i = 16; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, i));
+  return x;
+}
+
+// The largest of the warps' numbers, which lie in shared memory.
+SOFTDIFF_DEVICE float block_largest(const float* of_warps) {
+  float most = 0.0f;
+  for (int i = 0; i < static_cast<int>(blockDim.x) / 32; ++i) most = fmaxf(most, of_warps[i]);
+  return most;
+}
+
+}  // namespace softdiff::cuda

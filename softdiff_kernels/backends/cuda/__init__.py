@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fused CUDA C++ kernels (csrc/cuda): whether they work here, and which calls they take.
+
+The compiled module is loaded when it is asked for, never at import, and loading it calls nothing of CUDA's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LARGEST_SIDE = 1024
+MOST_INPUTS = 4
+_COVERED = (
+    f"up to {LARGEST_SIDE} px a side and {MOST_INPUTS} inputs of spectral_mix; "
+    "larger, and float64, take the reference"
+)
+
+
+@lru_cache(maxsize=1)
+def _module() -> Any:
+    """The compiled module, or None."""
+    try:
+        return import_module("softdiff_kernels._cuda")
+    except ImportError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def status() -> tuple[bool, str]:
+    """Whether the kernels can run here, and the reason in words."""
+    module = _module()
+    if module is None:
+        return False, "the compiled CUDA module is not here; see docs/building.md"
+    if module.emulated():
+        return True, f"CUDA kernels run on CPU tensors by the tests' stand-in, {_COVERED}"
+    if not torch.cuda.is_available():
+        return False, "torch finds no GPU"
+    return True, f"fused CUDA kernels, {_COVERED}"
+
+
+@lru_cache(maxsize=64)
+def _takes(device: torch.device) -> bool:
+    module = _module()
+    return module is not None and device.type == ("cpu" if module.emulated() else "cuda")
+
+
+def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
+    """Whether the kernels take a call; what they do not take goes elsewhere."""
+    if not _takes(device):
+        return False
+    if op == "normal":
+        shape, dtype = arguments[0], arguments[3]
+        each = math.prod(shape[1:])
+        # A block's number has 32 bits, a grid 31.
+        return dtype is not torch.float64 and each < 2**33 and shape[0] * (each // 4096 + 1) < 2**31
+    images = arguments
+    if op == "spectral_mix":
+        images, masks, noise_mask = arguments[:3]
+        if len(images) > MOST_INPUTS or any(m.dtype is torch.float64 for m in (*masks, noise_mask) if m is not None):
+            return False
+    image = None
+    for a in images:
+        if isinstance(a, Tensor) and a.dim() == 4:
+            if a.dtype is torch.float64:
+                return False
+            image = a
+    if image is None:
+        return False
+    batch, channels, height, width = image.shape
+    return (
+        0 < height <= LARGEST_SIDE
+        and 0 < width <= LARGEST_SIDE
+        and 0 < batch * channels < 2**31
+        and channels * height * width < 2**33
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """The ops, as `backends` calls them; kept here once found."""
+    if name.startswith("_") or _module() is None:
+        raise AttributeError(name)
+    globals()[name] = getattr(import_module(f"{__name__}.ops"), name)
+    return globals()[name]

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ops' arguments made into launches of csrc/cuda. `_ops.py` says what each argument is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softdiff_kernels import _cuda
+
+from .. import _addresses as at
+from .._checks import check, check_step
+from .._memory import overlaps
+from . import tables
+
+_FILTER, _LOSS, _TRANSFORM, _MIX = range(4)
+_RULES = {"given": 0, "large": 1, "small": 2}
+_SMALL = 0
+_NOWHERE = (0, 0, 0, 0)
+
+
+@lru_cache(maxsize=4096)
+def _plan(kind: int, shape: tuple[int, ...], inputs: int, device: int) -> tuple[int, ...]:
+    """(engine, table sides along H and W, planes at a time, floats of scratch, parts of a loss): csrc/cuda/plan.h."""
+    return _cuda.plan(kind, shape, inputs, device)
+
+
+class _Call:
+    """Where a call runs, and what it needs there; alive until the kernels are in the stream."""
+
+    def __init__(self, kind: int, x: Tensor, inputs: int = 1) -> None:
+        device = x.device
+        self.shape = tuple(x.shape)
+        self.plan = _plan(kind, self.shape, inputs, device.index or 0)
+        engine, side_h, side_w, _, scratch, parts = self.plan
+        table = tables.plain if engine == _SMALL else tables.fragments
+        self.tables = table(self.shape[2], side_h, device), table(self.shape[3], side_w, device)
+        self.scratch = torch.empty(scratch, dtype=torch.float32, device=device) if scratch else None
+        losses = kind == _LOSS
+        self.parts = torch.empty(self.shape[0] * parts, dtype=torch.float64, device=device) if losses else None
+        memory = (*self.tables, self.scratch, self.parts)
+        self.where = (*_stream(device), *(0 if m is None else m.data_ptr() for m in memory))
+
+
+def _stream(device: torch.device) -> tuple[int, int]:
+    if device.type != "cuda":
+        return 0, 0
+    return device.index, torch.cuda.current_stream(device).cuda_stream
+
+
+def _coefficient(c: Tensor | None) -> Any:
+    """A number from host memory goes along with the launch; what lies on the device is read there."""
+    if c is None:
+        return None
+    return c.item() if c.is_cpu and c.numel() == 1 else at.coefficient(c)
+
+
+def dct2(x: Tensor, inverse: bool) -> Tensor:
+    out = torch.empty_like(x)
+    call = _Call(_TRANSFORM, x)
+    _cuda.transform(call.where, call.plan, call.shape, at.image(x), at.image(out), inverse)
+    return out
+
+
+def _corrupt(
+    op: str,
+    x0: Tensor,
+    blur_std: Tensor,
+    noise_std: Tensor | None,
+    scale: Tensor | None,
+    floor: float,
+    key: tuple[int, ...] | None,
+    noise: Tensor | None,
+    out: Tensor,
+    residual: Tensor | None,
+) -> None:
+    check(op, ("blur_std", blur_std), ("noise_std", noise_std), ("scale", scale), signed="scale")
+    call = _Call(_FILTER, x0)
+    coefficients = (_coefficient(c) for c in (blur_std, noise_std, scale))
+    images = (at.image(noise), at.image(out), at.image(residual))
+    _cuda.corrupt(op, call.where, call.plan, call.shape, at.image(x0), *coefficients, floor, key, *images)
+
+
+def blur(x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Tensor:
+    out = torch.empty_like(x)
+    _corrupt("blur", x, blur_std, None, scale, floor, None, None, out, None)
+    return out
+
+
+def corrupt(
+    x0: Tensor,
+    blur_std: Tensor,
+    noise_std: Tensor,
+    scale: Tensor | None,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(x0, dtype=torch.float32) if x0.dtype == torch.uint8 else torch.empty_like(x0)
+    rest = torch.empty_like(out) if residual else None
+    rows = rows if rows is None else rows.contiguous()
+    _corrupt("corrupt", x0, blur_std, noise_std, scale, floor, at.key(key, rows), noise, out, rest)
+    return out, out.new_empty(0) if rest is None else rest
+
+
+def step(*args: Any) -> Tensor:
+    x_t, x0_hat = args[:2]
+    out = torch.empty_like(x0_hat if x_t is None else x_t)
+    _step(*args, out)
+    return out
+
+
+def _step(
+    x_t: Tensor | None,
+    x0_hat: Tensor,
+    blur_std_t: Tensor,
+    blur_std_s: Tensor,
+    first: Tensor,
+    second: Tensor,
+    rule: str,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    out: Tensor,
+) -> None:
+    check_step(blur_std_t, blur_std_s, first, second, rule)
+    rows = rows if rows is None else rows.contiguous()
+    call = _Call(_FILTER, out)
+    images = at.image(x_t), at.image(x0_hat)
+    coefficients = (_coefficient(c) for c in (blur_std_t, blur_std_s, first, second))
+    rest = (at.key(key, rows), at.image(noise), at.image(out))
+    _cuda.step(_RULES[rule], call.where, call.plan, call.shape, *images, *coefficients, floor, *rest)
+
+
+def step_out(*args: Any) -> None:
+    out, images = args[-1], (args[0], args[1], args[10])
+    if any(overlaps(out, x) for x in images if x is not None):
+        out.copy_(step(*args[:-1]))
+        return
+    _step(*args)
+    if not out.is_inference():  # autograd cannot see what is written through an address
+        torch.autograd.graph.increment_version(out)
+
+
+def soft_score_loss(
+    prediction: Tensor,
+    target: Tensor,
+    blur_std: Tensor,
+    weight: Tensor | None,
+    floor: float,
+    gradient_scale: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    check("soft_score_loss", ("blur_std", blur_std), ("weight", weight))
+    loss = prediction.new_empty(prediction.shape[0], dtype=torch.float32)
+    slope = torch.empty_like(prediction) if gradient else None
+    call = _Call(_LOSS, prediction)
+    coefficients = (_coefficient(c) for c in (blur_std, weight))
+    images = at.image(prediction), at.image(target)
+    scales = (floor, gradient_scale)
+    result = (loss.data_ptr(), at.image(slope))
+    _cuda.soft_score_loss(call.where, call.plan, call.shape, *images, *coefficients, *scales, *result)
+    return loss, prediction.new_empty(0) if slope is None else slope
+
+
+def spectral_mix(
+    inputs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    noise_mask: Tensor | None,
+    key: Sequence[int],
+    rows: Tensor | None,
+) -> Tensor:
+    shape = inputs[0].shape
+    out = torch.empty_like(inputs[0])
+    rows = rows if rows is None else rows.contiguous()
+    call = _Call(_MIX, out, len(inputs))
+    spread = (at.mask(noise_mask, shape), at.key(key, rows), at.image(out))
+    pairs = tuple(map(at.image, inputs)), tuple(at.mask(m, shape) for m in masks)
+    _cuda.spectral_mix(call.where, call.plan, call.shape, *pairs, *spread)
+    return out
+
+
+def normal(
+    shape: Sequence[int], key: Sequence[int], rows: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    out = torch.empty(list(shape), dtype=dtype, device=device)
+    batch = shape[0]
+    count = out.numel() // batch if batch else 0
+    rows = rows if rows is None else rows.contiguous()
+    if count:
+        where = (*_stream(out.device), *_NOWHERE)
+        _cuda.normal(where, batch, count, at.key(key, rows), at.flat(out, count))
+    return out

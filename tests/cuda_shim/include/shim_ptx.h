@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// The instructions of csrc/cuda/ptx.h, and shared memory, executed by the shim.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "shim_device.h"
+
+namespace softdiff_shim {
+
+void mma_f16(Site site, float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
+void ldmatrix_x4(Site site, uint32_t* r, const void* row, bool transposed);
+uint32_t movmatrix_trans(Site site, uint32_t x);
+void* take_shared(Site site, int index, size_t bytes);
+void cp_async16(Site site, void* shared, const void* global);
+void cp_async_commit();
+void cp_async_wait(int groups_left);
+
+}  // namespace softdiff_shim
+
+namespace softdiff::cuda {
+
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, SOFTDIFF_SHIM_HERE) {
+  softdiff_shim::mma_f16({"mma_f16", file, line}, d, a, b0, b1);
+}
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, SOFTDIFF_SHIM_HERE) {
+  softdiff_shim::ldmatrix_x4({"ldmatrix_x4", file, line}, r, row, false);
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, SOFTDIFF_SHIM_HERE) {
+  softdiff_shim::ldmatrix_x4({"ldmatrix_x4_trans", file, line}, r, row, true);
+}
+inline uint32_t movmatrix_trans(uint32_t x, SOFTDIFF_SHIM_HERE) {
+  return softdiff_shim::movmatrix_trans({"movmatrix_trans", file, line}, x);
+}
+
+inline float sqrt_approx(float v) { return std::sqrt(v); }
+inline float lg2_approx(float v) { return std::log2(v); }
+inline float ex2_approx(float v) { return std::exp2(v); }
+inline float rcp_approx(float v) { return 1.0f / v; }
+
+inline void cp_async16(void* shared, const void* global, SOFTDIFF_SHIM_HERE) {
+  softdiff_shim::cp_async16({"cp_async16", file, line}, shared, global);
+}
+inline void cp_async_commit() { softdiff_shim::cp_async_commit(); }
+template <int N>
+void cp_async_wait() {
+  softdiff_shim::cp_async_wait(N);
+}
+
+// Dynamic shared memory, array by array: every thread makes the same calls and gets the same addresses.
+struct Arena {
+  explicit Arena() = default;
+  template <class T>
+  T* take(int count, SOFTDIFF_SHIM_HERE) {
+    static_assert(alignof(T) <= 16, "shared arrays are aligned to 16 bytes");
+    const size_t bytes = count < 0 ? SIZE_MAX : static_cast<size_t>(count) * sizeof(T);
+    return static_cast<T*>(softdiff_shim::take_shared({"Arena::take", file, line}, next_++, bytes));
+  }
+
+ private:
+  int next_ = 0;
+};
+
+}  // namespace softdiff::cuda

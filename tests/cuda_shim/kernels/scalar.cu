@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// Conversions, bit functions, indices, atomics.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <shim_ptx.h>
+
+#include "kernels.h"
+
+namespace {
+
+__global__ void to_half_kernel(const float* in, int n, __half2* out, uint16_t* portable, __nv_bfloat16* brain) {
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
+    out[i] = __floats2half2_rn(in[i], -in[i]);
+    portable[i] = softdiff_shim::half_bits_portable(in[i]);
+    brain[i] = __float2bfloat16_rn(in[i]);
+  }
+}
+
+__global__ void from_half_kernel(const __half2* in, int n, float* out, float* portable, const __nv_bfloat16* brain_in,
+                                 float* brain) {
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
+    const float2 pair = __half22float2(in[i]);
+    out[2 * i] = pair.x;
+    out[2 * i + 1] = __high2float(in[i]);
+    portable[2 * i] = softdiff_shim::half_value_portable(in[i].x.bits);
+    portable[2 * i + 1] = softdiff_shim::half_value_portable(in[i].y.bits);
+    brain[i] = __bfloat162float(brain_in[i]);
+  }
+}
+
+__global__ void bits_kernel(const unsigned* in, unsigned* out) {
+  const unsigned a = in[0], b = in[1], shift = in[2];
+  out[0] = __umulhi(a, b);
+  out[1] = static_cast<unsigned>(__clz(static_cast<int>(a)));
+  out[2] = static_cast<unsigned>(__popc(a));
+  out[3] = __funnelshift_l(a, b, shift);
+  out[4] = __float_as_uint(__uint_as_float(a & 0x7f000000u));
+  out[5] = static_cast<unsigned>(__float_as_int(__int_as_float(static_cast<int>(b & 0x3f000000u))));
+}
+
+// One mark for each thread of each block, at its index counted x first, block after block.
+__global__ void visit_kernel(int* marks) {
+  const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+  const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+  __syncthreads();
+  marks[block * blockDim.x * blockDim.y * blockDim.z + thread] += static_cast<int>(1 + threadIdx.z + 10 * blockIdx.y);
+}
+
+__global__ void atomic_kernel(float* f, double* d, unsigned* u, int* i) {
+  const int t = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  atomicAdd(f, 1.0f);
+  atomicAdd(d, 0.5);
+  atomicAdd(u, 2u);
+  atomicMax(u + 1, static_cast<unsigned>(t));
+  atomicAdd(i, -1);
+  atomicMax(i + 1, t - 1000);
+}
+
+// A kernel of the usual weight: `count` products in a row for each warp of 256 threads.
+__global__ void many_kernel(int count, float* out) {
+  float d[4] = {};
+  const uint32_t one = 0x3c003c00u, a[4] = {one, one, one, one};
+  for (int i = 0; i < count; ++i) softdiff::cuda::mma_f16(d, a, one, one);
+  out[threadIdx.x] = d[0];
+}
+
+__global__ void empty_kernel() {}
+__global__ void plain_kernel() {}
+
+}  // namespace
+
+void to_half(Address in, int n, Address out, Address portable, Address brain) {
+  launch(to_half_kernel, 1, 32, 0, at<const float>(in), n, at<__half2>(out), at<uint16_t>(portable),
+         at<__nv_bfloat16>(brain));
+}
+void from_half(Address in, int n, Address out, Address portable, Address brain_in, Address brain) {
+  launch(from_half_kernel, 1, 32, 0, at<const __half2>(in), n, at<float>(out), at<float>(portable),
+         at<const __nv_bfloat16>(brain_in), at<float>(brain));
+}
+void bits(Address in, Address out) { launch(bits_kernel, 1, 32, 0, at<const unsigned>(in), at<unsigned>(out)); }
+void visit(Address marks) { launch(visit_kernel, dim3(2, 3, 5), dim3(8, 4, 2), 0, at<int>(marks)); }
+void atomics(Address f, Address d, Address u, Address i) {
+  launch(atomic_kernel, 3, 64, 0, at<float>(f), at<double>(d), at<unsigned>(u), at<int>(i));
+}
+void many(int count, Address out) { launch(many_kernel, 1, 256, 0, count, at<float>(out)); }
+
+int empty(unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, size_t shared_bytes,
+          int allowed) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(gx, gy, gz);
+  config.blockDim = dim3(bx, by, bz);
+  config.dynamicSmemBytes = shared_bytes;
+  cudaError_t error = cudaFuncSetAttribute(empty_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, empty_kernel);
+  return cudaGetLastError() == error && cudaPeekAtLastError() == cudaSuccess ? error : -1;
+}
+
+int never_allowed(int shared_bytes) {
+  cudaLaunchConfig_t config{};
+  config.blockDim = dim3(32);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  cudaLaunchKernelEx(&config, plain_kernel);
+  return cudaGetLastError();
+}
+
+int attribute(int which) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, static_cast<cudaDeviceAttr>(which), 0));
+  return value;
+}
+
+int occupancy(int threads, size_t shared_bytes) {
+  int blocks = -1;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, many_kernel, threads, shared_bytes));
+  return blocks;
+}
