@@ -13,9 +13,10 @@ from types import ModuleType
 
 import pytest
 
-from softdiff_kernels.backends import _build_record, _cuda_diagnosis
+from softdiff_kernels.backends import _build_record, _cuda_diagnosis, _cuda_facts
 from softdiff_kernels.backends._build_record import Record
 from softdiff_kernels.backends._cuda_diagnosis import Facts, diagnose
+from softdiff_kernels.training import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_sources = pytest.mark.skipif(
@@ -246,3 +247,23 @@ def test_a_warning_is_given_once_for_each_reason(monkeypatch: pytest.MonkeyPatch
             _cuda_diagnosis.warn_once(reason)
     assert [str(w.message) for w in caught] == ["softdiff_kernels: first", "softdiff_kernels: second"]
     assert all(w.category is RuntimeWarning and w.filename == __file__ for w in caught)
+
+
+def test_a_missing_module_is_told_by_doctor_and_by_the_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: both give the build record's reason, and asking for the facts never raises."""
+    monkeypatch.setitem(sys.modules, "softdiff_kernels._cuda", None)
+    monkeypatch.setattr(_build_record, "read", lambda: Record(cuda_reason="no nvcc was found on PATH"))
+    usable, sentence = diagnose(_cuda_facts.gather())
+    assert not usable and "no nvcc was found on PATH" in sentence
+    assert doctor._cuda_module() == f"absent: {sentence}"
+
+
+def test_doctor_tells_what_the_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("softdiff_kernels._cuda")
+    answers = {"architectures": (80, 120), "ptx_architecture": 120, "runtime_version": 13000}
+    for name, value in {**answers, "driver_version": 0, "emulated": False}.items():
+        setattr(module, name, lambda value=value: value)
+    monkeypatch.setitem(sys.modules, "softdiff_kernels._cuda", module)
+    assert doctor._cuda_module() == "sm_80, sm_120, PTX of sm_120; CUDA 13.0 linked in; no driver"
+    module.driver_version = lambda: 13010  # type: ignore[attr-defined]
+    assert doctor._cuda_module().endswith("; driver for CUDA 13.1")

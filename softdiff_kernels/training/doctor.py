@@ -74,12 +74,11 @@ def _compiled_modules() -> str:
 
 
 def _cuda_module() -> str:
-    from softdiff_kernels.backends import _build_record, _cuda_diagnosis
+    from softdiff_kernels.backends import _build_record, _cuda_diagnosis, _cuda_facts
 
-    try:
-        module = importlib.import_module("softdiff_kernels._cuda")
-    except ImportError as error:
-        return f"absent: {_cuda_diagnosis.absent(_build_record.read(), str(error))}"
+    module, error = _cuda_facts.load()
+    if module is None:
+        return f"absent: {_cuda_diagnosis.absent(_build_record.read(), error)}"
     driver = module.driver_version()
     return (
         f"{_cuda_diagnosis.listed(module.architectures())}, PTX of sm_{module.ptx_architecture()}; "
