@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What _cuda_diagnosis.py judges, asked of the machine: the build record, the module, torch and the driver."""
+"""What _cuda_diagnosis.py judges, asked of the machine: build record, module, torch and driver."""
 
 from __future__ import annotations
 
