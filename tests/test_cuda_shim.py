@@ -24,8 +24,9 @@ if shutil.which("g++") is None or platform.system() != "Linux":
 
 HERE = Path(__file__).parent / "cuda_shim"
 sys.path.insert(0, str(HERE))
-from build import BuildError, asan_env, build  # noqa: E402
 from hooks import Hooks, Launch  # noqa: E402
+
+from build import BuildError, asan_env, build  # noqa: E402
 
 SOURCES = sorted([*(HERE / "kernels").glob("*.cu"), *(HERE / "kernels").glob("*.cpp")])
 ORDERS = ["forward", "reverse", "shuffle:0", "shuffle:1", "shuffle:2", "shuffle:3"]

@@ -21,6 +21,7 @@ from torch import Tensor
 from . import _addresses as at
 from ._memory import overlaps
 
+
 def _why_missing() -> str:
     """What the build wrote down when it left the compiled module out; empty where it left nothing."""
     try:

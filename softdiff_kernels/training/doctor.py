@@ -65,12 +65,27 @@ def _compiler() -> str:
     return f"{found or 'none (looked for ' + ', '.join(names) + ')'}; {', '.join(tools)}"
 
 
-def _compiled_module() -> str:
+def _compiled_modules() -> str:
     import softdiff_kernels
 
     folder = os.path.dirname(softdiff_kernels.__file__)
     names = sorted(f for f in os.listdir(folder) if f.endswith((".so", ".pyd")))
     return ", ".join(names) if names else "absent: this installation is pure Python"
+
+
+def _cuda_module() -> str:
+    from softdiff_kernels.backends import _build_record, _cuda_diagnosis, _cuda_facts
+
+    module, error = _cuda_facts.load()
+    if module is None:
+        return f"absent: {_cuda_diagnosis.absent(_build_record.read(), error)}"
+    driver = module.driver_version()
+    return (
+        f"{_cuda_diagnosis.listed(module.architectures())}, PTX of sm_{module.ptx_architecture()}; "
+        f"CUDA {_cuda_diagnosis.version(module.runtime_version())} linked in; "
+        + (f"driver for CUDA {_cuda_diagnosis.version(driver)}" if driver else "no driver")
+        + ("; emulated on the CPU" if module.emulated() else "")
+    )
 
 
 def _threads() -> str:
@@ -115,7 +130,8 @@ PROBES: tuple[tuple[str, Callable[[], str]], ...] = (
     ("GPU", _gpu),
     ("Triton", _triton),
     ("compiler", _compiler),
-    ("compiled module", _compiled_module),
+    ("compiled modules", _compiled_modules),
+    ("CUDA module", _cuda_module),
     ("vector units", _vector_units),
     ("threads", _threads),
     ("OpenMP", _openmp),

@@ -89,7 +89,7 @@ def check_contents(wheel: Path, cuda: bool) -> None:
 
 
 def repair(wheel: Path) -> Path:
-    """Auditwheel's copy of the wheel, under the tag of POLICY, or of the oldest system that its symbols allow."""
+    """Auditwheel's copy, under the tag of POLICY, or else of the oldest system that the symbols allow."""
     shown = run(sys.executable, "-m", "auditwheel", "show", str(wheel))
     print(shown, flush=True)
     command = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(wheel.parent / "repaired")]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the compiled CUDA kernels work here, from plain facts, and a sentence for each reason why not.
+
+Nothing here asks a GPU, so that every case is tested on a machine without one.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ._build_record import Record
+
+# The oldest driver of a CUDA major version, which runs the machine code of all its minor ones.
+OLDEST_DRIVER = {12: "525", 13: "580"}
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the build, the module, torch and the driver say.
+
+    import_error: why the module did not import, empty where it did; architectures, ptx, runtime, driver: as
+    the module says, versions as CUDA writes them (13.0 is 13000), 0 without a driver; devices: compute
+    capabilities, as (9, 0).
+    """
+
+    record: Record
+    import_error: str = ""
+    torch_version: str = ""
+    torch_cuda: str | None = None
+    torch_hip: str | None = None
+    torch_sees_gpu: bool = False
+    devices: tuple[Capability, ...] = ()
+    architectures: tuple[int, ...] = ()
+    ptx: int | None = None
+    runtime: int = 0
+    driver: int = 0
+    emulated: bool = False
+
+
+def version(number: int) -> str:
+    """13010 as 13.1."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def listed(architectures: Sequence[int]) -> str:
+    return ", ".join(f"sm_{arch}" for arch in architectures)
+
+
+def absent(record: Record, import_error: str) -> str:
+    """Why there is no module: what the build wrote down, or else what the import said."""
+    if record.cuda:
+        return f"the CUDA kernels were built, but do not import: {import_error}"
+    reason = record.cuda_reason or f"{import_error}, and the build gave no reason"
+    return f"installed without the CUDA kernels: {reason}; see docs/building.md"
+
+
+def driver_problem(driver: int, runtime: int) -> str:
+    """What keeps a driver from running the kernels' machine code; empty if nothing does."""
+    if driver == 0:
+        return "no NVIDIA driver is loaded"
+    major = runtime // 1000
+    if driver // 1000 >= major:
+        return ""
+    wanted = OLDEST_DRIVER.get(major)
+    needed = f"driver {wanted} or later" if wanted else f"a driver for CUDA {major}"
+    return (
+        f"the NVIDIA driver knows CUDA up to {version(driver)}, "
+        f"but the CUDA kernels are of {version(runtime)}: {needed} is needed"
+    )
+
+
+def runs_machine_code(capability: Capability, architectures: Sequence[int]) -> bool:
+    """Machine code runs on GPUs of its own major version and at least its minor one."""
+    major, minor = capability
+    return any(arch // 10 == major and arch % 10 <= minor for arch in architectures)
+
+
+def device_problem(capability: Capability, facts: Facts) -> str:
+    """What keeps one GPU from running the kernels; empty if nothing does."""
+    if runs_machine_code(capability, facts.architectures):
+        return ""
+    number = 10 * capability[0] + capability[1]
+    has = f"the GPU is sm_{number}, and the CUDA kernels are compiled for {listed(facts.architectures)}"
+    if number < min(facts.architectures):
+        return f"{has}: it is too old for them"
+    if facts.ptx is None or number < facts.ptx:
+        return f"{has}, which a GPU of that generation does not run"
+    if facts.driver < facts.runtime:
+        return (
+            f"{has}; a driver for CUDA {version(facts.runtime)} or later could compile them for it, "
+            f"but the one here knows CUDA up to {version(facts.driver)}"
+        )
+    return ""
+
+
+def without_gpu(facts: Facts) -> str:
+    """Why torch sees no NVIDIA GPU; empty where it sees one."""
+    known = f"an NVIDIA driver for CUDA {version(facts.driver)} is here" if facts.driver else ""
+    if facts.torch_hip is not None:
+        return "torch is built for ROCm, and these kernels for NVIDIA's GPUs: Triton's run on both"
+    if facts.torch_cuda is None:
+        tail = f", though {known}: install a CUDA build of torch" if known else ""
+        return f"torch {facts.torch_version} is built for the CPU alone{tail}"
+    if not facts.torch_sees_gpu:
+        tail = f", though {known} and torch is built for CUDA {facts.torch_cuda}" if known else ""
+        return f"torch finds no GPU{tail or '; no NVIDIA driver is loaded'}"
+    return ""
+
+
+def diagnose(facts: Facts) -> tuple[bool, str]:
+    """Whether at least one GPU here takes the kernels, and the reason in words."""
+    if facts.import_error:
+        return False, absent(facts.record, facts.import_error)
+    if facts.emulated:
+        return True, "CUDA kernels, emulated on the CPU for tests"
+    problem = without_gpu(facts) or driver_problem(facts.driver, facts.runtime)
+    if problem:
+        return False, problem
+    problems = [device_problem(capability, facts) for capability in facts.devices]
+    if not problems:
+        return False, "the NVIDIA driver finds no GPU"
+    if all(problems):
+        return False, problems[0]
+    parts = [f"fused CUDA kernels ({listed(facts.architectures)}; CUDA {version(facts.runtime)})"]
+    newer = [
+        10 * major + minor
+        for (major, minor), trouble in zip(facts.devices, problems, strict=True)
+        if not trouble and not runs_machine_code((major, minor), facts.architectures)
+    ]
+    if newer:
+        parts.append(f"compiled by the driver for {listed(sorted(set(newer)))} at first use")
+    if any(problems):
+        parts.append(f"not on every GPU here: {next(filter(None, problems))}")
+    return True, ", ".join(parts)
+
+
+_said: set[str] = set()
+_saying = threading.Lock()
+
+
+def warn_once(reason: str) -> None:
+    """A RuntimeWarning that calls take another backend, for this reason; the same reason is given once."""
+    with _saying:
+        if reason in _said:
+            return
+        _said.add(reason)
+    warnings.warn(f"softdiff_kernels: {reason}", RuntimeWarning, stacklevel=2)
