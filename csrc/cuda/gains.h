@@ -11,6 +11,7 @@ namespace softdiff::cuda {
 struct Values {
   float tau, step, keep, rest, scale, noise_std, floor, weight;
   int reverse, identity;
+  int kept_h, kept_w;  // frequencies of each axis that are not left out
 };
 
 // Keeps the mean's gain, exp(-0 tau), from becoming a NaN.
@@ -25,6 +26,7 @@ SOFTDIFF_DEVICE Values values_of(const Heat& heat) {
   v.weight = 1.0f;
   v.reverse = heat.reverse;
   v.identity = heat.identity();
+  v.kept_h = v.kept_w = 0;
   return v;
 }
 

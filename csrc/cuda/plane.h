@@ -67,11 +67,19 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
   const int mine = warp / strips, parity_h = mine >> 1, parity_w = mine & 1;
   const int first = warp % strips * kRows;  // tile of rows
   const Tile own = quadrant(mine);
-  if (thread == 0) *shared_values = op.values(b);
+  if (thread == 0) {
+    Values v = op.values(b);
+    v.kept_h = kept(v, s.h), v.kept_w = kept(v, s.w);
+    *shared_values = v;
+  }
 
   S strip, mixed;
-  float up = 1.0f, energy = 0.0f;
-  int cut_h = tiles_h, cut_w = tiles_w;
+  float energy = 0.0f;
+  // Read again where they are used: registers are scarce in between.
+  const auto scale_in = [&] { return power(block_largest(largest_in)); };
+  const auto cut = [&](int all, int frequencies) {
+    return Op::kShift == Shift::filter && !Op::kMix ? ((frequencies + 1) / 2 + 15) / 16 : all;
+  };
   if constexpr (Op::kMix) mixed.clear();
   const int inputs = [&] {
     if constexpr (Op::kMix) return a.count;
@@ -100,11 +108,9 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
     most = warp_largest(most);
     if (lane == 0) largest_in[warp] = most;
     __syncthreads();  // also: the last input's products have been taken, the values are there
-    up = power(block_largest(largest_in));
+    const float up = scale_in();
     if constexpr (Op::kShift == Shift::filter && !Op::kMix) {
-      if (input == 0) fill(*shared_values, gains, s.h, s.w, thread, threads);
-      cut_h = ((kept(*shared_values, s.h) + 1) / 2 + 15) / 16;
-      cut_w = ((kept(*shared_values, s.w) + 1) / 2 + 15) / 16;
+      fill(*shared_values, gains, s.h, s.w, thread, threads);
     }
 #pragma unroll
     for (int n = 0; n < kCells; ++n) {
@@ -121,7 +127,8 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
 
     // Both products along the rows' axis, one after the other in registers. `strip` is kTableGain times the
     // spectrum (for the inverse alone: the image's quadrant).
-    if (first < cut_h) {
+    if (first < cut(tiles_h, shared_values->kept_h)) {
+      const int cut_w = cut(tiles_w, shared_values->kept_w);
       times_shared<kRows, kTiles>(tables.h, kSpectrumIn, parity_h, first, tiles_h, own, tiles_w, tiles_h, strip);
       const Operand<kRows, kTiles> operand(strip, 1.0f / kTableGain);
       times_transposed<kRows, kTiles>(operand, tables.w, kSpectrumIn, parity_w, cut_w, tiles_w, strip);
@@ -129,7 +136,7 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
       strip.clear();
     }
     if constexpr (Op::kMix) {
-      const float factor = inverse_power(up) * (1.0f / kTableGain);
+      const float factor = inverse_power(scale_in()) * (1.0f / kTableGain);
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
 #pragma unroll
@@ -179,7 +186,7 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
               u = op.apply(u * factor, m, energy);
             }
         }
-      down = inverse_power(up) * (Op::kEnergy ? 1.0f : 1.0f / kTableGain);
+      down = inverse_power(scale_in()) * (Op::kEnergy ? 1.0f : 1.0f / kTableGain);
     }
     if constexpr (Op::kEnergy) {
       float sum = energy;
@@ -190,9 +197,9 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
     if (op.backward()) {
       // A strip's masked spectrum, then all of what it gives, are scaled again: a mask may leave little.
       const float up_row = power(warp_largest(strip.largest()));
-      if (first < cut_h) {
+      if (first < cut(tiles_h, v.kept_h)) {
         const Operand<kRows, kTiles> operand(strip, up_row);
-        times_transposed<kRows, kTiles>(operand, tables.w, true, parity_w, tiles_w, cut_w, strip);
+        times_transposed<kRows, kTiles>(operand, tables.w, true, parity_w, tiles_w, cut(tiles_w, v.kept_w), strip);
       }
       const float down_row = inverse_power(up_row) * (1.0f / kTableGain);
 #pragma unroll
@@ -209,12 +216,13 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
       if (thread == 0) {
         double sum = 0.0;
         for (int i = 0; i < threads / 32; ++i) sum += energies[i];
-        const double true_scale = inverse_power(up);
+        const double true_scale = inverse_power(scale_in());
         a.plane_loss[blockIdx.x] = sum * true_scale * true_scale;
       }
     }
     if (!op.backward()) return;
     const float up_mid = power(block_largest(largest_mid));
+    const int cut_h = cut(tiles_h, v.kept_h);
     if (first < cut_h) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -233,7 +241,7 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
     times_shared<kRows, kTiles>(tables.h, true, parity_h, first, tiles_h, own, tiles_w, cut_h, strip);
     down *= inverse_power(up_mid) * (1.0f / kTableGain);
   } else {
-    down = inverse_power(up) * (1.0f / kTableGain);
+    down = inverse_power(scale_in()) * (1.0f / kTableGain);
   }
 
   // Through shared memory once more, as float32, so that a thread has whole groups of four pixels.
