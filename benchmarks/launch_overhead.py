@@ -42,16 +42,16 @@ def _register_noop() -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _time(forms: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median microseconds of each form, interleaved."""
+    """Median microseconds of each form, interleaved: of this thread, whatever else keeps the machine busy."""
     for call in forms.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(_REPEATS):
         for name, call in forms.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             for _ in range(_CALLS):
                 call()
-            times[name].append((time.perf_counter() - start) / _CALLS * 1e6)
+            times[name].append((time.thread_time() - start) / _CALLS * 1e6)
     return {name: median(t) for name, t in times.items()}
 
 

@@ -15,18 +15,19 @@ pytest.importorskip("triton")
 if backend.interpreted():
     pytest.skip("nothing is compiled where Triton interprets", allow_module_level=True)
 
-from softdiff_kernels.backends.triton import aot, configs, resources
-from softdiff_kernels.backends.triton.aot import Case, Row
+from softdiff_kernels.backends.triton import aot, cases, configs, resources
+from softdiff_kernels.backends.triton.aot import Row
+from softdiff_kernels.backends.triton.cases import Case
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    return aot.compile_all(aot.subset())
+    return aot.compile_all(cases.subset())
 
 
 def test_every_kernel_passes_the_gate(rows):
     # No stack, hence no spills, and no more shared memory than the architecture has, on all four of them.
-    assert {r.case.arch for r in rows} == set(aot.ARCHITECTURES)
+    assert {r.case.arch for r in rows} == set(cases.ARCHITECTURES)
     assert {r.kernel for r in rows} == {
         "corrupt_kernel",
         "step_kernel",
@@ -55,17 +56,15 @@ def test_the_gate_refuses_spills_and_too_much_shared_memory():
     assert replace(fits, error="it broke").fault() == "it broke"
 
 
-def test_the_table_has_every_entry_and_says_where_it_is_from():
+def test_the_table_has_what_calls_look_up_and_says_where_it_is_from():
+    # An entry for each case, whatever its images' dtype, and none that no case finds.
     table = json.loads(configs.TABLE.read_text())
-    wanted = {
-        configs.entry_name(op, split, configs.sizes_of(*shape))
-        for op in configs.OPS
-        for split in (True, False)
-        for shape in (*aot.SHAPES.values(), aot.LARGE)
-    }
-    assert set(aot.ARCHITECTURES) | {"amd"} == set(table["architectures"])
-    for entries in table["architectures"].values():
-        assert set(entries) == wanted
+    assert set(cases.ARCHITECTURES) | {"amd"} == set(table["architectures"])
+    for arch, entries in table["architectures"].items():
+        assert set(entries) == {cases.entry(case) for case in cases.table_cases(arch)}
+        for case in cases.table_cases(arch):
+            for dtype in ("float32", "float16", "bfloat16"):
+                assert cases.launches(replace(case, dtype=dtype))
     assert table["chosen_by"] or table["measured"]
 
 
@@ -79,7 +78,7 @@ def test_an_architecture_that_is_not_in_the_table_takes_the_nearest_older_one():
 def test_kernels_compile_for_an_amd_gpu():
     # Without PTX and libdevice's fast logarithm. What comes out is an AMD code object; none was run.
     for case in (Case("corrupt", 64, 64, "float32", "amd"), Case("step", 128, 128, "float32", "amd")):
-        for launch in aot.launches(case):
+        for launch in cases.launches(case):
             compiled = resources.compile_for_amd(launch, "gfx942")
             assert compiled.asm["hsaco"][:4] == b"\x7fELF"
             assert "v_mfma" in compiled.asm["amdgcn"]

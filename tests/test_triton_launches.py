@@ -89,6 +89,32 @@ def test_a_second_call_compiles_nothing(monkeypatch):
         assert len(driver.grids) == 2
 
 
+def test_another_batch_takes_the_kernel_that_is_there():
+    # What is kept for a call is kept once for all batches, whose grids are their own.
+    from softdiff_kernels.backends.triton import run
+
+    with stubbed() as driver:
+        for batch in (2, 5, 3):
+            sk.blur(torch.zeros(batch, 3, 16, 16), torch.ones(batch))
+        assert [grid[1:] for grid in driver.grids] == [(2, 3, 1), (5, 3, 1), (3, 3, 1)]
+        assert len(run._ready) == 1
+
+
+def test_another_configuration_takes_another_kernel(monkeypatch):
+    # The tuner times configurations in turn: each call runs the one that it was given, not the one before.
+    from softdiff_kernels.backends.triton import configs, run
+
+    enqueued = []
+    monkeypatch.setattr(run, "enqueue", lambda kernel, *_: enqueued.append(kernel.metadata.num_warps))
+    x, std = torch.zeros(2, 3, 16, 16), torch.ones(2)
+    with stubbed():
+        for warps in (1, 1, 2, 2, 1):
+            with configs.overridden(configs.Config(warps, 2)):
+                sk.blur(x, std)
+    # The first call of each is made by `launch`.
+    assert enqueued == [1, 2, 1]
+
+
 def test_noise_keys_and_numbers_are_never_compiled_in(monkeypatch):
     # Triton by itself would compile anew for a seed of 1, of 16 and of 17.
     import triton

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _arguments as args
 from .._memory import overlaps
 from . import configs
+from .coefficients import blurs, check, check_step, coefficient, tau, weights
 from .kernels.corrupt import corrupt_kernel
 from .kernels.loss import loss_kernel
 from .kernels.mix import mix_kernel
@@ -26,40 +26,6 @@ from .run import MOST_CHANNELS_IN_A_PROGRAM, energies_shape, run
 _RULES = {"given": 0, "large": 1, "small": 2}
 _ABSENT = (0, 0, 0, 0)
 NORMALS = (32, 256)  # rows and columns of a program of `normal_kernel`
-
-
-def _number(c: Tensor) -> float | None:
-    """A coefficient that is a number in host memory; None where it has to be read on the device."""
-    return c.item() if c.is_cpu and c.numel() == 1 else None
-
-
-def _pointer(c: Tensor, device: torch.device) -> tuple[Tensor, int]:
-    return args.on(c, device), c.stride(0) if c.shape[0] > 1 else 0
-
-
-def _coefficient(c: Tensor | None) -> tuple[Argument, int]:
-    """What `device.coefficient` takes: (number, -1), (tensor, step) or (None, -1)."""
-    if c is None:
-        return None, -1
-    if c.numel() > 1:
-        return c, c.stride(0)
-    return (c.item(), -1) if c.is_cpu else (c, 0)
-
-
-def _tau(c: Tensor) -> tuple[Argument, int]:
-    value, step = _coefficient(c)
-    return (0.5 * value * value, -1) if step < 0 else (value, step)  # type: ignore[operator]
-
-
-def _check(op: str, *named: tuple[str, Tensor | None], signed: str = "") -> None:
-    """The values of coefficients in host memory, which nobody has looked at yet; `signed` may be negative."""
-    for name, value in named:
-        if value is None or not value.is_cpu:
-            continue
-        if value.numel() == 1:
-            args.number(op, name, value.item(), nonnegative=name != signed)
-        else:
-            args.values(op, name, value, nonnegative=name != signed)
 
 
 def _key(key: Sequence[int], rows: Tensor | None) -> tuple[tuple[Argument, ...], int, bool]:
@@ -92,7 +58,7 @@ def dct2(x: Tensor, inverse: bool) -> Tensor:
 
 
 def blur(x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Tensor:
-    _check("blur", ("blur_std", blur_std), ("scale", scale), signed="scale")
+    check("blur", ("blur_std", blur_std), ("scale", scale), signed="scale")
     out = torch.empty_like(x)
     _corrupt(x, blur_std, None, scale, floor, [], None, None, out, None)
     return out
@@ -109,7 +75,7 @@ def corrupt(
     noise: Tensor | None,
     residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    _check("corrupt", ("blur_std", blur_std), ("noise_std", noise_std), ("scale", scale), signed="scale")
+    check("corrupt", ("blur_std", blur_std), ("noise_std", noise_std), ("scale", scale), signed="scale")
     out = torch.empty_like(x0, dtype=torch.float32) if x0.dtype == torch.uint8 else torch.empty_like(x0)
     rest = torch.empty_like(out) if residual else None
     _corrupt(x0, blur_std, noise_std, scale, floor, key, rows, noise, out, rest)
@@ -130,9 +96,9 @@ def _corrupt(
 ) -> None:
     split = _split(x) or rest is not None  # a residual may be far smaller than the image
     plan = _plan("corrupt", x, split)
-    std, std_step = _tau(blur_std)
-    sigma, sigma_step = _coefficient(noise_std)
-    factor, factor_step = _coefficient(scale)
+    std, std_step = tau(blur_std)
+    sigma, sigma_step = coefficient(noise_std)
+    factor, factor_step = coefficient(scale)
     named, key_step, keyed = _key(key, rows)
     arguments = (x, out, rest, noise, std, sigma, factor, *named, float(floor))
     steps = (std_step, sigma_step, factor_step, key_step)
@@ -168,57 +134,6 @@ def step_out(*arguments: Any) -> None:
         torch.autograd.graph.increment_version(out)
 
 
-def _check_step(std_t: Tensor, std_s: Tensor, first: Tensor, second: Tensor, rule: str) -> None:
-    if rule == "given":
-        op, names = "reverse_step", ("a", "b")
-    else:
-        op, names = "momentum_step", ("noise_std_t", "noise_std_s")
-    _check(
-        op,
-        ("blur_std_t", std_t),
-        ("blur_std_s", std_s),
-        (names[0], first),
-        (names[1], second),
-        signed="a",
-    )
-    if rule != "given":
-        for low, s, high, t in (
-            ("blur_std_s", std_s, "blur_std_t", std_t),
-            ("noise_std_s", second, "noise_std_t", first),
-        ):
-            if s.numel() == t.numel() == 1 and s.is_cpu and t.is_cpu:
-                args.ordered_numbers(op, low, s.item(), high, t.item())
-            else:
-                args.ordered(op, low, s, high, t)
-
-
-def _blurs(std_t: Tensor, std_s: Tensor, device: torch.device) -> tuple[Argument, Argument, int, int]:
-    """Both blurs as `device.exponents` takes them; two numbers are combined here, in float64."""
-    t, s = _number(std_t), _number(std_s)
-    if t is not None and s is not None:
-        weaker = min(t, s)
-        return 0.5 * (t - s) * (t + s), 0.5 * weaker * weaker, -1, -1
-    (t_at, t_step), (s_at, s_step) = _pointer(std_t, device), _pointer(std_s, device)
-    return t_at, s_at, t_step, s_step
-
-
-def _weights(
-    first: Tensor, second: Tensor, rule: str, device: torch.device
-) -> tuple[Argument, Argument, float, int, int]:
-    """keep, inject and 1 - keep of two numbers, in float64; or where both stand on the device."""
-    t, s = _number(first), _number(second)
-    if t is None or s is None:
-        (first_at, first_step), (second_at, second_step) = _pointer(first, device), _pointer(second, device)
-        return first_at, second_at, 0.0, first_step, second_step
-    if rule == "given":
-        return t, s, 1.0 - t, -1, -1
-    if t == 0:
-        return 1.0, 0.0, 0.0, -1, -1
-    ratio, gap = s / t, (t - s) * (t + s)
-    inject = math.sqrt(max(gap, 0.0)) * (ratio if rule == "small" else 1.0)
-    return ratio * ratio, inject, gap / t / t, -1, -1
-
-
 def _step(
     x_t: Tensor | None,
     x0_hat: Tensor,
@@ -233,11 +148,11 @@ def _step(
     noise: Tensor | None,
     out: Tensor,
 ) -> None:
-    _check_step(blur_std_t, blur_std_s, first, second, rule)
+    check_step(blur_std_t, blur_std_s, first, second, rule)
     split = _split(out)
     plan = _plan("step", out, split)
-    std_t, std_s, t_step, s_step = _blurs(blur_std_t, blur_std_s, out.device)
-    keep, inject, rest, keep_step, inject_step = _weights(first, second, rule, out.device)
+    std_t, std_s, t_step, s_step = blurs(blur_std_t, blur_std_s, out.device)
+    keep, inject, rest, keep_step, inject_step = weights(first, second, rule, out.device)
     named, key_step, keyed = _key(key, rows)
     arguments = (x_t, x0_hat, out, noise, std_t, std_s, keep, inject, rest, *named, float(floor))
     steps = (t_step, s_step, keep_step, inject_step, key_step)
@@ -255,14 +170,14 @@ def soft_score_loss(
     gradient_scale: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    _check("soft_score_loss", ("blur_std", blur_std), ("weight", weight))
+    check("soft_score_loss", ("blur_std", blur_std), ("weight", weight))
     # The loss is float32 for every image, and keeps float32's digits.
     split = True
     plan = _plan("soft_score_loss", prediction, split)
     slope = torch.empty_like(prediction) if gradient else None
     energies = prediction.new_empty(energies_shape(plan, prediction), dtype=torch.float32)
-    std, std_step = _tau(blur_std)
-    factor, factor_step = _coefficient(weight)
+    std, std_step = tau(blur_std)
+    factor, factor_step = coefficient(weight)
     arguments = (prediction, target, slope, std, factor, energies, float(floor), float(gradient_scale))
     layouts = (_layout(prediction), _layout(target), _layout(slope))
     static = (plan.sizes, (std_step, factor_step), *layouts)
@@ -285,21 +200,13 @@ def spectral_mix(
     plan = _plan("spectral_mix", out, split)
     named, key_step, keyed = _key(key, rows)
     absent = [None] * (4 - len(inputs))
-    images = [*inputs, *absent]
-    spread = [*(m.expand(out.shape) for m in masks), *absent]
+    images = (*inputs, *absent)
+    spread = (*(m.expand(out.shape) for m in masks), *absent)
     noisy = noise_mask.expand(out.shape) if noise_mask is not None and keyed else None
     arguments = (*images, *spread, noisy, out, *named)
-    layouts = tuple(map(_layout, (*images, *spread, noisy, out)))
-    run(
-        mix_kernel,
-        plan,
-        out,
-        arguments,
-        (plan.sizes, *layouts, key_step, FAST),
-        (split,),
-        groups=1,
-        totals=True,
-    )
+    layouts = map(_layout, (*images, *spread, noisy, out))
+    static = (plan.sizes, *layouts, key_step, FAST)
+    run(mix_kernel, plan, out, arguments, (static,), (split,), groups=1, totals=True)
     return out
 
 

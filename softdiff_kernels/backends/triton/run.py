@@ -43,8 +43,9 @@ def energies_shape(plan: Plan, x: Tensor) -> tuple[int, int]:
     return batch, channels if _fused(plan, x) else channels * (plan.sizes[3] // TILE)
 
 
-# Of a call whose planes are tiles: the compiled kernel, its grid, and the values that follow the arguments'.
-_ready: dict[Any, tuple[Any, tuple[int, int], tuple[Any, ...], Any]] = {}
+# Of calls whose planes are tiles, by all that is compiled in: the kernel, the values that follow the call's
+# own, and the tables, held so that their addresses stay theirs. One entry for each compiled kernel.
+_ready: dict[Any, tuple[Any, tuple[Any, ...], Any]] = {}
 
 
 def run(
@@ -71,24 +72,24 @@ def run(
             )
     if plan.config.bk:
         return _run_staged(kernel, plan, x, arguments, head, tail, groups, totals)
-    batch, depth, *_ = x.shape
+    batch, depth, height, width = x.shape
+    grid, config = (batch, depth // channels), plan.config
     if not immediate():
         kinds, values = describe(arguments)
-        key = (kernel, kinds, head, tail, batch, depth, channels, device)
+        # A kernel's id lasts as long as its module; its own hash takes a lock.
+        key = (id(kernel), kinds, head, tail, depth, channels, config.warps, config.stages, device)
         ready = _ready.get(key)
         if ready is not None:
-            return enqueue(ready[0], ready[1], (*values, *ready[2]))
-    height, width, rows, columns = plan.sizes
+            return enqueue(ready[0], grid, (*values, *ready[1]))
+    rows, columns = plan.sizes[2:]
+    constants = (*head, depth, (channels,), *tail)
     tables = (table(height, rows, device), table(width, columns, device))
-    grid, constants = (batch, depth // channels), (*head, depth, (channels,), *tail)
-    after = (*tables, batch * depth, None, None)
-    config = plan.config
+    after = (*tables, None, None, None)  # what follows the tables is `staged.py`'s
     launch(kernel, grid, (*arguments, *after), constants, config.warps, config.stages)
     if not immediate() and not capturing(device):
         more, addresses = describe(after)
         found = compiled(kernel, (*kinds, *more), constants, config.warps, config.stages)
-        # The tables are held, so that their addresses stay theirs.
-        _ready[key] = found, grid, (*addresses, *constants), tables
+        _ready[key] = found, (*addresses, *constants), tables
 
 
 def forget() -> None:

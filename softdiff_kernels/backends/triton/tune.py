@@ -22,33 +22,18 @@ from statistics import median
 import torch
 import triton
 
-from . import configs, ops, run
-from .aot import ALWAYS_SPLIT, ARCHITECTURES, Case, choices, compilers, entry, measure, table_cases
+from . import configs
+from .aot import compilers, measure
+from .cases import ARCHITECTURES, Case, call, choices, entry, table_cases
 
 _FILL = 192 * 2**20  # bytes of each image: more than any L2, so that every pass comes from memory
 _ROUNDS = 7
 
 
-def _call(case: Case, images: tuple[torch.Tensor, torch.Tensor], std: torch.Tensor) -> None:
-    x, z = images
-    key = [1, 2, 3]
-    if case.op == "corrupt":
-        ops.corrupt(x, std, std, None, 0.0, key, None, None, False)
-    elif case.op == "step":
-        ops.step(x, z, std, std, std, std, "large", 0.0, key, None, None)
-    elif case.op == "soft_score_loss":
-        ops.soft_score_loss(x, z, std, std, 0.0, 1.0, True)
-    elif case.op == "dct2":
-        ops.dct2(x, False)
-    else:
-        mask = torch.ones(case.height, case.width, device=x.device)
-        ops.spectral_mix([x, z], [mask, mask], mask, key, None)
-
-
-def _milliseconds(case: Case, images: tuple[torch.Tensor, torch.Tensor], std: torch.Tensor) -> float:
+def _milliseconds(case: Case, operands: tuple[torch.Tensor, ...]) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
-    _call(case, images, std)
+    call(case, *operands)
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end))
@@ -82,14 +67,13 @@ def tune(seconds: float, out: Path) -> None:
         shape = (batch, 3, case.height, case.width)
         images = torch.rand(shape, device=device).to(dtype), torch.rand(shape, device=device).to(dtype)
         std = torch.linspace(0.1, 4.0, batch, device=device)
-        seen = _measure(case, images, std, deadline)
+        mask = torch.ones(shape[2:], device=device)
+        seen = _measure(case, (*images, std, mask), deadline)
         if seen:
             best = min(seen, key=lambda config: seen[config])
             entries[entry(case)] = asdict(best)
             timings[entry(case)] = {json.dumps(asdict(c)): t for c, t in seen.items()}
             print(f"{entry(case):32s} {asdict(best)} {seen[best]:.3f} ms", file=sys.stderr, flush=True)
-        for name in [n for n in entries if n.split("/")[0] in ALWAYS_SPLIT and "/split/" in n]:
-            entries[name.replace("split", "single")] = entries[name]
         table["architectures"][arch] = entries
         table["measured"] = {
             **table.get("measured", {}),
@@ -107,9 +91,7 @@ def tune(seconds: float, out: Path) -> None:
             return
 
 
-def _measure(
-    case: Case, images: tuple[torch.Tensor, torch.Tensor], std: torch.Tensor, deadline: float
-) -> dict[configs.Config, float]:
+def _measure(case: Case, operands: tuple[torch.Tensor, ...], deadline: float) -> dict[configs.Config, float]:
     """Median milliseconds of each configuration that runs, interleaved."""
     candidates = choices(case)
     times: dict[configs.Config, list[float]] = {}
@@ -117,10 +99,9 @@ def _measure(
         if time.monotonic() > deadline:
             break
         for config in list(candidates):
-            run.forget()
             try:
                 with configs.overridden(config):
-                    spent = _milliseconds(case, images, std)
+                    spent = _milliseconds(case, operands)
             except Exception as error:  # it does not fit this GPU: out of shared memory, or of registers
                 candidates.remove(config)
                 print(f"{entry(case)} {config}: {error}", file=sys.stderr)

@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-# What a table holds is this many times the matrix; what two products leave is its square times the result.
+# What a table holds is this many times the matrix; what two products leave is its square times the result,
+# which UNGAIN undoes.
 TABLE_GAIN = 64
+UNGAIN = tl.constexpr(1.0 / TABLE_GAIN**2)
 _PI = tl.constexpr(3.141592653589793)
 _MOST = tl.constexpr(3.0e38)
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import coefficient, heat, put, total
+from .device import UNGAIN, coefficient, heat, put, total
 from .plane import filter_plane
 from .staged import filter_staged
 
@@ -29,7 +29,7 @@ def _mask(u, k, l, down, values, STATIC: tl.constexpr):
     tau, weight, floor, gradient_scale = values
     gain = (1.0 - floor) * (heat(k, tau, SIZES[0]) * heat(l, tau, SIZES[1])) + floor
     u = u * gain
-    true = u * (down * 0.000244140625)
+    true = u * (down * UNGAIN)
     return u * gain, weight * total(true * true)
 
 
