@@ -116,12 +116,6 @@ __global__ void __launch_bounds__(kLineThreads, 1)
     uint16_t* high = reinterpret_cast<uint16_t*>(words) + parity * rows * stride;
     return Tile{high, high + area, stride};
   };
-  const auto store = [&](const Tile& tile, int row, int column, float x, float y) {
-    uint32_t high, low;
-    split(x, y, high, low);
-    *reinterpret_cast<uint32_t*>(tile.high + row * stride + column) = high;
-    *reinterpret_cast<uint32_t*>(tile.low + row * stride + column) = low;
-  };
   // A task is one tile of 16 places of one parity, for all lines.
   const auto task = [&](int i) { return warp + kLineWarps * i; };
   // Row and column in a parity's tile of number i of an accumulator of part r, eight columns e.
@@ -222,7 +216,7 @@ __global__ void __launch_bounds__(kLineThreads, 1)
       const int half_along = 16 * Shape::kMostTiles;
       fill_axis(v, along[0], along[1], n, 0, n, half_along, kColumns, thread, kLineThreads);
       if (p.whole_mask) fill_axis(v, across[0], across[1], s.w, s.first, s.lines, 0, false, thread, kLineThreads);
-      cut = ((kept(v, n) + 1) / 2 + 15) / 16;
+      cut = tiles_of(kept(v, n));
     }
   }
 #pragma unroll
@@ -232,8 +226,8 @@ __global__ void __launch_bounds__(kLineThreads, 1)
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
       const float(&x)[4] = cells[i].parity[q];
-      store(half(q), row, column, x[0] * up, x[1] * up);
-      store(half(q), row, column + 2, x[2] * up, x[3] * up);
+      half(q).put(row, column, x[0] * up, x[1] * up);
+      half(q).put(row, column + 2, x[2] * up, x[3] * up);
     }
   }
   __syncthreads();
@@ -264,9 +258,7 @@ __global__ void __launch_bounds__(kLineThreads, 1)
       }
     if constexpr (Op::kEnergy) down = 1.0f;
     if constexpr (Op::kEnergy) {
-      float sum = energy;
-#pragma unroll
-      for (int i = 16; i > 0; i >>= 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, i);
+      const float sum = warp_sum(energy);
       if (lane == 0) energies[warp] = sum;
     }
     float most = 0.0f;
@@ -276,11 +268,7 @@ __global__ void __launch_bounds__(kLineThreads, 1)
     if (lane == 0) largest_mid[warp] = most;
     __syncthreads();  // the first product has been taken
     if constexpr (Op::kEnergy) {
-      if (thread == 0) {
-        double sum = 0.0;
-        for (int i = 0; i < kLineWarps; ++i) sum += energies[i];
-        a.plane_loss[static_cast<int64_t>(plane) * p.slabs + blockIdx.x % p.slabs] = sum;
-      }
+      if (thread == 0) a.plane_loss[static_cast<int64_t>(plane) * p.slabs + blockIdx.x % p.slabs] = block_sum(energies);
     }
     if (!op.backward()) return;
     const float up_mid = power(block_largest(largest_mid));
@@ -291,8 +279,8 @@ __global__ void __launch_bounds__(kLineThreads, 1)
 #pragma unroll
       for (int t = 0; t < 4 * kSlab; ++t) {
         const int r = t / 4, e = t / 2 % 2, at = t % 2 * 2;
-        store(half(parity), row_of(tile, r, at), column_of(tile, r, e, at), strip[i].at[r][e][at] * up_mid,
-              strip[i].at[r][e][at + 1] * up_mid);
+        half(parity).put(row_of(tile, r, at), column_of(tile, r, e, at), strip[i].at[r][e][at] * up_mid,
+                         strip[i].at[r][e][at + 1] * up_mid);
       }
     }
     __syncthreads();

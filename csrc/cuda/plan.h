@@ -22,7 +22,8 @@ struct Plan {
   int64_t parts = 1;           // sums that a sample's loss consists of
 };
 
-inline int tiles_of(int64_t n) { return static_cast<int>(((n + 1) / 2 + 15) / 16); }
+// Tiles of 16 that cover the even half of n.
+SOFTDIFF_HD int tiles_of(int64_t n) { return static_cast<int>(((n + 1) / 2 + 15) / 16); }
 inline int lines_of(int tiles) { return tiles <= 8 ? 64 : tiles <= 16 ? 32 : 16; }  // in a slab
 inline int64_t slabs_of(int64_t across, int tiles) { return (across + lines_of(tiles) - 1) / lines_of(tiles); }
 inline int64_t scratch_row(const Shape& s) { return (s.w + 3) / 4 * 4; }

@@ -23,6 +23,7 @@ struct PlaneShape {
   static constexpr int kRows = kTiles == 2 ? 2 : 1;
   static constexpr int kCells = kTiles == 1 ? 1 : 2;
   static constexpr int kStride = 16 * kTiles + 8;  // free of bank conflicts for ldmatrix
+  static constexpr int kGroups = 4 * kTiles;       // of four columns
   static constexpr int kMostThreads = kTiles == 2 ? 256 : 512;
   static int threads(int tiles_h) { return 128 * ((tiles_h + kRows - 1) / kRows); }
   static size_t shared(int tiles_h) {
@@ -31,253 +32,282 @@ struct PlaneShape {
   }
 };
 
-template <class Op, int kTiles>
-__global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 && !Op::kMix ? 2 : 1)
-    plane_kernel(const __grid_constant__ typename Op::Args a, const __grid_constant__ PlaneTables tables) {
-  using Shape = PlaneShape<kTiles>;
-  constexpr int kRows = Shape::kRows, kCells = Shape::kCells, kStride = Shape::kStride;
-  constexpr bool kSpectrumIn = Op::kShift == Shift::inverse, kSpectrumOut = Op::kShift == Shift::forward;
-  using S = Strip<kRows, kTiles>;
-  const Op op{a};
-  const Sizes s(static_cast<int>(a.shape.h), static_cast<int>(a.shape.w));
-  const int channels = static_cast<int>(a.shape.c), b = blockIdx.x / channels, c = blockIdx.x % channels;
-  const int tiles_h = tables.h.tiles, tiles_w = tables.w.tiles, height = 16 * tiles_h;
-  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, threads = blockDim.x;
+// A block's shared memory.
+template <int kTiles>
+struct PlaneMemory {
+  static constexpr int kStride = PlaneShape<kTiles>::kStride;
+  Gains gains;
+  Values* values;
+  float* largest_in;  // of each warp, in the folded plane
+  float* largest_mid;  // ... between the products along the columns
+  float* energies;
+  int height, area;  // rows of a quadrant, words of all four
+  uint32_t* words;
 
-  Arena arena;
-  const Gains gains(arena, kPlaneSide, 32 * kTiles, kPlaneSide / 2, 16 * kTiles);
-  Values* shared_values = arena.take<Values>(1);
-  float* largest_in = arena.take<float>(16);
-  float* largest_mid = arena.take<float>(16);
-  float* energies = arena.take<float>(16);
-  const int area = 4 * height * kStride;
-  uint32_t* words = arena.take<uint32_t>(area);
-  const auto quadrant = [&](int q) {
+  SOFTDIFF_DEVICE PlaneMemory(Arena& arena, int tiles_h)
+      : gains(arena, kPlaneSide, 32 * kTiles, kPlaneSide / 2, 16 * kTiles), height(16 * tiles_h) {
+    values = arena.take<Values>(1);
+    largest_in = arena.take<float>(16);
+    largest_mid = arena.take<float>(16);
+    energies = arena.take<float>(16);
+    area = 4 * height * kStride;
+    words = arena.take<uint32_t>(area);
+  }
+  SOFTDIFF_DEVICE Tile quadrant(int q) const {
     uint16_t* high = reinterpret_cast<uint16_t*>(words) + q * height * kStride;
     return Tile{high, high + area, kStride};
-  };
-  const auto store = [&](const Tile& tile, int row, int column, float x, float y) {
-    uint32_t high, low;
-    split(x, y, high, low);
-    *reinterpret_cast<uint32_t*>(tile.high + row * kStride + column) = high;
-    *reinterpret_cast<uint32_t*>(tile.low + row * kStride + column) = low;
-  };
-
-  const int strips = (tiles_h + kRows - 1) / kRows;
-  const int mine = warp / strips, parity_h = mine >> 1, parity_w = mine & 1;
-  const int first = warp % strips * kRows;  // tile of rows
-  const Tile own = quadrant(mine);
-  if (thread == 0) {
-    Values v = op.values(b);
-    v.kept_h = kept(v, s.h), v.kept_w = kept(v, s.w);
-    *shared_values = v;
   }
+  SOFTDIFF_DEVICE float scale_in() const { return power(block_largest(largest_in)); }
+};
 
-  S strip, mixed;
-  float energy = 0.0f;
-  // Read again where they are used: registers are scarce in between.
-  const auto scale_in = [&] { return power(block_largest(largest_in)); };
-  const auto cut = [&](int all, int frequencies) {
-    return Op::kShift == Shift::filter && !Op::kMix ? ((frequencies + 1) / 2 + 15) / 16 : all;
-  };
-  if constexpr (Op::kMix) mixed.clear();
-  const int inputs = [&] {
-    if constexpr (Op::kMix) return a.count;
-    return 1;
-  }();
+// What a warp works on. Formed again where it is used, from numbers that cost nothing to keep.
+template <int kTiles>
+struct PlaneRole {
+  int warp, lane, quadrant, parity_h, parity_w;
+  int first;  // tile of rows
+  SOFTDIFF_DEVICE explicit PlaneRole(int tiles_h) {
+    constexpr int kRows = PlaneShape<kTiles>::kRows;
+    const int thread = here(static_cast<int>(threadIdx.x)), strips = (tiles_h + kRows - 1) / kRows;
+    warp = thread / 32, lane = thread % 32;
+    quadrant = warp / strips, parity_h = quadrant >> 1, parity_w = quadrant & 1;
+    first = warp % strips * kRows;
+  }
+  // Row and column in the quadrant of number i of accumulator (r, n).
+  SOFTDIFF_DEVICE int row(int r, int i) const { return 16 * (first + r) + lane / 4 + i / 2 * 8; }
+  SOFTDIFF_DEVICE int column(int n, int i) const { return 8 * n + lane % 4 * 2 + i % 2; }
+};
 
-#pragma unroll 1
-  for (int input = 0; input < inputs; ++input) {
-    Cell cells[kCells];
-    read_cells<kSpectrumIn>(Plane(op.source(input, 0), b, c), s, 4 * kTiles, cells);
-    if constexpr (Op::kSources == 2) {
-      Cell others[kCells];
-      read_cells<kSpectrumIn>(Plane(op.source(input, 1), b, c), s, 4 * kTiles, others);
+// An input's plane into the four quadrants, folded, scaled to [16, 32), in float16 parts; and the gains.
+template <class Op, int kTiles>
+SOFTDIFF_DEVICE void load_plane(const Op& op, const Sizes& s, int b, int c, int input, const PlaneMemory<kTiles>& m) {
+  using Shape = PlaneShape<kTiles>;
+  constexpr bool kSpectrum = Op::kShift == Shift::inverse;
+  const int thread = threadIdx.x, threads = blockDim.x;
+  Cell cells[Shape::kCells];
+  read_cells<kSpectrum>(Plane(op.source(input, 0), b, c), s, Shape::kGroups, cells);
+  if constexpr (Op::kSources == 2) {
+    Cell others[Shape::kCells];
+    read_cells<kSpectrum>(Plane(op.source(input, 1), b, c), s, Shape::kGroups, others);
 #pragma unroll
-      for (int n = 0; n < kCells; ++n)
+    for (int n = 0; n < Shape::kCells; ++n)
 #pragma unroll
-        for (int t = 0; t < 16; ++t) cells[n].quadrant[t / 8][t / 4 % 2][t % 4] -= others[n].quadrant[t / 8][t / 4 % 2][t % 4];
-    }
-    float most = 0.0f;
+      for (int t = 0; t < 16; ++t) cells[n].quadrant[t / 8][t / 4 % 2][t % 4] -= others[n].quadrant[t / 8][t / 4 % 2][t % 4];
+  }
+  float most = 0.0f;
 #pragma unroll
-    for (int n = 0; n < kCells; ++n) {
-      if constexpr (!kSpectrumIn) fold(cells[n]);
+  for (int n = 0; n < Shape::kCells; ++n) {
+    if constexpr (!kSpectrum) fold(cells[n]);
 #pragma unroll
-      for (int t = 0; t < 16; ++t) most = fmaxf(most, fabsf(cells[n].quadrant[t / 8][t / 4 % 2][t % 4]));
-    }
-    most = warp_largest(most);
-    if (lane == 0) largest_in[warp] = most;
-    __syncthreads();  // also: the last input's products have been taken, the values are there
-    const float up = scale_in();
-    if constexpr (Op::kShift == Shift::filter && !Op::kMix) {
-      fill(*shared_values, gains, s.h, s.w, thread, threads);
-    }
+    for (int t = 0; t < 16; ++t) most = fmaxf(most, fabsf(cells[n].quadrant[t / 8][t / 4 % 2][t % 4]));
+  }
+  most = warp_largest(most);
+  if (thread % 32 == 0) m.largest_in[thread / 32] = most;
+  __syncthreads();  // also: the last input's products have been taken, the values are there
+  const float up = m.scale_in();
+  if constexpr (Op::kShift == Shift::filter && !Op::kMix) fill(*m.values, m.gains, s.h, s.w, thread, threads);
 #pragma unroll
-    for (int n = 0; n < kCells; ++n) {
-      const int index = thread + n * threads, row = index / (4 * kTiles), column = index % (4 * kTiles) * 4;
-      if (row >= height) continue;
+  for (int n = 0; n < Shape::kCells; ++n) {
+    const int index = thread + n * threads, row = index / Shape::kGroups, column = index % Shape::kGroups * 4;
+    if (row >= m.height) continue;
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const float(&v)[4] = cells[n].quadrant[q >> 1][q & 1];
-        store(quadrant(q), row, column, v[0] * up, v[1] * up);
-        store(quadrant(q), row, column + 2, v[2] * up, v[3] * up);
-      }
-    }
-    __syncthreads();
-
-    // Both products along the rows' axis, one after the other in registers. `strip` is kTableGain times the
-    // spectrum (for the inverse alone: the image's quadrant).
-    if (first < cut(tiles_h, shared_values->kept_h)) {
-      const int cut_w = cut(tiles_w, shared_values->kept_w);
-      times_shared<kRows, kTiles>(tables.h, kSpectrumIn, parity_h, first, tiles_h, own, tiles_w, tiles_h, strip);
-      const Operand<kRows, kTiles> operand(strip, 1.0f / kTableGain);
-      times_transposed<kRows, kTiles>(operand, tables.w, kSpectrumIn, parity_w, cut_w, tiles_w, strip);
-    } else {
-      strip.clear();
-    }
-    if constexpr (Op::kMix) {
-      const float factor = inverse_power(scale_in()) * (1.0f / kTableGain);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r)
-#pragma unroll
-        for (int n = 0; n < 2 * kTiles; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int k = 2 * (16 * (first + r) + lane / 4 + i / 2 * 8) + parity_h;
-            const int l = 2 * (8 * n + lane % 4 * 2 + i % 2) + parity_w;
-            if (k >= s.h || l >= s.w) continue;
-            mixed.at[r][n][i] = fmaf(op.mask(input, b, c, k, l), strip.at[r][n][i] * factor, mixed.at[r][n][i]);
-            if (input == inputs - 1 && op.noisy()) mixed.at[r][n][i] += op.noise(b, c, k, l);
-          }
-      if (input + 1 < inputs) __syncthreads();
+    for (int q = 0; q < 4; ++q) {
+      const float(&v)[4] = cells[n].quadrant[q >> 1][q & 1];
+      const Tile tile = m.quadrant(q);
+      tile.put(row, column, v[0] * up, v[1] * up);
+      tile.put(row, column + 2, v[2] * up, v[3] * up);
     }
   }
-
-  float down;  // what the result is multiplied by
-  if constexpr (Op::kShift == Shift::filter) {
-    const Values& v = *shared_values;
-    if constexpr (Op::kMix) {
-      strip = mixed;
-      down = 1.0f;
-    } else {
-      const float constant = mask_constant(v);
-      // Energies are taken of the spectrum itself, of the scaled image.
-      const float factor = Op::kEnergy ? 1.0f / kTableGain : 1.0f;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int row = min(16 * (first + r) + lane / 4 + 8 * half, height - 1);
-          const int k = parity_h * gains.half_h + row;
-          const bool real = 2 * row + parity_h < s.h;
-          const float h0 = real ? gains.h[0][k] : 0.0f, h1 = real && v.reverse ? gains.h[1][k] : 0.0f;
-#pragma unroll
-          for (int n = 0; n < 2 * kTiles; ++n)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const int column = 8 * n + lane % 4 * 2 + i;
-              const int l = parity_w * gains.half_w + column;
-              float m = 0.0f;
-              if (2 * column + parity_w < s.w) {
-                m = fmaf(h0, gains.w[0][l], constant);
-                if (v.reverse) m = fmaf(h1, gains.w[1][l], m);
-              }
-              float& u = strip.at[r][n][2 * half + i];
-              u = op.apply(u * factor, m, energy);
-            }
-        }
-      down = inverse_power(scale_in()) * (Op::kEnergy ? 1.0f : 1.0f / kTableGain);
-    }
-    if constexpr (Op::kEnergy) {
-      float sum = energy;
-#pragma unroll
-      for (int i = 16; i > 0; i >>= 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, i);
-      if (lane == 0) energies[warp] = sum;
-    }
-    if (op.backward()) {
-      // A strip's masked spectrum, then all of what it gives, are scaled again: a mask may leave little.
-      const float up_row = power(warp_largest(strip.largest()));
-      if (first < cut(tiles_h, v.kept_h)) {
-        const Operand<kRows, kTiles> operand(strip, up_row);
-        times_transposed<kRows, kTiles>(operand, tables.w, true, parity_w, tiles_w, cut(tiles_w, v.kept_w), strip);
-      }
-      const float down_row = inverse_power(up_row) * (1.0f / kTableGain);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r)
-#pragma unroll
-        for (int n = 0; n < 2 * kTiles; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) strip.at[r][n][i] *= down_row;
-      const float most = warp_largest(strip.largest());
-      if (lane == 0) largest_mid[warp] = most;
-    }
-    __syncthreads();  // the first products have been taken
-    if constexpr (Op::kEnergy) {
-      if (thread == 0) {
-        double sum = 0.0;
-        for (int i = 0; i < threads / 32; ++i) sum += energies[i];
-        const double true_scale = inverse_power(scale_in());
-        a.plane_loss[blockIdx.x] = sum * true_scale * true_scale;
-      }
-    }
-    if (!op.backward()) return;
-    const float up_mid = power(block_largest(largest_mid));
-    const int cut_h = cut(tiles_h, v.kept_h);
-    if (first < cut_h) {
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (first + r >= tiles_h) continue;
-#pragma unroll
-        for (int n = 0; n < 2 * kTiles; ++n)
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            if (8 * n >= 16 * tiles_w) continue;
-            store(own, 16 * (first + r) + lane / 4 + 8 * half, 8 * n + lane % 4 * 2, strip.at[r][n][2 * half] * up_mid,
-                  strip.at[r][n][2 * half + 1] * up_mid);
-          }
-      }
-    }
-    __syncthreads();
-    times_shared<kRows, kTiles>(tables.h, true, parity_h, first, tiles_h, own, tiles_w, cut_h, strip);
-    down *= inverse_power(up_mid) * (1.0f / kTableGain);
-  } else {
-    down = inverse_power(scale_in()) * (1.0f / kTableGain);
-  }
-
-  // Through shared memory once more, as float32, so that a thread has whole groups of four pixels.
   __syncthreads();
-  float* result = reinterpret_cast<float*>(words);
+}
+
+// The strip's spectrum by the mask of the gains; returns the energy of what the mask leaves, where the op wants it.
+template <class Op, int kTiles, class S>
+SOFTDIFF_DEVICE float mask_strip(const Op& op, const Sizes& s, const PlaneMemory<kTiles>& m, const PlaneRole<kTiles>& role,
+                                 float factor, S& strip) {
+  const Values& v = *m.values;
+  const float constant = mask_constant(v);
+  float energy = 0.0f;
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    if (first + r >= tiles_h) continue;
+  for (int r = 0; r < PlaneShape<kTiles>::kRows; ++r)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = min(role.row(r, 2 * half), m.height - 1), k = role.parity_h * m.gains.half_h + row;
+      const bool real = 2 * row + role.parity_h < s.h;
+      const float h0 = real ? m.gains.h[0][k] : 0.0f, h1 = real && v.reverse ? m.gains.h[1][k] : 0.0f;
+#pragma unroll
+      for (int n = 0; n < 2 * kTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int column = role.column(n, i), l = role.parity_w * m.gains.half_w + column;
+          float mask = 0.0f;
+          if (2 * column + role.parity_w < s.w) {
+            mask = fmaf(h0, m.gains.w[0][l], constant);
+            if (v.reverse) mask = fmaf(h1, m.gains.w[1][l], mask);
+          }
+          float& u = strip.at[r][n][2 * half + i];
+          u = op.apply(u * factor, mask, energy);
+        }
+    }
+  return energy;
+}
+
+// Adds an input's spectrum under its own mask, and masked noise once.
+template <int kTiles, class S>
+SOFTDIFF_DEVICE void mix_strip(const MixOp& op, const Sizes& s, int b, int c, int input, const PlaneRole<kTiles>& role,
+                               float factor, const S& strip, S& mixed) {
+#pragma unroll
+  for (int r = 0; r < PlaneShape<kTiles>::kRows; ++r)
 #pragma unroll
     for (int n = 0; n < 2 * kTiles; ++n)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = mine * height + 16 * (first + r) + lane / 4 + 8 * half;
-        *reinterpret_cast<float2*>(result + row * kStride + 8 * n + lane % 4 * 2) =
-            make_float2(strip.at[r][n][2 * half] * down, strip.at[r][n][2 * half + 1] * down);
+      for (int i = 0; i < 4; ++i) {
+        const int k = 2 * role.row(r, i) + role.parity_h, l = 2 * role.column(n, i) + role.parity_w;
+        if (k >= s.h || l >= s.w) continue;
+        mixed.at[r][n][i] = fmaf(op.mask(input, b, c, k, l), strip.at[r][n][i] * factor, mixed.at[r][n][i]);
+        if (input == 0 && op.noisy()) mixed.at[r][n][i] += op.noise(b, c, k, l);
+      }
+}
+
+// The result, times `down`, through shared memory as float32, so that a thread has whole groups of four pixels.
+template <class Op, int kTiles, class S>
+SOFTDIFF_DEVICE void finish_plane(const Op& op, const Sizes& s, const PlaneMemory<kTiles>& m,
+                                  const PlaneRole<kTiles>& role, int tiles_h, float down, const S& strip) {
+  using Shape = PlaneShape<kTiles>;
+  __syncthreads();
+  float* result = reinterpret_cast<float*>(m.words);
+#pragma unroll
+  for (int r = 0; r < Shape::kRows; ++r) {
+    if (role.first + r >= tiles_h) continue;
+#pragma unroll
+    for (int n = 0; n < 2 * kTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        float* to = result + (role.quadrant * m.height + role.row(r, i)) * Shape::kStride + role.column(n, i);
+        *reinterpret_cast<float2*>(to) = make_float2(strip.at[r][n][i] * down, strip.at[r][n][i + 1] * down);
       }
   }
   __syncthreads();
-  const Values& v = *shared_values;
+  const Values& v = *m.values;
+  const int channels = static_cast<int>(op.a.shape.c), plane = here(static_cast<int>(blockIdx.x));
+  const int b = plane / channels, c = plane % channels;
 #pragma unroll 1
-  for (int index = thread; index < height * 4 * kTiles; index += threads) {
-    const int row = index / (4 * kTiles), column = index % (4 * kTiles) * 4;
+  for (int index = threadIdx.x; index < m.height * Shape::kGroups; index += blockDim.x) {
+    const int row = index / Shape::kGroups, column = index % Shape::kGroups * 4;
     Cell cell;
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-      const float4 four = *reinterpret_cast<const float4*>(result + (q * height + row) * kStride + column);
+      const float4 four = *reinterpret_cast<const float4*>(result + (q * m.height + row) * Shape::kStride + column);
       float(&to)[4] = cell.quadrant[q >> 1][q & 1];
       to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
     }
     const auto finish = [&](int y, int x, int from, int to, float(&value)[4]) { op.finish(v, b, c, y, x, from, to, value); };
-    if constexpr (kSpectrumOut) {
+    if constexpr (Op::kShift == Shift::forward) {
       interleave(s, row, column, cell, finish);
     } else {
       unfold(s, row, column, cell, finish);
     }
   }
+}
+
+template <class Op, int kTiles>
+__global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 && !Op::kMix ? 2 : 1)
+    plane_kernel(const __grid_constant__ typename Op::Args a, const __grid_constant__ PlaneTables tables) {
+  constexpr int kRows = PlaneShape<kTiles>::kRows;
+  constexpr bool kInverse = Op::kShift == Shift::inverse, kMasked = Op::kShift == Shift::filter;
+  using Role = PlaneRole<kTiles>;
+  using S = Strip<kRows, kTiles>;
+  const Op op{a};
+  const Sizes s(static_cast<int>(a.shape.h), static_cast<int>(a.shape.w));
+  const int channels = static_cast<int>(a.shape.c), b = blockIdx.x / channels, c = blockIdx.x % channels;
+  const int tiles_h = tables.h.tiles, tiles_w = tables.w.tiles;
+  Arena arena;
+  const PlaneMemory<kTiles> m(arena, tiles_h);
+  if (threadIdx.x == 0) {
+    Values v = op.values(b);
+    v.kept_h = kept(v, s.h), v.kept_w = kept(v, s.w);
+    *m.values = v;
+  }
+  const auto cut = [&](int all, int frequencies) { return kMasked && !Op::kMix ? tiles_of(frequencies) : all; };
+
+  S strip, mixed;
+  if constexpr (Op::kMix) mixed.clear();
+  int inputs = 1;
+  if constexpr (Op::kMix) inputs = a.count;
+#pragma unroll 1
+  for (int input = 0; input < inputs; ++input) {
+    load_plane(op, s, b, c, input, m);
+    const Role role(tiles_h);
+    // Two products, one after the other in registers. `strip` is then kTableGain times the scaled plane's
+    // spectrum; for the inverse alone, its quadrant.
+    if (role.first < cut(tiles_h, m.values->kept_h)) {
+      const int columns = cut(tiles_w, m.values->kept_w);
+      times_shared<kRows, kTiles>(tables.h, kInverse, role.parity_h, role.first, tiles_h, m.quadrant(role.quadrant), tiles_w,
+                                  tiles_h, strip);
+      const Operand<kRows, kTiles> operand(strip, 1.0f / kTableGain);
+      times_transposed<kRows, kTiles>(operand, tables.w, kInverse, role.parity_w, columns, tiles_w, strip);
+    } else {
+      strip.clear();
+    }
+    if constexpr (Op::kMix) {
+      mix_strip(op, s, b, c, input, role, inverse_power(m.scale_in()) * (1.0f / kTableGain), strip, mixed);
+      __syncthreads();
+    }
+  }
+  const Role role(tiles_h);
+  float down = Op::kMix ? 1.0f : inverse_power(m.scale_in()) * (1.0f / kTableGain);
+  if constexpr (kMasked) {
+    const Values& v = *m.values;
+    if constexpr (Op::kMix) {
+      strip = mixed;
+    } else {
+      // Energies are taken of the scaled plane's spectrum itself.
+      const float energy = mask_strip(op, s, m, role, Op::kEnergy ? 1.0f / kTableGain : 1.0f, strip);
+      if constexpr (Op::kEnergy) {
+        down *= kTableGain;
+        const float sum = warp_sum(energy);
+        if (role.lane == 0) m.energies[role.warp] = sum;
+      }
+    }
+    const bool rows_kept = role.first < cut(tiles_h, v.kept_h);
+    if (op.backward()) {
+      // A strip's masked spectrum, then all of what it gives, are scaled again: a mask may leave little.
+      const float up = power(warp_largest(strip.largest()));
+      if (rows_kept) {
+        const Operand<kRows, kTiles> operand(strip, up);
+        times_transposed<kRows, kTiles>(operand, tables.w, true, role.parity_w, tiles_w, cut(tiles_w, v.kept_w), strip);
+      }
+      strip.scale(inverse_power(up) * (1.0f / kTableGain));
+      const float most = warp_largest(strip.largest());
+      if (role.lane == 0) m.largest_mid[role.warp] = most;
+    }
+    __syncthreads();  // the first products have been taken
+    if constexpr (Op::kEnergy) {
+      if (threadIdx.x == 0) {
+        const double scale = inverse_power(m.scale_in());
+        a.plane_loss[blockIdx.x] = block_sum(m.energies) * scale * scale;
+      }
+    }
+    if (!op.backward()) return;
+    const float up = power(block_largest(m.largest_mid));
+    const Tile own = m.quadrant(role.quadrant);
+    if (rows_kept) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (role.first + r >= tiles_h) continue;
+#pragma unroll
+        for (int n = 0; n < 2 * kTiles; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; i += 2) {
+            own.put(role.row(r, i), role.column(n, i), strip.at[r][n][i] * up, strip.at[r][n][i + 1] * up);
+          }
+      }
+    }
+    __syncthreads();
+    times_shared<kRows, kTiles>(tables.h, true, role.parity_h, role.first, tiles_h, own, tiles_w, cut(tiles_h, v.kept_h),
+                                strip);
+    down *= inverse_power(up) * (1.0f / kTableGain);
+  }
+  finish_plane(op, s, m, role, tiles_h, down, strip);
 }
 
 }  // namespace softdiff::cuda

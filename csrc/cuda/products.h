@@ -10,6 +10,7 @@
 // 1.9e-6 (blur, in tests/cuda_shim, which truncates as well).
 #pragma once
 
+#include "plan.h"
 #include "ptx.h"
 
 namespace softdiff::cuda {
@@ -58,6 +59,14 @@ struct Strip {
       for (int n = 0; n < 2 * kTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) at[r][n][i] = 0.0f;
+  }
+  SOFTDIFF_DEVICE void scale(float factor) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int n = 0; n < 2 * kTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) at[r][n][i] *= factor;
   }
   SOFTDIFF_DEVICE float largest() const {
     float most = 0.0f;
@@ -125,6 +134,10 @@ struct Tile {
   uint16_t* low;
   int stride;
 
+  SOFTDIFF_DEVICE void put(int row, int column, float x, float y) const {
+    const int at = row * stride + column;
+    split(x, y, *reinterpret_cast<uint32_t*>(high + at), *reinterpret_cast<uint32_t*>(low + at));
+  }
   // 16 x 16 of one of them as a product's second operand: words 0 and 1 for eight columns, 2 and 3 for the next.
   SOFTDIFF_DEVICE Fragment second(bool lows, int row, int column) const {
     Fragment f;
@@ -197,11 +210,23 @@ SOFTDIFF_DEVICE float warp_largest(float x) {
   return x;
 }
 
-// The largest of the warps' numbers, which lie in shared memory.
+SOFTDIFF_DEVICE float warp_sum(float x) {
+#pragma unroll
+  for (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(0xFFFFFFFFu, x, i);
+  return x;
+}
+
+// The largest, or the sum, of the warps' numbers, which lie in shared memory.
 SOFTDIFF_DEVICE float block_largest(const float* of_warps) {
   float most = 0.0f;
   for (int i = 0; i < static_cast<int>(blockDim.x) / 32; ++i) most = fmaxf(most, of_warps[i]);
   return most;
+}
+
+SOFTDIFF_DEVICE double block_sum(const float* of_warps) {
+  double sum = 0.0;
+  for (int i = 0; i < static_cast<int>(blockDim.x) / 32; ++i) sum += of_warps[i];
+  return sum;
 }
 
 }  // namespace softdiff::cuda
