@@ -27,8 +27,8 @@ CACHE = ROOT / "build" / "cuda_shim"
 JOBS = 2
 
 FLAGS = ["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DSOFTDIFF_CUDA_SHIM"]
-# Kernels look at words as halves, as nvcc lets them; #pragma unroll is nvcc's. No fused multiply-add but where
-# the source says so: the same results on every machine.
+# Kernels look at words as halves, as nvcc lets them; #pragma unroll is nvcc's. Multiplies and adds fuse where
+# the source says so only: the same results on every machine.
 FLAGS += ["-fno-strict-aliasing", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 # -g1: lines in ASan's report. GCC suspects sanitized code of uninitialised reads; the plain build warns.
 ASAN = ["-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-Wno-maybe-uninitialized"]
