@@ -41,21 +41,22 @@ struct PlaneMemory {
   float* largest_in;  // of each warp, in the folded plane
   float* largest_mid;  // ... between the products along the columns
   float* energies;
-  int height, area;  // rows of a quadrant, words of all four
   uint32_t* words;
+  const Table& rows;  // in the kernel's arguments, where it costs no registers
 
-  SOFTDIFF_DEVICE PlaneMemory(Arena& arena, int tiles_h)
-      : gains(arena, kPlaneSide, 32 * kTiles, kPlaneSide / 2, 16 * kTiles), height(16 * tiles_h) {
+  SOFTDIFF_DEVICE PlaneMemory(Arena& arena, const PlaneTables& tables)
+      : gains(arena, kPlaneSide, 32 * kTiles, kPlaneSide / 2, 16 * kTiles), rows(tables.h) {
     values = arena.take<Values>(1);
     largest_in = arena.take<float>(16);
     largest_mid = arena.take<float>(16);
     energies = arena.take<float>(16);
-    area = 4 * height * kStride;
-    words = arena.take<uint32_t>(area);
+    words = arena.take<uint32_t>(area());
   }
+  SOFTDIFF_DEVICE int height() const { return 16 * rows.tiles; }  // of a quadrant
+  SOFTDIFF_DEVICE int area() const { return 4 * height() * kStride; }
   SOFTDIFF_DEVICE Tile quadrant(int q) const {
-    uint16_t* high = reinterpret_cast<uint16_t*>(words) + q * height * kStride;
-    return Tile{high, high + area, kStride};
+    uint16_t* high = reinterpret_cast<uint16_t*>(words) + q * height() * kStride;
+    return Tile{high, high + area(), kStride};
   }
   SOFTDIFF_DEVICE float scale_in() const { return power(block_largest(largest_in)); }
 };
@@ -108,7 +109,7 @@ SOFTDIFF_DEVICE void load_plane(const Op& op, const Sizes& s, int b, int c, int 
 #pragma unroll
   for (int n = 0; n < Shape::kCells; ++n) {
     const int index = thread + n * threads, row = index / Shape::kGroups, column = index % Shape::kGroups * 4;
-    if (row >= m.height) continue;
+    if (row >= m.height()) continue;
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       const float(&v)[4] = cells[n].quadrant[q >> 1][q & 1];
@@ -131,7 +132,7 @@ SOFTDIFF_DEVICE float mask_strip(const Op& op, const Sizes& s, const PlaneMemory
   for (int r = 0; r < PlaneShape<kTiles>::kRows; ++r)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = min(role.row(r, 2 * half), m.height - 1), k = role.parity_h * m.gains.half_h + row;
+      const int row = min(role.row(r, 2 * half), m.height() - 1), k = role.parity_h * m.gains.half_h + row;
       const bool real = 2 * row + role.parity_h < s.h;
       const float h0 = real ? m.gains.h[0][k] : 0.0f, h1 = real && v.reverse ? m.gains.h[1][k] : 0.0f;
 #pragma unroll
@@ -182,7 +183,7 @@ SOFTDIFF_DEVICE void finish_plane(const Op& op, const Sizes& s, const PlaneMemor
     for (int n = 0; n < 2 * kTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
-        float* to = result + (role.quadrant * m.height + role.row(r, i)) * Shape::kStride + role.column(n, i);
+        float* to = result + (role.quadrant * m.height() + role.row(r, i)) * Shape::kStride + role.column(n, i);
         *reinterpret_cast<float2*>(to) = make_float2(strip.at[r][n][i] * down, strip.at[r][n][i + 1] * down);
       }
   }
@@ -191,12 +192,12 @@ SOFTDIFF_DEVICE void finish_plane(const Op& op, const Sizes& s, const PlaneMemor
   const int channels = static_cast<int>(op.a.shape.c), plane = here(static_cast<int>(blockIdx.x));
   const int b = plane / channels, c = plane % channels;
 #pragma unroll 1
-  for (int index = threadIdx.x; index < m.height * Shape::kGroups; index += blockDim.x) {
+  for (int index = threadIdx.x; index < m.height() * Shape::kGroups; index += blockDim.x) {
     const int row = index / Shape::kGroups, column = index % Shape::kGroups * 4;
     Cell cell;
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-      const float4 four = *reinterpret_cast<const float4*>(result + (q * m.height + row) * Shape::kStride + column);
+      const float4 four = *reinterpret_cast<const float4*>(result + (q * m.height() + row) * Shape::kStride + column);
       float(&to)[4] = cell.quadrant[q >> 1][q & 1];
       to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
     }
@@ -221,7 +222,7 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
   const int channels = static_cast<int>(a.shape.c), b = blockIdx.x / channels, c = blockIdx.x % channels;
   const int tiles_h = tables.h.tiles, tiles_w = tables.w.tiles;
   Arena arena;
-  const PlaneMemory<kTiles> m(arena, tiles_h);
+  const PlaneMemory<kTiles> m(arena, tables);
   if (threadIdx.x == 0) {
     Values v = op.values(b);
     v.kept_h = kept(v, s.h), v.kept_w = kept(v, s.w);

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds CUDA C++ sources with the host compiler into a Python module whose kernels run on the CPU.
 
-    path = build("_cuda", ["csrc/cuda/blur.cu", "csrc/cuda/bindings.cpp"], folder)     # or: python build.py -h
+    path = build("_cuda", ["csrc/cuda/blur.cu", "csrc/cuda/bindings.cpp"], folder)    # or: python build.py -h
 
 Objects are kept under build/cuda_shim/, each under the hash of its source, of all headers and of the flags.
 """
@@ -27,12 +27,12 @@ CACHE = ROOT / "build" / "cuda_shim"
 JOBS = 2
 
 FLAGS = ["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DSOFTDIFF_CUDA_SHIM"]
-# Kernels look at words as halves, as nvcc lets them; #pragma unroll is nvcc's. No fused multiply-add that is not asked
-# for, so that results are the same on every machine.
+# Kernels look at words as halves, as nvcc lets them; #pragma unroll is nvcc's. Multiplies and adds fuse where
+# the source says so only: the same results on every machine.
 FLAGS += ["-fno-strict-aliasing", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-# -g1: lines in ASan's report. GCC takes sanitized code for uninitialised reads; the plain build keeps that warning.
+# -g1: lines in ASan's report. GCC suspects sanitized code of uninitialised reads; the plain build warns.
 ASAN = ["-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-Wno-maybe-uninitialized"]
-# A load wider than its address allows faults on a GPU. In kernels alone: pybind11 compiles twice as long with it.
+# A load wider than its address allows faults on a GPU. In kernels alone: bindings would take twice as long.
 ASAN_KERNELS = ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
 
 
@@ -51,7 +51,7 @@ def build(
 ) -> Path:
     """Compiles `sources` (one of which has PYBIND11_MODULE(name, m)) with the shim into folder/name.<abi>.so.
 
-    `include` adds folders for headers. The module of an `asan` build is loaded by a Python that runs with `asan_env()`.
+    `include` adds folders for headers. An `asan` build is imported by a Python that runs with `asan_env()`.
     """
     own = sorted(HERE.glob("*.cpp"))
     theirs = [Path(s).resolve() for s in sources]
@@ -92,18 +92,19 @@ def build(
 
 
 def asan_env() -> dict[str, str]:
-    """The environment in which Python can import an `asan` build: ASan must be the first library that is loaded.
+    """The environment in which Python can import an `asan` build: ASan must be loaded before all else.
 
-    The C++ library comes with it, or ASan, which looks for __cxa_throw at the start, stops at the first exception.
+    The C++ library comes with it: ASan looks for __cxa_throw at the start, and without it stops at the first
+    exception.
     """
     compiler = os.environ.get("CXX", "g++").split()
     found = [
-        subprocess.run([*compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout
+        subprocess.run([*compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True)
         for name in ("libasan.so", "libstdc++.so")
     ]
     options = "detect_leaks=0:detect_stack_use_after_return=0"
-    preload = " ".join(f.strip() for f in found)
-    return {**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
+    asan = {"LD_PRELOAD": " ".join(f.stdout.strip() for f in found), "ASAN_OPTIONS": options}
+    return {**os.environ, **asan, "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
 def _f16c() -> list[str]:
@@ -145,7 +146,8 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("name")
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--folder", default=str(CACHE))

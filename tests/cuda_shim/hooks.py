@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A test's way into a module that `build` made: launches are recorded, and the next one can be made to fail."""
+"""A test's way into a module that `build` made: what was launched, and making the next launch fail."""
 
 from __future__ import annotations
 

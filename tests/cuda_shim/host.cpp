@@ -16,7 +16,8 @@
 namespace softdiff_shim {
 namespace {
 
-constexpr int kDefaultShared = 48 << 10, kSharedReserved = 1 << 10, kThreadsPerProcessor = 2048, kBlocksPerProcessor = 32;
+constexpr int kDefaultShared = 48 << 10, kSharedReserved = 1 << 10;
+constexpr int kThreadsPerProcessor = 2048, kBlocksPerProcessor = 32;
 
 struct Launch {
   const void* kernel;

@@ -20,8 +20,8 @@ void* Engine::take_shared(Site site, int index, size_t bytes) {
   }
   const size_t used = shared_used_ + (bytes + 15) / 16 * 16;
   if (used > shared_limit_) {
-    fail(site, "the arrays take " + std::to_string(used) + " bytes of shared memory, the launch gave dynamicSmemBytes = " +
-                   std::to_string(shared_limit_));
+    fail(site, "the arrays take " + std::to_string(used) +
+                   " bytes of shared memory, the launch gave dynamicSmemBytes = " + std::to_string(shared_limit_));
   }
   shared_used_ = used;
   shared_.push_back({{std::malloc(bytes), &std::free}, bytes});

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The device's arithmetic and bit functions. The approximate ones are exact to float32 here: what an approximation costs
-// must be measured on a GPU.
+// The device's arithmetic and bit functions. The approximate ones are as exact as float32 here: what an approximation
+// costs must be measured on a GPU.
 #pragma once
 
 #include <cmath>
