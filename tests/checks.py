@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_emulated import install
 from torch import Tensor
 
 import softdiff_kernels as sk
@@ -39,7 +40,11 @@ needs_native = pytest.mark.skipif(not NATIVE, reason=WHY_NOT)
 # The Triton kernels run here where Triton interprets them (TRITON_INTERPRET=1), or on a GPU.
 INTERPRETED = triton.interpreted() and triton.status()[0]
 needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
-BACKENDS = ["reference", pytest.param("native", marks=needs_native)] + (["triton"] if INTERPRETED else [])
+# The CUDA kernels run here where the tests' stand-in was asked for (SOFTDIFF_CUDA_SHIM=1), or on a GPU.
+EMULATED = install()
+needs_emulation = pytest.mark.skipif(not EMULATED, reason="needs SOFTDIFF_CUDA_SHIM=1")
+BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
+BACKENDS += ["triton"] * INTERPRETED + ["cuda"] * EMULATED
 
 
 def _images(x: Tensor) -> Tensor:

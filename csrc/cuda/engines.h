@@ -48,7 +48,7 @@ void launch_plane(const char* what, const typename Op::Args& a, const Place& pla
   } else if (tables.w.tiles == 2) {
     launch_plane_of<Op, 2>(what, a, place, tables);
   } else if constexpr (!Op::kMix) {
-    launch_plane_of<typename Op::Tight, 4>(what, a, place, tables);
+    launch_plane_of<Op, 4>(what, a, place, tables);
   }
 }
 

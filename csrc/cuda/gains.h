@@ -52,8 +52,8 @@ SOFTDIFF_DEVICE float mask_constant(const Values& v) {
   return v.floor * (v.reverse ? v.rest : 1.0f);
 }
 
-// Gains of an axis of length n for `count` frequencies from `start`, by all threads. `rows` says which of the two
-// factors.
+// Gains of an axis of length n for `count` frequencies from `start`, by all threads; zeros from n on, where spectra
+// are padded with zeros. `rows` says which of the two factors.
 SOFTDIFF_DEVICE void fill_axis(const Values& v, float* first, float* second, int n, int start, int count, int half,
                                bool rows, int thread, int threads) {
   const float unit = 3.14159265358979f / static_cast<float>(n);
@@ -63,8 +63,13 @@ SOFTDIFF_DEVICE void fill_axis(const Values& v, float* first, float* second, int
     const float lambda = root * root;
     const float e = expf(-lambda * v.tau) * blurred;
     const int at = place(i, half);
-    first[at] = e;
+    const bool real = start + i < n;
+    first[at] = real ? e : 0.0f;
     if (!v.reverse) continue;
+    if (!real) {
+      second[at] = 0.0f;
+      continue;
+    }
     const float exponent = -lambda * fabsf(v.step);
     const float q = expf(exponent), p = -expm1f(exponent);
     if (rows) {
@@ -74,11 +79,6 @@ SOFTDIFF_DEVICE void fill_axis(const Values& v, float* first, float* second, int
       second[at] = v.step >= 0.0f ? e * fmaf(v.rest, q, p) : -e * p;
     }
   }
-}
-
-SOFTDIFF_DEVICE void fill(const Values& v, const Gains& g, int height, int width, int thread, int threads) {
-  fill_axis(v, g.h[0], g.h[1], height, 0, height, g.half_h, true, thread, threads);
-  fill_axis(v, g.w[0], g.w[1], width, 0, width, g.half_w, false, thread, threads);
 }
 
 // Frequencies of an axis whose gain can be above exp(-30), 1e-13: the others are left out of the products.

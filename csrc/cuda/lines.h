@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kLineThreads, 1)
     if (p.stage == Stage::filter) {
       const Values& v = *shared_values;
       const int half_along = 16 * Shape::kMostTiles;
-      fill_axis(v, along[0], along[1], n, 0, n, half_along, kColumns, thread, kLineThreads);
+      fill_axis(v, along[0], along[1], n, 0, 2 * half_along, half_along, kColumns, thread, kLineThreads);
       if (p.whole_mask) fill_axis(v, across[0], across[1], s.w, s.first, s.lines, 0, false, thread, kLineThreads);
       cut = tiles_of(kept(v, n));
     }
@@ -242,16 +242,13 @@ __global__ void __launch_bounds__(kLineThreads, 1)
 #pragma unroll
       for (int t = 0; t < 8 * kSlab; ++t) {
         const int r = t / 8, e = t / 4 % 2, at = t % 4, parity = task(i) / tiles, tile = task(i) % tiles;
-        const int row = row_of(tile, r, at), column = column_of(tile, r, e, at), place = kColumns ? row : column;
-        float m = 0.0f;
-        if (parity < 2 && 2 * place + parity < n) {
-          const int k = parity * 16 * Shape::kMostTiles + place;
-          m = along[0][k];
-          if (p.whole_mask) {
-            m = fmaf(m, across[0][column], constant);
-            if (v.reverse) m = fmaf(along[1][k], across[1][column], m);
-            if (s.first + column >= s.w) m = 0.0f;
-          }
+        if (parity > 1) continue;
+        const int column = column_of(tile, r, e, at);
+        const int k = parity * 16 * Shape::kMostTiles + (kColumns ? row_of(tile, r, at) : column);
+        float m = along[0][k];
+        if (p.whole_mask) {
+          m = fmaf(m, across[0][column], constant);
+          if (v.reverse) m = fmaf(along[1][k], across[1][column], m);
         }
         float& u = strip[i].at[r][e][at];
         u = op.apply(u * factor, m, energy);

@@ -29,11 +29,8 @@ SOFTDIFF_DEVICE int here(int x) {
   return x;
 }
 
-// kTight: for a kernel that has no registers to spare for the noise's round keys, which are otherwise formed once.
-template <bool kTight>
-struct FilterOpOf {
+struct FilterOp {
   using Args = FilterArgs;
-  using Tight = FilterOpOf<true>;
   static constexpr Shift kShift = Shift::filter;
   static constexpr int kSources = 1;
   static constexpr bool kMix = false, kEnergy = false;
@@ -63,7 +60,7 @@ struct FilterOpOf {
       if (a.noise) {
         read(Plane(a.noise, here(b), c), y, x, first, last, other);
       } else {
-        normals_at(key_of(a.key, kTight ? here(b) : b), element(a.shape, c, y, x), other);
+        normals_at(key_of(a.key, b), element(a.shape, c, y, x), other);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) value[i] = fmaf(v.noise_std, other[i], value[i]);
@@ -78,11 +75,8 @@ struct FilterOpOf {
   }
 };
 
-using FilterOp = FilterOpOf<false>;
-
 struct LossOp {
   using Args = LossArgs;
-  using Tight = LossOp;
   static constexpr Shift kShift = Shift::filter;
   static constexpr int kSources = 2;
   static constexpr bool kMix = false, kEnergy = true;
@@ -116,7 +110,6 @@ struct LossOp {
 template <Shift kWay>
 struct TransformOp {
   using Args = TransformArgs;
-  using Tight = TransformOp;
   static constexpr Shift kShift = kWay;
   static constexpr int kSources = 1;
   static constexpr bool kMix = false, kEnergy = false;

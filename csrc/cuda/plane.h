@@ -105,7 +105,11 @@ SOFTDIFF_DEVICE void load_plane(const Op& op, const Sizes& s, int b, int c, int 
   if (thread % 32 == 0) m.largest_in[thread / 32] = most;
   __syncthreads();  // also: the last input's products have been taken, the values are there
   const float up = m.scale_in();
-  if constexpr (Op::kShift == Shift::filter && !Op::kMix) fill(*m.values, m.gains, s.h, s.w, thread, threads);
+  if constexpr (Op::kShift == Shift::filter && !Op::kMix) {
+    const Gains& g = m.gains;
+    fill_axis(*m.values, g.h[0], g.h[1], s.h, 0, 2 * g.half_h, g.half_h, true, thread, threads);
+    fill_axis(*m.values, g.w[0], g.w[1], s.w, 0, 2 * g.half_w, g.half_w, false, thread, threads);
+  }
 #pragma unroll
   for (int n = 0; n < Shape::kCells; ++n) {
     const int index = thread + n * threads, row = index / Shape::kGroups, column = index % Shape::kGroups * 4;
@@ -122,29 +126,25 @@ SOFTDIFF_DEVICE void load_plane(const Op& op, const Sizes& s, int b, int c, int 
 }
 
 // The strip's spectrum by the mask of the gains; returns the energy of what the mask leaves, where the op wants it.
-template <class Op, int kTiles, class S>
-SOFTDIFF_DEVICE float mask_strip(const Op& op, const Sizes& s, const PlaneMemory<kTiles>& m, const PlaneRole<kTiles>& role,
-                                 float factor, S& strip) {
-  const Values& v = *m.values;
-  const float constant = mask_constant(v);
+template <bool kTwoTerms, class Op, int kTiles, class S>
+SOFTDIFF_DEVICE float mask_strip(const Op& op, const PlaneMemory<kTiles>& m, const PlaneRole<kTiles>& role, float factor,
+                                 S& strip) {
+  const float constant = mask_constant(*m.values);
+  const int across = role.parity_w * m.gains.half_w;
   float energy = 0.0f;
 #pragma unroll
   for (int r = 0; r < PlaneShape<kTiles>::kRows; ++r)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = min(role.row(r, 2 * half), m.height() - 1), k = role.parity_h * m.gains.half_h + row;
-      const bool real = 2 * row + role.parity_h < s.h;
-      const float h0 = real ? m.gains.h[0][k] : 0.0f, h1 = real && v.reverse ? m.gains.h[1][k] : 0.0f;
+      const int k = role.parity_h * m.gains.half_h + role.row(r, 2 * half);
+      const float h0 = m.gains.h[0][k], h1 = kTwoTerms ? m.gains.h[1][k] : 0.0f;
 #pragma unroll
       for (int n = 0; n < 2 * kTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int column = role.column(n, i), l = role.parity_w * m.gains.half_w + column;
-          float mask = 0.0f;
-          if (2 * column + role.parity_w < s.w) {
-            mask = fmaf(h0, m.gains.w[0][l], constant);
-            if (v.reverse) mask = fmaf(h1, m.gains.w[1][l], mask);
-          }
+          const int l = across + role.column(n, i);
+          float mask = fmaf(h0, m.gains.w[0][l], constant);
+          if constexpr (kTwoTerms) mask = fmaf(h1, m.gains.w[1][l], mask);
           float& u = strip.at[r][n][2 * half + i];
           u = op.apply(u * factor, mask, energy);
         }
@@ -262,7 +262,8 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
       strip = mixed;
     } else {
       // Energies are taken of the scaled plane's spectrum itself.
-      const float energy = mask_strip(op, s, m, role, Op::kEnergy ? 1.0f / kTableGain : 1.0f, strip);
+      const float factor = Op::kEnergy ? 1.0f / kTableGain : 1.0f;
+      const float energy = v.reverse ? mask_strip<true>(op, m, role, factor, strip) : mask_strip<false>(op, m, role, factor, strip);
       if constexpr (Op::kEnergy) {
         down *= kTableGain;
         const float sum = warp_sum(energy);

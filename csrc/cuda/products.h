@@ -160,14 +160,16 @@ struct Tile {
 };
 
 // out = M X for kRows tiles of rows from `first`, M a matrix of the table of `limit` tiles of rows, X in shared
-// memory with `columns` tiles of columns; over `depth` tiles.
+// memory with `columns` tiles of columns; over `depth` tiles. Rows beyond the limit are zeros.
 template <int kRows, int kTiles>
 SOFTDIFF_DEVICE void times_shared(const Table& table, bool transposed, int parity, int first, int limit, const Tile& x,
                                   int columns, int depth, Strip<kRows, kTiles>& out) {
   out.clear();
   const auto matrix = [&](int k, bool low, Fragment(&m)[kRows]) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) m[r] = Fragment(table.fragment(transposed, parity, min(first + r, limit - 1), k), low);
+    for (int r = 0; r < kRows; ++r) {
+      if (first + r < limit) m[r] = Fragment(table.fragment(transposed, parity, first + r, k), low);
+    }
   };
   const auto add = [&](const Fragment(&m)[kRows], int k, bool low) {
 #pragma unroll
@@ -176,6 +178,7 @@ SOFTDIFF_DEVICE void times_shared(const Table& table, bool transposed, int parit
       const Fragment b = x.second(low, 16 * k, 16 * n);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
+        if (first + r >= limit) continue;
         mma_f16(out.at[r][2 * n], m[r].at, b.at[0], b.at[1]);
         mma_f16(out.at[r][2 * n + 1], m[r].at, b.at[2], b.at[3]);
       }
