@@ -40,7 +40,7 @@ COREUTILS = (
     "dirname",
 )
 BUILD_TOOLS = ("cc", "c++", "gcc", "g++", "as", "ld", "ar", "strip")
-TEST_PACKAGES = ("pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy", "pillow")
+TEST_PACKAGES = ("pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis")
 # What cannot run beside an installed wheel, and why. Other tests skip themselves for a reason that they give.
 LEFT_OUT = {
     "test_ops_compile.py": "torch.compile needs a C++ compiler",
@@ -129,17 +129,17 @@ def record(wheel: Path) -> dict[str, object]:
         return json.loads(archive.read("softdiff_kernels/_build.json"))
 
 
-def check_install(wheel: Path, torch: str) -> None:
+def check_install(wheel: Path, torch: str, tests: list[str]) -> None:
     with environment() as env:
         if any(shutil.which(tool, path=env.environ["PATH"]) for tool in (*BUILD_TOOLS, "nvcc", "clang++")):
             sys.exit("the clean environment has a compiler on its PATH")
         env.pip("install", "--quiet", torch, "numpy", *TEST_PACKAGES)
         before = env.installed()
-        env.pip("install", "--quiet", str(wheel))
+        env.pip("install", "--quiet", f"{wheel}[train,plot]")
         env.check(str(env.python), "-c", OPS)
         done(f"{wheel.name} installs, imports and computes without a compiler, beside {torch}")
         check_doctor(env, wheel)
-        check_tests(env)
+        check_tests(env, tests)
         env.pip("uninstall", "--quiet", "--yes", "softdiff_kernels")
         if left := {name for name in env.installed() - before if "softdiff" in name.lower()}:
             sys.exit(f"uninstalling leaves {sorted(left)}")
@@ -173,13 +173,13 @@ def check_doctor(env: Environment, wheel: Path) -> None:
     done("softdiff doctor tells what the wheel's record and files tell")
 
 
-def check_tests(env: Environment) -> None:
+def check_tests(env: Environment, tests: list[str]) -> None:
     shutil.copytree(ROOT / "tests", env.folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(ROOT / "pyproject.toml", env.folder)  # pytest's settings
     skipped = [f"--ignore-glob=tests/{name}*" for name in LEFT_OUT]
     skipped += [f"--deselect=tests/{name}" for name in LEFT_OUT_TESTS]
     pytest = (str(env.python), "-m", "pytest", "-q", "-n", "2", "-m", "not gpu", "-p", "no:cacheprovider")
-    said = env.check(*pytest, *skipped)
+    said = env.check(*pytest, *skipped, *tests)
     print("\n".join(line for line in said.splitlines() if line.startswith(("SKIPPED", "XFAIL"))))
     for name, reason in {**LEFT_OUT, **LEFT_OUT_TESTS}.items():
         print(f"left out: {name}: {reason}")
@@ -236,9 +236,10 @@ def main() -> None:
     parser.add_argument("--torch", default="torch==2.13.0", help="the requirement to test beside")
     parser.add_argument("--second-torch", help="another one, for the import and a few ops alone")
     parser.add_argument("--sdist", action="store_true", help="build dist's sdist, too, with and without nvcc")
+    parser.add_argument("--tests", nargs="+", default=["tests"], help="fewer tests, e.g. tests/test_cli.py")
     options = parser.parse_args()
     wheel = (options.wheel or newest("*.whl")).resolve()
-    check_install(wheel, options.torch)
+    check_install(wheel, options.torch, options.tests)
     if options.second_torch:
         check_second_torch(wheel, options.second_torch)
     if options.sdist:
