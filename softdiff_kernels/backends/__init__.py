@@ -24,7 +24,7 @@ NAMES = ("reference", "native", "triton", "cuda")
 # What `auto` takes first on each kind of device. On the CPU the fused kernels beat the reference at every
 # size tried from 8 to 1024 px: blur, float32, one thread of an AMD EPYC with AVX-512, by 2.9 (509 px, a
 # prime, where the transform is dense) to 100 times (1024 px). On a GPU nothing has been measured yet.
-_PREFERENCE = {"cpu": ("native",), "cuda": ("triton",)}
+_PREFERENCE = {"cpu": ("native",), "cuda": ("triton", "cuda")}
 _FUSED: dict[str, Any] = {"native": native, "triton": triton, "cuda": cuda}
 
 

@@ -18,9 +18,9 @@ def capturing(device: torch.device) -> bool:
 
 
 class Tables:
-    """Keeps what `build(*key, device)` makes, which it computes on the device: a first call inside a CUDA graph's
-    capture then needs no copy from the host. Such a table belongs to the graph and is not kept. Otherwise the host
-    waits for it, once for each key, so that every stream may read what is kept.
+    """Keeps what `build(*key, device)` makes, which it computes on the device: a first call inside a CUDA
+    graph's capture then needs no copy from the host. Such a table belongs to the graph and is not kept.
+    Otherwise the host waits for it, once for each key, so that every stream may read what is kept.
     """
 
     def __init__(self, build: Callable[..., Tensor]) -> None:
@@ -40,8 +40,8 @@ class Tables:
         return found
 
     def _build_aside(self, key: tuple[Any, ...], device: torch.device) -> Tensor:
-        """Built by a thread and a stream of its own: torch.compile's warm-up for CUDA graphs puts whatever the
-        calling thread allocates into the graph's memory, and may give it away again.
+        """Built by a thread and a stream of its own: torch.compile's warm-up for CUDA graphs puts whatever
+        the calling thread allocates into the graph's memory, and may give it away again.
         """
         result: list[Tensor] = []
 

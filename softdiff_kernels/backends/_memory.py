@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -23,3 +27,14 @@ def overlaps(out: Tensor, x: Tensor) -> bool:
     if end <= x_start or x_end <= start:
         return False
     return start != x_start or out.stride() != x.stride() or out.dtype != x.dtype
+
+
+def step_out(fresh: Callable[..., Tensor], into: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """The op `step_out` by a backend's two forms of `step`: `into` writes where the last argument says."""
+    out, images = arguments[-1], (arguments[0], arguments[1], arguments[10])
+    if any(overlaps(out, x) for x in images if x is not None):
+        out.copy_(fresh(*arguments[:-1]))
+        return
+    into(*arguments)
+    if not out.is_inference():  # autograd cannot see what is written through an address
+        torch.autograd.graph.increment_version(out)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import _addresses as at
-from ._memory import overlaps
+from . import _memory
 
 
 def _why_missing() -> str:
@@ -164,13 +164,7 @@ def _step(
 
 
 def step_out(*args: Any) -> None:
-    out, images = args[-1], (args[0], args[1], args[10])
-    if any(overlaps(out, x) for x in images if x is not None):
-        out.copy_(step(*args[:-1]))
-        return
-    _step(*args)
-    if not out.is_inference():  # autograd cannot see what is written through an address
-        torch.autograd.graph.increment_version(out)
+    _memory.step_out(step, _step, args)
 
 
 def soft_score_loss(

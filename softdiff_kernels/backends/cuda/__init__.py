@@ -15,40 +15,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._cuda_diagnosis import Facts, device_problem, diagnose, warn_once
+from .._cuda_facts import gather
+
 LARGEST_SIDE = 1024
 MOST_INPUTS = 4
 _COVERED = (
     f"up to {LARGEST_SIDE} px a side and {MOST_INPUTS} inputs of spectral_mix; "
-    "larger, and float64, take the reference"
+    "larger, and float64, take another backend"
 )
 
 
 @lru_cache(maxsize=1)
-def _module() -> Any:
-    """The compiled module, or None."""
-    try:
-        return import_module("softdiff_kernels._cuda")
-    except ImportError:
-        return None
+def _facts() -> Facts:
+    return gather()
 
 
 @lru_cache(maxsize=1)
 def status() -> tuple[bool, str]:
     """Whether the kernels can run here, and the reason in words."""
-    module = _module()
-    if module is None:
-        return False, "the compiled CUDA module is not here; see docs/building.md"
-    if module.emulated():
-        return True, f"CUDA kernels run on CPU tensors by the tests' stand-in, {_COVERED}"
-    if not torch.cuda.is_available():
-        return False, "torch finds no GPU"
-    return True, f"fused CUDA kernels, {_COVERED}"
+    usable, reason = diagnose(_facts())
+    return usable, f"{reason}, {_COVERED}" if usable else reason
 
 
 @lru_cache(maxsize=64)
 def _takes(device: torch.device) -> bool:
-    module = _module()
-    return module is not None and device.type == ("cpu" if module.emulated() else "cuda")
+    facts = _facts()
+    if device.type != ("cpu" if facts.emulated else "cuda"):
+        return False
+    usable, reason = status()
+    if usable and facts.emulated:
+        return True
+    problem = device_problem(torch.cuda.get_device_capability(device), facts) if usable else reason
+    # That kernels are passed over is news to whoever installed them and has a GPU; not without them.
+    if problem and not facts.import_error:
+        warn_once(f"{problem}; images on {device} take another backend")
+    return not problem
 
 
 def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
@@ -63,7 +65,8 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
     images = arguments
     if op == "spectral_mix":
         images, masks, noise_mask = arguments[:3]
-        if len(images) > MOST_INPUTS or any(m.dtype is torch.float64 for m in (*masks, noise_mask) if m is not None):
+        spread = [m for m in (*masks, noise_mask) if m is not None]
+        if len(images) > MOST_INPUTS or any(m.dtype is torch.float64 for m in spread):
             return False
     image = None
     for a in images:
@@ -84,7 +87,7 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
 
 def __getattr__(name: str) -> Any:
     """The ops, as `backends` calls them; kept here once found."""
-    if name.startswith("_") or _module() is None:
+    if name.startswith("_") or _facts().import_error:
         raise AttributeError(name)
     globals()[name] = getattr(import_module(f"{__name__}.ops"), name)
     return globals()[name]

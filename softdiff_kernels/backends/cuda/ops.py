@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softdiff_kernels import _cuda
-
 from .. import _addresses as at
+from .. import _memory
 from .._checks import check, check_step
-from .._memory import overlaps
 from . import tables
+
+_cuda: Any = import_module("softdiff_kernels._cuda")
 
 _FILTER, _LOSS, _TRANSFORM, _MIX = range(4)
 _RULES = {"given": 0, "large": 1, "small": 2}
@@ -25,7 +26,7 @@ _NOWHERE = (0, 0, 0, 0)
 
 @lru_cache(maxsize=4096)
 def _plan(kind: int, shape: tuple[int, ...], inputs: int, device: int) -> tuple[int, ...]:
-    """(engine, table sides along H and W, planes at a time, floats of scratch, parts of a loss): csrc/cuda/plan.h."""
+    """(engine, table sides of H and W, planes at a time, floats of scratch, parts of a loss): plan.h."""
     return _cuda.plan(kind, shape, inputs, device)
 
 
@@ -40,8 +41,8 @@ class _Call:
         table = tables.plain if engine == _SMALL else tables.fragments
         self.tables = table(self.shape[2], side_h, device), table(self.shape[3], side_w, device)
         self.scratch = torch.empty(scratch, dtype=torch.float32, device=device) if scratch else None
-        losses = kind == _LOSS
-        self.parts = torch.empty(self.shape[0] * parts, dtype=torch.float64, device=device) if losses else None
+        count = self.shape[0] * parts if kind == _LOSS else 0
+        self.parts = torch.empty(count, dtype=torch.float64, device=device) if count else None
         memory = (*self.tables, self.scratch, self.parts)
         self.where = (*_stream(device), *(0 if m is None else m.data_ptr() for m in memory))
 
@@ -110,9 +111,8 @@ def corrupt(
 
 
 def step(*args: Any) -> Tensor:
-    x_t, x0_hat = args[:2]
-    out = torch.empty_like(x0_hat if x_t is None else x_t)
-    _step(*args, out)
+    out = torch.empty_like(args[1] if args[0] is None else args[0])
+    _step(*(*args, out))
     return out
 
 
@@ -140,13 +140,7 @@ def _step(
 
 
 def step_out(*args: Any) -> None:
-    out, images = args[-1], (args[0], args[1], args[10])
-    if any(overlaps(out, x) for x in images if x is not None):
-        out.copy_(step(*args[:-1]))
-        return
-    _step(*args)
-    if not out.is_inference():  # autograd cannot see what is written through an address
-        torch.autograd.graph.increment_version(out)
+    _memory.step_out(step, _step, args)
 
 
 def soft_score_loss(

@@ -12,7 +12,7 @@ _GAIN = 64.0  # kTableGain in csrc/cuda/products.h
 
 
 def _parities(n: int, side: int, device: torch.device) -> Tensor:
-    """D by parity, [2, side, side] in float64: row r of parity p is frequency 2 r + p, over the first half's pixels."""
+    """D by parity, float64 [2, side, side]: row r of parity p is frequency 2 r + p, over half the pixels."""
     basis = dct_basis(n, device)
     out = torch.zeros(2, side, side, dtype=torch.float64, device=device)
     half = (n + 1) // 2

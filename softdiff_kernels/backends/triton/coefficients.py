@@ -63,39 +63,3 @@ def weights(
     ratio, gap = s / t, (t - s) * (t + s)
     inject = math.sqrt(max(gap, 0.0)) * (ratio if rule == "small" else 1.0)
     return ratio * ratio, inject, gap / t / t, -1, -1
-
-
-def check(op: str, *named: tuple[str, Tensor | None], signed: str = "") -> None:
-    """The values of coefficients in host memory, which nobody has looked at yet; `signed` may be negative."""
-    for name, value in named:
-        if value is None or not value.is_cpu:
-            continue
-        if value.numel() == 1:
-            args.number(op, name, value.item(), nonnegative=name != signed)
-        else:
-            args.values(op, name, value, nonnegative=name != signed)
-
-
-def check_step(std_t: Tensor, std_s: Tensor, first: Tensor, second: Tensor, rule: str) -> None:
-    """The four of a step, and their order."""
-    if rule == "given":
-        op, names = "reverse_step", ("a", "b")
-    else:
-        op, names = "momentum_step", ("noise_std_t", "noise_std_s")
-    check(
-        op,
-        ("blur_std_t", std_t),
-        ("blur_std_s", std_s),
-        (names[0], first),
-        (names[1], second),
-        signed="a",
-    )
-    if rule != "given":
-        for low, s, high, t in (
-            ("blur_std_s", std_s, "blur_std_t", std_t),
-            ("noise_std_s", second, "noise_std_t", first),
-        ):
-            if s.numel() == t.numel() == 1 and s.is_cpu and t.is_cpu:
-                args.ordered_numbers(op, low, s.item(), high, t.item())
-            else:
-                args.ordered(op, low, s, high, t)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._memory import overlaps
+from .. import _memory
+from .._checks import check, check_step
 from . import configs
-from .coefficients import blurs, check, check_step, coefficient, tau, weights
+from .coefficients import blurs, coefficient, tau, weights
 from .kernels.corrupt import corrupt_kernel
 from .kernels.loss import loss_kernel
 from .kernels.mix import mix_kernel
@@ -124,14 +125,8 @@ def step(
     return out
 
 
-def step_out(*arguments: Any) -> None:
-    out, images = arguments[-1], (arguments[0], arguments[1], arguments[10])
-    if any(overlaps(out, x) for x in images if x is not None):
-        out.copy_(step(*arguments[:-1]))
-        return
-    _step(*arguments)
-    if not out.is_inference():  # autograd cannot see what is written through an address
-        torch.autograd.graph.increment_version(out)
+def step_out(*args: Any) -> None:
+    _memory.step_out(step, _step, args)
 
 
 def _step(

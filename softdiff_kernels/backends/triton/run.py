@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._device_tables import capturing
 from .configs import TILE, Plan
 from .launch import Argument, compiled, describe, enqueue, immediate, launch
-from .tables import capturing, table
+from .tables import table
 
 # A sample's loss is summed by one program over this many channels; with more, over programs, by torch.
 MOST_CHANNELS_IN_A_PROGRAM = 8
