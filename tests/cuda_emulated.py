@@ -14,6 +14,7 @@ from pathlib import Path
 
 NAME = "softdiff_kernels._cuda"
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
+FLAGS = ["-DSOFTDIFF_CUDA_ARCHS=90", "-DSOFTDIFF_CUDA_PTX=90"]
 ASKED = os.environ.get("SOFTDIFF_CUDA_SHIM", "")
 
 
@@ -22,8 +23,7 @@ def build(folder: Path, sources: Path = SOURCES, *, asan: bool = False) -> Path:
     from cuda_shim.build import build as compiled
 
     files = sorted([*sources.glob("*.cu"), sources / "bindings.cpp"])
-    versions = ["-DSOFTDIFF_CUDA_ARCHS=90", "-DSOFTDIFF_CUDA_PTX=90"]
-    return compiled("_cuda", files, folder, flags=versions, asan=asan)
+    return compiled("_cuda", files, folder, flags=FLAGS + ["-O1"] * asan, asan=asan)
 
 
 def load(path: Path) -> None:

@@ -7,7 +7,7 @@
 // The tensor cores truncate what they accumulate (Fasi et al. 2021). So the two small products are summed first,
 // over the whole depth, where truncation costs nothing, and the accumulator is cut at its full size once for every
 // 16 of the depth: in one order for all three, 128 px were off by 1.2e-6 and 1024 by 5.4e-6, instead of 0.5e-6 and
-// 1.9e-6 (blur, in tests/cuda_shim, which truncates as well).
+// 1.9e-6 (blur, in tests/cuda_shim, which truncates as well). lines.h does more about it.
 #pragma once
 
 #include "plan.h"
@@ -67,6 +67,14 @@ struct Strip {
       for (int n = 0; n < 2 * kTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) at[r][n][i] *= factor;
+  }
+  SOFTDIFF_DEVICE void add(const Strip& other) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int n = 0; n < 2 * kTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) at[r][n][i] += other.at[r][n][i];
   }
   SOFTDIFF_DEVICE float largest() const {
     float most = 0.0f;
