@@ -17,7 +17,11 @@ REPORT_ARGS ?=
 PY := $(VENV)/bin/python
 # The ops' tests again with the Triton kernels interpreted on the CPU; one thread a process, two processes.
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1
-TRITON_TESTS := $(wildcard tests/test_ops_*.py tests/test_noise*.py) tests/test_backends.py tests/test_triton_interpreted.py
+OPS_TESTS := $(wildcard tests/test_ops_*.py tests/test_noise*.py) tests/test_backends.py
+TRITON_TESTS := $(OPS_TESTS) tests/test_triton_interpreted.py
+# ... and with the CUDA kernels executed on the CPU (tests/cuda_shim), the sanitizer's run among them.
+EMULATED := SOFTDIFF_CUDA_SHIM=1 OMP_NUM_THREADS=1
+CUDA_TESTS := $(OPS_TESTS) tests/test_cuda_emulated.py tests/test_cuda_mistakes.py
 SOURCES := setup.py build_cuda.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
 .DEFAULT_GOAL := help
@@ -45,6 +49,7 @@ lint: $(VENV)/.installed
 test: lint
 	$(PY) -m pytest $(PYTEST_ARGS)
 	$(INTERPRETED) $(PY) -m pytest -n 2 -k triton $(TRITON_TESTS)
+	$(EMULATED) $(PY) -m pytest -n 2 -k cuda $(CUDA_TESTS)
 
 # Oldest and newest Triton, each beside the environment instead of in it: the interpreted tests, the launches,
 # and the whole table ahead of time.
