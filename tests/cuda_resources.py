@@ -22,7 +22,7 @@ _USED = re.compile(r"Used (\d+) registers")
 def short(demangled: str) -> str:
     """plane_kernel<FilterOp, 2> of a kernel's whole name."""
     name = re.sub(r"\(anonymous namespace\)::|softdiff::cuda::|softdiff::|\((?:int|bool)\)", "", demangled)
-    name = re.sub(r"^void |\(.*$", "", name.replace("(Shift)0", "filter"))
+    name = re.sub(r"^void |\(.*$", "", name)
     return re.sub(r"\bfalse\b", "rows", re.sub(r"\btrue\b", "columns", name))
 
 
@@ -41,9 +41,9 @@ def read(log: str) -> dict[str, dict[str, list[int]]]:
     plain = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
     result: dict[str, dict[str, list[int]]] = {}
     for name, (_, arch, registers, stack) in zip(plain.stdout.splitlines(), found, strict=True):
-        # Constants of an enumeration are written differently by different demanglers.
-        plain_name = short(re.sub(r"\(softdiff::cuda::Shift\)(\d)", lambda m: "forward inverse".split()[int(m[1]) - 1], name))
-        result.setdefault(plain_name, {})[arch] = [registers, stack]
+        for number, way in enumerate(("filter", "forward", "inverse")):
+            name = name.replace(f"(softdiff::cuda::Shift){number}", way)
+        result.setdefault(short(name), {})[arch] = [registers, stack]
     return dict(sorted(result.items()))
 
 
