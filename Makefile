@@ -25,7 +25,7 @@ CUDA_TESTS := $(OPS_TESTS) tests/test_cuda_emulated.py tests/test_cuda_mistakes.
 SOURCES := setup.py build_cuda.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test triton-versions lint bench wheel wheel-check clean always
+.PHONY: help demo test triton-versions lint bench gpu-report wheel wheel-check clean always
 
 help:
 	@echo "make demo    make $(VENV), install, train on digits, sample, write a picture (DEMO_ARGS=... goes to softdiff demo)"
