@@ -106,8 +106,8 @@ NOWHERE = ((99, 0, 0, 0, 0, 0), (2, 32, 112, 1, 0, 0))
 
 @pytest.mark.parametrize("call_", [WIDE, NOWHERE], ids=["too much shared memory", "no such device"])
 def test_a_launch_that_is_refused_is_told_in_a_sentence(call_):
-    # The kernel, the shape and CUDA's name for the error; it is told once and leaves nothing behind: torch asks
-    # for the last error after its own launches, and the current device is the same.
+    # The kernel, the shape and CUDA's name for the error; it is told once and leaves nothing behind: torch
+    # asks for the last error after its own launches, and the current device is the same.
     sentence = r"softdiff CUDA kernel dct2 for images \[1, 1, 40, 200\]: cudaError\w+ \(.+\)"
     with pytest.raises(RuntimeError, match=sentence):
         _refused(*call_)

@@ -87,7 +87,7 @@ def test_one_launch_for_a_batch_that_fills_the_gpu(backend, side, op):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("side", FULL, ids=name_of)
 def test_few_launches_for_a_single_large_image(backend, side, op):
-    # A batch too small to occupy the GPU plane by plane is cut into strips: three of Triton's launches at most.
+    # A batch too small to occupy the GPU plane by plane is cut into strips: three launches at most by Triton.
     x = image(1, 1, *side)
     most = 3 if backend == "triton" else launches_of(backend, op, x.shape)
     with sk.use_backend(backend):
@@ -149,9 +149,9 @@ def test_streams_do_not_disturb_each_other(backend, op):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("shape", sizes([(2, 3, 64, 64), (2, 3, 200, 256)], [(1, 1, 8, 8)]), ids=name_of)
 def test_a_launch_reads_what_its_stream_wrote(backend, shape, op):
-    # Images and coefficients are written late in a side stream: a launch in any other stream would read NaN.
+    # Images and coefficients are written late in a side stream: a launch elsewhere would read NaN, and 90 px.
     x, y, std = image(*shape), image(*shape, seed=1), on([1.5])
-    late = [torch.full_like(v, float("nan")) for v in (x, y, std)]
+    late = [torch.full_like(x, float("nan")), torch.full_like(y, float("nan")), on([90.0])]
     with sk.use_backend(backend):
         expected = call(op, x, y, key=KEY, std=std)
         call(op, *late[:2], key=KEY, std=late[2])
