@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,8 +37,10 @@ def load(path: Path) -> None:
 
 
 def install() -> bool:
-    """Whether the kernels are here, emulated; builds and loads them where SOFTDIFF_CUDA_SHIM asks for it."""
-    if not ASKED:
+    """Whether the kernels are here, emulated: built and loaded where SOFTDIFF_CUDA_SHIM asks for it and there
+    is a compiler.
+    """
+    if not ASKED or shutil.which(os.environ.get("CXX", "g++").split()[0]) is None:
         return False
     if NAME not in sys.modules:
         load(build(SOURCES.parents[1] / "build" / "cuda_emulated" / ASKED, asan=ASKED == "asan"))
