@@ -6,15 +6,14 @@ The compiled module is loaded when it is asked for, never at import, and loading
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from .._coverage import image, normals
 from .._cuda_diagnosis import Facts, device_problem, diagnose, warn_once
 from .._cuda_facts import gather
 
@@ -58,25 +57,11 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
     if not _takes(device):
         return False
     if op == "normal":
-        shape, dtype = arguments[0], arguments[3]
-        each = math.prod(shape[1:])
-        # A block's number has 32 bits, a grid 31.
-        return dtype is not torch.float64 and each < 2**33 and shape[0] * (each // 4096 + 1) < 2**31
-    images = arguments
-    if op == "spectral_mix":
-        images, masks, noise_mask = arguments[:3]
-        spread = [m for m in (*masks, noise_mask) if m is not None]
-        if len(images) > MOST_INPUTS or any(m.dtype is torch.float64 for m in spread):
-            return False
-    image = None
-    for a in images:
-        if isinstance(a, Tensor) and a.dim() == 4:
-            if a.dtype is torch.float64:
-                return False
-            image = a
-    if image is None:
+        return normals(arguments)
+    x = image(op, arguments, MOST_INPUTS)
+    if x is None:
         return False
-    batch, channels, height, width = image.shape
+    batch, channels, height, width = x.shape
     return (
         0 < height <= LARGEST_SIDE
         and 0 < width <= LARGEST_SIDE

@@ -8,7 +8,6 @@ tensors, for the tests).
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,7 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from .._coverage import image, normals
 
 LARGEST_SIDE = 512
 MOST_INPUTS = 4
@@ -83,26 +83,11 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
     if not (interpreted() if device.type == "cpu" else _takes(device)):
         return False
     if op == "normal":
-        shape, dtype = arguments[0], arguments[3]
-        each = math.prod(shape[1:])
-        # A block's number has 32 bits, a grid 31.
-        return dtype is not torch.float64 and each < 2**33 and shape[0] * (each // 4096 + 1) < 2**31
-    if op == "spectral_mix":
-        inputs, masks, noise_mask = arguments[:3]
-        if len(inputs) > MOST_INPUTS or any(
-            m.dtype is torch.float64 for m in (*masks, noise_mask) if m is not None
-        ):
-            return False
-        arguments = inputs
-    image = None
-    for a in arguments:
-        if isinstance(a, Tensor) and a.dim() == 4:
-            if a.dtype is torch.float64:
-                return False
-            image = a
-    if image is None:
+        return normals(arguments)
+    x = image(op, arguments, MOST_INPUTS)
+    if x is None:
         return False
-    batch, channels, height, width = image.shape
+    batch, channels, height, width = x.shape
     return (
         0 < height <= LARGEST_SIDE
         and 0 < width <= LARGEST_SIDE
