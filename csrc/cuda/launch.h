@@ -25,7 +25,8 @@ inline void check(const char* what, const Shape& shape, cudaError_t error) {
   throw std::runtime_error(described(what, shape, error));
 }
 
-// The caller's device comes back, whatever happens.
+// The caller's device comes back, whatever happens. (From Python it is the right one already: torch changes it without
+// making a context on the one that it comes back to.)
 class OnDevice {
  public:
   OnDevice(const char* what, const Shape& shape, int device) {
@@ -44,16 +45,18 @@ class OnDevice {
   bool changed_ = false;
 };
 
-// Beyond 48 KiB a kernel has to be allowed its shared memory, once on each device.
+// Beyond 48 KiB a kernel has to be allowed its shared memory, once on each device: all that the device has, so that
+// no thread lowers what another has just set.
 template <auto kKernel>
 cudaError_t allow_shared(int device, size_t bytes) {
   constexpr int kDevices = 64;
-  static std::atomic<size_t> allowed[kDevices];
+  static std::atomic<bool> allowed[kDevices];
   if (bytes <= 48 * 1024) return cudaSuccess;
-  if (device < kDevices && allowed[device].load(std::memory_order_relaxed) >= bytes) return cudaSuccess;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (error == cudaSuccess && device < kDevices) allowed[device].store(bytes, std::memory_order_relaxed);
+  if (device < kDevices && allowed[device].load(std::memory_order_relaxed)) return cudaSuccess;
+  int most = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error == cudaSuccess && device < kDevices) allowed[device].store(true, std::memory_order_relaxed);
   return error;
 }
 

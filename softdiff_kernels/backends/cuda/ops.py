@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -53,6 +53,15 @@ def _stream(device: torch.device) -> tuple[int, int]:
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
+def _launch(function: Callable[..., None], device: torch.device, *arguments: Any) -> None:
+    """Calls on the images' device, as torch changes to one: without a context on the one it comes back to."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        function(*arguments)
+        return
+    with torch.cuda.device(device):
+        function(*arguments)
+
+
 def _coefficient(c: Tensor | None) -> Any:
     """A number from host memory goes along with the launch; what lies on the device is read there."""
     if c is None:
@@ -63,7 +72,7 @@ def _coefficient(c: Tensor | None) -> Any:
 def dct2(x: Tensor, inverse: bool) -> Tensor:
     out = torch.empty_like(x)
     call = _Call(_TRANSFORM, x)
-    _cuda.transform(call.where, call.plan, call.shape, at.image(x), at.image(out), inverse)
+    _launch(_cuda.transform, x.device, call.where, call.plan, call.shape, at.image(x), at.image(out), inverse)
     return out
 
 
@@ -83,7 +92,8 @@ def _corrupt(
     call = _Call(_FILTER, x0)
     coefficients = (_coefficient(c) for c in (blur_std, noise_std, scale))
     images = (at.image(noise), at.image(out), at.image(residual))
-    _cuda.corrupt(op, call.where, call.plan, call.shape, at.image(x0), *coefficients, floor, key, *images)
+    shaped = (op, call.where, call.plan, call.shape, at.image(x0))
+    _launch(_cuda.corrupt, x0.device, *shaped, *coefficients, floor, key, *images)
 
 
 def blur(x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Tensor:
@@ -136,7 +146,8 @@ def _step(
     images = at.image(x_t), at.image(x0_hat)
     coefficients = (_coefficient(c) for c in (blur_std_t, blur_std_s, first, second))
     rest = (at.key(key, rows), at.image(noise), at.image(out))
-    _cuda.step(_RULES[rule], call.where, call.plan, call.shape, *images, *coefficients, floor, *rest)
+    shaped = (_RULES[rule], call.where, call.plan, call.shape)
+    _launch(_cuda.step, out.device, *shaped, *images, *coefficients, floor, *rest)
 
 
 def step_out(*args: Any) -> None:
@@ -160,7 +171,8 @@ def soft_score_loss(
     images = at.image(prediction), at.image(target)
     scales = (floor, gradient_scale)
     result = (loss.data_ptr(), at.image(slope))
-    _cuda.soft_score_loss(call.where, call.plan, call.shape, *images, *coefficients, *scales, *result)
+    shaped = (call.where, call.plan, call.shape)
+    _launch(_cuda.soft_score_loss, loss.device, *shaped, *images, *coefficients, *scales, *result)
     return loss, prediction.new_empty(0) if slope is None else slope
 
 
@@ -177,7 +189,7 @@ def spectral_mix(
     call = _Call(_MIX, out, len(inputs))
     spread = (at.mask(noise_mask, shape), at.key(key, rows), at.image(out))
     pairs = tuple(map(at.image, inputs)), tuple(at.mask(m, shape) for m in masks)
-    _cuda.spectral_mix(call.where, call.plan, call.shape, *pairs, *spread)
+    _launch(_cuda.spectral_mix, out.device, call.where, call.plan, call.shape, *pairs, *spread)
     return out
 
 
@@ -190,5 +202,5 @@ def normal(
     rows = rows if rows is None else rows.contiguous()
     if count:
         where = (*_stream(out.device), *_NOWHERE)
-        _cuda.normal(where, batch, count, at.key(key, rows), at.flat(out, count))
+        _launch(_cuda.normal, out.device, where, batch, count, at.key(key, rows), at.flat(out, count))
     return out
