@@ -109,7 +109,7 @@ $(VENV)/.dependencies: pyproject.toml build/environment.txt $(PY)
 	@echo "Installing $(TORCH) into $(VENV)."
 	@$(PY) -m pip install "$(TORCH)"
 	@echo "Installing the other dependencies."
-	@SOFTDIFF_BUILD=python $(PY) -m pip install --quiet -e '.[test]'
+	@SOFTDIFF_BUILD=python SOFTDIFF_CUDA=0 $(PY) -m pip install --quiet -e '.[test]'
 	@touch $@
 
 # Editable, so that the tests, the demo and the sources in this folder are one copy; without build isolation,
