@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host microseconds of one call of the Triton backend, in parts, with and without a GPU.
+"""Host microseconds of one call of the Triton backend, in parts, and of the CUDA backend on a GPU.
 
     python -m benchmarks.launch_overhead
 
@@ -11,8 +11,8 @@ with as many arguments as users write: what nobody who goes through torch.librar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Container
+from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 
 import torch
@@ -41,17 +41,26 @@ def _register_noop() -> Callable[[torch.Tensor], torch.Tensor]:
     return torch.ops.softdiff_bench.noop.default  # type: ignore[no-any-return]
 
 
-def _time(forms: dict[str, Callable[[], object]]) -> dict[str, float]:
+def _time(forms: dict[str, Callable[[], object]], by_cuda: Container[str] = ()) -> dict[str, float]:
     """Median microseconds of each form, interleaved: of this thread, whatever else keeps the machine busy."""
-    for call in forms.values():
-        call()
+
+    # Without a GPU the stub stands in for what is chosen by itself.
+    other = "triton" if torch.cuda.is_available() else "auto"
+
+    def chosen(name: str) -> AbstractContextManager[None]:
+        return sk.use_backend("cuda" if name in by_cuda else other)
+
+    for name, call in forms.items():
+        with chosen(name):
+            call()
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(_REPEATS):
         for name, call in forms.items():
-            start = time.thread_time()
-            for _ in range(_CALLS):
-                call()
-            times[name].append((time.thread_time() - start) / _CALLS * 1e6)
+            with chosen(name):
+                start = time.thread_time()
+                for _ in range(_CALLS):
+                    call()
+                times[name].append((time.thread_time() - start) / _CALLS * 1e6)
     return {name: median(t) for name, t in times.items()}
 
 
@@ -77,8 +86,11 @@ def measure() -> dict[str, float]:
         "blur inside the op": lambda: ops.blur(x, std, None, 0.0),
         "registered op of blur": lambda: torch.ops.softdiff.blur(x, std, None, 0.0),
     }
+    called = ("corrupt", "momentum_step", "soft_score_loss")
+    usable = sk.backends()["cuda"].usable and device.type == "cuda"
+    cuda = {f"{name}, cuda": forms[name] for name in called} if usable else {}
     with nullcontext() if device.type == "cuda" else stubbed():
-        result = _time(forms)
+        result = _time({**forms, **cuda}, cuda)
     result["target"] = 1.5 * (result["registered no-op"] + result["bare Triton launch"])
     return result
 

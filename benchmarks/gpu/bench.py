@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times the ops on a GPU beside their baselines, the most wanted rows first, until the time is over.
+"""Times the ops on a GPU by each fused backend beside their baselines, until the time is over.
+
+The most wanted rows come first, and both backends are in every interleaved run.
 
 python -m benchmarks.gpu.bench --out JSON [--seconds N] [--only-ours] [--dry]
 """
@@ -13,13 +15,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import clock, rivals, rows
+import softdiff_kernels as sk
+
+from . import choice, clock, rivals, rows
 from .parts import write
 from .rows import IN_ONE_LAUNCH, OPS, Row, Setup
 
@@ -75,6 +79,7 @@ class Run:
 
     def save(self) -> None:
         self.found["rows"] = [asdict(row) for row in self.rows.values()]
+        self.found["faster"] = choice.faster(self.found["rows"])
         status = "ok" if self.rows else "failed"
         undone, problems = len(self.found["undone"]), len(self.found["problems"])
         detail = f"{len(self.rows)} rows" + (f", {undone} steps not reached" if undone else "")
@@ -106,7 +111,7 @@ def setup_for(dry: bool) -> tuple[Setup, dict[str, Any]]:
     if dry:
         device = torch.device("cpu")
         copy = clock.copy_bandwidth(device, 2**16, rounds=3)
-        limits = {"l2_bytes": 2**10, "image_bytes": 2**13, "budget": 1e-4, "backend": "eager"}
+        limits = {"l2_bytes": 2**10, "image_bytes": 2**13, "budget": 1e-4, "compiler": "eager"}
         return Setup(device, copy_bytes_s=copy.median, **limits), {"copy": asdict(copy), "copy_bytes": 2**16}
     device = torch.device("cuda", torch.cuda.current_device())
     torch.cuda.init()
@@ -115,7 +120,8 @@ def setup_for(dry: bool) -> tuple[Setup, dict[str, Any]]:
     copy = clock.copy_bandwidth(device, size)
     l2 = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or 64 * 2**20
     # The FFT's baselines hold some twenty images of the batch's size at a time.
-    setup = Setup(device, l2, copy.median, image_bytes=min(256 * 2**20, free // 40))
+    backends = tuple(name for name in ("triton", "cuda") if sk.backends()[name].usable)
+    setup = Setup(device, l2, copy.median, image_bytes=min(256 * 2**20, free // 40), backends=backends)
     return setup, {"copy": asdict(copy), "copy_bytes": size, "l2_bytes": l2, "image_bytes": setup.image_bytes}
 
 
@@ -124,30 +130,35 @@ def steps(
 ) -> Iterator[tuple[str, Callable[[], None], float]]:
     """Everything to do, in order: (name, step, the seconds that it needs)."""
 
-    def full(entry: Entry, candidates: Callable[..., list[rivals.Rival]]) -> Row:
+    def full(entry: Entry, candidates: Callable[..., list[rivals.Rival]]) -> list[Row]:
         op, size, dtype = entry
         batch = rows.full_batch(size, dtype, setup.image_bytes)
         found = candidates(rows.named(op), size, dtype, setup.device)
         return rows.compare(op, size, batch, dtype, setup, found, kind="full")
 
     def first(entry: Entry) -> None:
-        run.rows[entry] = full(entry, (lambda *a: []) if only_ours else rivals.eager)
+        for row in full(entry, (lambda *a: []) if only_ours else rivals.eager):
+            run.rows[entry, row.backend] = row
 
     def late(entry: Entry) -> None:
         torch.compiler.reset()
-        found = full(entry, lambda *a: rivals.compiled(*a, backend=setup.backend))
-        run.rows[entry] = rows.merged(run.rows[entry], found) if entry in run.rows else found
+        for row in full(entry, lambda *a: rivals.compiled(*a, backend=setup.compiler)):
+            before = run.rows.get((entry, row.backend))
+            run.rows[entry, row.backend] = row if before is None else rows.merged(before, row)
 
     def small(op: str, batch: int, compile: bool) -> None:
         size = 64 if 64 in sizes else sizes[0]
         found = [r for r in rivals.eager(rows.named(op), size, torch.float32, setup.device) if r.fair]
         if compile:
             torch.compiler.reset()
-            found += rivals.compiled(rows.named(op), size, torch.float32, setup.device, setup.backend)
-        run.rows[op, size, batch] = rows.compare(op, size, batch, torch.float32, setup, found, kind="small")
+            found += rivals.compiled(rows.named(op), size, torch.float32, setup.device, setup.compiler)
+        for row in rows.compare(op, size, batch, torch.float32, setup, found, kind="small"):
+            run.rows[op, size, batch, row.backend] = row
 
     def host() -> None:
-        run.found["host_us"] = {op: rows.host_microseconds(op, setup.device) for op in OPS}
+        run.found["host_us"] = {
+            op: {b: rows.host_microseconds(op, setup.device, b) for b in setup.backends} for op in OPS
+        }
 
     def launch_overhead() -> None:
         from ..launch_overhead import measure
@@ -181,17 +192,26 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=150.0)
-    parser.add_argument("--only-ours", action="store_true", help="the headline's rows, without baselines")
+    parser.add_argument(
+        "--only-ours", action="store_true", help="the headline's rows by Triton, without baselines"
+    )
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU, to try the code out")
     args = parser.parse_args(argv)
     run = Run(args.out, args.seconds)
     if not args.dry and not torch.cuda.is_available():
         write(args.out, {"status": "absent", "detail": "torch finds no GPU"})
         return 0
-    if not args.dry:
+    reasons = {name: sk.backends()[name] for name in (("triton",) if args.only_ours else ("triton", "cuda"))}
+    if not args.dry and not any(found.usable for found in reasons.values()):
+        told = "; ".join(f"{name}: {found.reason}" for name, found in reasons.items())
+        write(args.out, {"status": "absent", "detail": told})
+        return 0
+    if not args.dry and reasons["triton"].usable:
         warm_up(min(60.0, args.seconds / 3), max(1, min(10, (os.cpu_count() or 2) - 2)))
     setup, about = setup_for(args.dry)
-    run.found.update(about)
+    if args.only_ours and not args.dry:
+        setup = replace(setup, backends=("triton",))
+    run.found.update(about, backends=setup.backends)
     sizes = (8, 16) if args.dry else SIZES
     for name, step, needs in steps(run, setup, sizes, args.only_ours):
         run.attempt(name, step, needs=0.0 if args.dry else needs)

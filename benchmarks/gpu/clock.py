@@ -6,11 +6,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from ..measure import Timing, summary
 
+Within = Callable[[], AbstractContextManager[object]]
 Call = Callable[[int], object]  # of how many calls came before: which of the rotating buffers to take
 
 
@@ -51,22 +53,26 @@ def interleaved(
     least: int = 7,
     most: int = 60,
     block: int = 1,
+    within: Mapping[str, Within] | None = None,
 ) -> dict[str, Timing]:
     """Times blocks of `block` calls in turn, each call for about `budget` seconds; medians and quantiles.
 
     Single calls of a round are enqueued behind some work that lets the host run ahead, so that what is timed
     is the device's own time. Blocks of calls are not: where the host limits them, that is their time.
+    `within`: what a name's calls run in, entered and left outside what is timed.
     """
     names = list(calls)
+    around = {name: (within or {}).get(name, nullcontext) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
     estimate = {}
     for name in names:
         for i in range(2):
             synchronize(device)
-            start = time.perf_counter()
-            calls[name](i)
-            synchronize(device)
-            estimate[name] = time.perf_counter() - start
+            with around[name]():
+                start = time.perf_counter()
+                calls[name](i)
+                synchronize(device)
+                estimate[name] = time.perf_counter() - start
     counts = {n: min(max(int(budget / (block * max(estimate[n], 1e-7))), least), most) for n in names}
     rounds = max(counts.values())
     for i in range(rounds):
@@ -76,7 +82,8 @@ def interleaved(
             torch.cuda._sleep(2_000_000)
         for name in names[start:] + names[:start]:
             if (i + 1) * counts[name] // rounds > i * counts[name] // rounds:
-                pending.append((name, _block(calls[name], i * block, block, device)))
+                with around[name]():
+                    pending.append((name, _block(calls[name], i * block, block, device)))
         synchronize(device)
         for name, seconds in pending:
             samples[name].append(seconds())

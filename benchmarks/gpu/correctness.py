@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the tests marked `gpu`, each function in processes of its own: a crash of one spares the others.
 
-python -m benchmarks.gpu.correctness --out JSON [--seconds N] [--workers N] [--folder FOLDER] [--plain]
+python -m benchmarks.gpu.correctness --out JSON [--backend cuda] [--seconds N] [--workers N] [--plain]
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Unit:
         return f"{self.file.name}::{self.function}{part}"
 
 
-def units(folder: Path) -> list[Unit]:
+def units(folder: Path, backend: str | None = None) -> list[Unit]:
     """All test functions of a folder, found without importing anything; those cut into shards go first.
 
-    A file says how many by `SHARDS = {"test_...": 4}`.
+    A file says how many by `SHARDS = {"test_...": 4}`: for Triton's sake, which compiles; CUDA's is compiled.
     """
     found = []
     for file in sorted(folder.glob("test_*.py")):
@@ -54,7 +54,7 @@ def units(folder: Path) -> list[Unit]:
                 shards = ast.literal_eval(node.value)
         names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]
         for name in names:
-            count = shards.get(name, 1)
+            count = 1 if backend == "cuda" else shards.get(name, 1)
             found += [Unit(file, name, (i, count)) for i in range(count)]
     return sorted(found, key=lambda unit: -unit.shard[1])
 
@@ -132,11 +132,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--backend", choices=("triton", "cuda"), help="the tests of this backend alone")
     parser.add_argument("--workers", type=int, default=max(1, min(13, (os.cpu_count() or 2) - 3)))
     parser.add_argument("--folder", type=Path, default=TESTS)
     parser.add_argument("--plain", action="store_true", help="without pytest, even where there is one")
     args = parser.parse_args(argv)
-    done = run(units(args.folder), args.out, seconds=args.seconds, workers=args.workers, plain=args.plain)
+    if args.backend is not None:
+        os.environ["SOFTDIFF_GPU_TESTS_BACKENDS"] = args.backend
+    found = units(args.folder, args.backend)
+    done = run(found, args.out, seconds=args.seconds, workers=args.workers, plain=args.plain)
     write(args.out, done)
     return 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import tables
 from .parts import Outcome
-from .targets import Target, evaluate
+from .targets import BACKENDS, Target, evaluate
 
 _LEGEND = """\
 Times are microseconds of a call on the device, by CUDA events: medians with 20 % and 80 % quantiles, each op
@@ -17,7 +17,7 @@ interleaved with its baselines, noise included, random data, blur_std drawn for 
 images that must be read and written, no more; "of copy" relates it to the measured bandwidth of a device
 copy. The ratio is to the fastest baseline with the same digits, eager or compiled; "host us" is what the host
 takes to enqueue a call on a tiny batch. Errors are relative (L2), against the specification in float64.
-"soft_score_loss" goes through autograd, as a user calls it; "op alone" is its one launch, loss and gradient
+"by" is the backend; both were timed in the same interleaved run. "soft_score_loss" goes through autograd, as a user calls it; "op alone" is its one launch, loss and gradient
 together."""
 _SMALL = """\
 Blocks of 20 calls, from Python and as a CUDA graph, with the caches as the calls leave them. Where the host
@@ -103,25 +103,32 @@ def whole(outcomes: Mapping[str, Outcome]) -> str:
     """The report in Markdown."""
     sections = ["# GPU report", _machine(_data(outcomes, "environment")), tables.parts(outcomes)]
     sections += ["## Targets", tables.targets(_targets(outcomes))]
-    if _data(outcomes, "correctness"):
-        sections += ["## Correctness", _correctness(_data(outcomes, "correctness"))]
-    tools = _data(outcomes, "sanitizer").get("tools", {})
-    if tools:
-        lines = [
-            [tool, r["status"], str(r["errors"]), r["said"].replace("|", "/")] for tool, r in tools.items()
-        ]
-        sections += ["## compute-sanitizer", tables.grid(["tool", "ended", "errors", ""], lines)]
+    for backend in BACKENDS:
+        tests = _data(outcomes, f"correctness {backend}")
+        if tests:
+            sections += [f"## Correctness of {backend}", _correctness(tests)]
+    lines = [
+        [backend, tool, r["status"], str(r["errors"]), r["said"].replace("|", "/")]
+        for backend in BACKENDS
+        for tool, r in _data(outcomes, f"sanitizer {backend}").get("tools", {}).items()
+    ]
+    if lines:
+        sections += ["## compute-sanitizer", tables.grid(["", "tool", "ended", "errors", ""], lines)]
     if _data(outcomes, "bench"):
         sections += ["## Benchmarks", _LEGEND, *_bench(_data(outcomes, "bench"))]
+    faster = _data(outcomes, "bench").get("faster", {})
+    if faster:
+        lines = [[op, ", ".join(f"{n} {who}" for n, who in each.items())] for op, each in faster.items()]
+        sections += ["## The faster backend, by px", tables.grid(["op", "px and backend"], lines)]
     again = _data(outcomes, "tuned bench").get("rows", [])
     if again:
         sections += ["## By the tuned table", tables.tuned(_data(outcomes, "bench").get("rows", []), again)]
     kernels = _data(outcomes, "ncu").get("kernels", {})
     if kernels:
         lines = [
-            [n, *(f"{k} {v:.0f}" for k, v in r["metrics"].items())]
+            [f"{n}, {backend}", *(f"{k} {v:.0f}" for k, v in values.items())]
             for n, r in kernels.items()
-            if "metrics" in r
+            for backend, values in r.get("metrics", {}).items()
         ]
         text = "\n".join("- " + ", ".join(line) for line in lines)
         sections += ["## Nsight Compute", text or "no metric was read"]

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A few calls of the ops, for a tool that watches the process.
 
-python -m benchmarks.gpu.few_calls every            every op once, at sizes of each kind, few planes
-python -m benchmarks.gpu.few_calls corrupt 64       one op, on a batch that fills the GPU, a few times
+python -m benchmarks.gpu.few_calls every --backend cuda              every op once, at sizes of each kind
+python -m benchmarks.gpu.few_calls corrupt 64 --backend triton cuda  one op on a batch that fills the GPU, a
+                                                                     few times, the backends in turn
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +19,8 @@ import softdiff_kernels as sk
 
 from . import rows
 
-SIZES = (8, 24, 33, 64, 128)
+# For each form of either backend's kernels; the CUDA ones change at 8, 16, 24, 32, 64 and 128 px.
+SIZES = (8, 13, 24, 33, 64, 128, 136)
 
 
 def _images(side: int, count: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
@@ -48,25 +51,33 @@ def every(device: torch.device, sizes: tuple[int, ...] = SIZES) -> None:
         sk.corrupt(x.bfloat16().contiguous(memory_format=torch.channels_last), std, level, key=key)
 
 
-def one(op: str, size: int, device: torch.device, image_bytes: int = 2**28, calls: int = 3) -> None:
-    """One op on float32 images that fill the GPU."""
+def one(
+    op: str, size: int, device: torch.device, backends: Sequence[str], image_bytes: int, calls: int = 3
+) -> None:
+    """One op on float32 images that fill the GPU, by each backend in turn."""
     batch = rows.full_batch(size, torch.float32, image_bytes)
     case = rows.make(op, size, batch, torch.float32, device)
     for _ in range(calls):
-        rows.ours(op, case)
+        for backend in backends:
+            with sk.use_backend(backend):
+                rows.ours(op, case)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("op")
     parser.add_argument("size", type=int, nargs="?", default=64)
+    parser.add_argument("--backend", nargs="+", default=["auto"])
     parser.add_argument("--dry", action="store_true", help="tiny, on the CPU")
     args = parser.parse_args(argv)
     device = torch.device("cpu") if args.dry else torch.device("cuda", torch.cuda.current_device())
     if args.op == "every":
-        every(device, SIZES[:2] if args.dry else SIZES)
+        for backend in args.backend:
+            with sk.use_backend(backend):
+                every(device, SIZES[:2] if args.dry else SIZES)
     else:
-        one(args.op, 8 if args.dry else args.size, device, image_bytes=2**12 if args.dry else 2**28)
+        size, image_bytes = (8, 2**12) if args.dry else (args.size, 2**28)
+        one(args.op, size, device, args.backend, image_bytes)
     if device.type == "cuda":
         torch.cuda.synchronize()
     print("done", flush=True)

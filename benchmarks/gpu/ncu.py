@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Nsight Compute says of the two kernels that matter most, a line each.
+"""What Nsight Compute says of the two ops that matter most, a line for each backend's kernel.
 
 python -m benchmarks.gpu.ncu --out JSON [--seconds N]
 """
@@ -10,13 +10,20 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import softdiff_kernels as sk
 
 from .parts import execute, tail, write
 from .tools import find, ncu_metrics
 
-CASES = (("corrupt", 64, "corrupt_kernel"), ("momentum_step", 64, "step_kernel"))
+# (op, px, the kernel that takes it by each backend)
+CASES = (
+    ("corrupt", 64, {"triton": "corrupt_kernel", "cuda": "plane_kernel"}),
+    ("momentum_step", 64, {"triton": "step_kernel", "cuda": "plane_kernel"}),
+)
 METRICS = {
     "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram %",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed": "sm %",
@@ -33,23 +40,39 @@ def lines(metrics: dict[str, dict[str, float]], kernel: str) -> dict[str, float]
     return {short: own[name] for name, short in METRICS.items() if name in own}
 
 
-def profile(path: str, op: str, size: int, kernel: str, seconds: float, scratch: Path) -> dict[str, Any]:
-    """Profiles one launch, after one that was not."""
-    command = [path, "--csv", "--metrics", ",".join(METRICS), "--kernel-name", f"regex:{kernel}"]
-    command += ["--launch-skip", "1", "--launch-count", "1", "--target-processes", "all"]
-    program = [sys.executable, "-m", "benchmarks.gpu.few_calls", op, str(size)]
+def profile(
+    path: str, op: str, size: int, kernels: Mapping[str, str], seconds: float, scratch: Path
+) -> dict[str, Any]:
+    """Profiles one launch by each backend, after one that was not; they take turns in one process."""
+    pattern, count = "|".join(kernels.values()), str(len(kernels))
+    command = [path, "--csv", "--metrics", ",".join(METRICS), "--kernel-name", f"regex:{pattern}"]
+    command += ["--launch-skip", count, "--launch-count", count, "--target-processes", "all"]
+    program = [sys.executable, "-m", "benchmarks.gpu.few_calls", op, str(size), "--backend", *kernels]
     log = scratch / f"{op}.log"
     code, _ = execute([*command, *program], seconds=seconds, log=log)
     text = log.read_text(errors="replace")
     print(f"---- {op}\n{text}", flush=True)
-    found = lines(ncu_metrics(text), kernel)
+    metrics = ncu_metrics(text)
+    found = {backend: lines(metrics, kernel) for backend, kernel in kernels.items()}
+    found = {backend: values for backend, values in found.items() if values}
     if found:
-        return {"status": "ok", "metrics": found}
+        missing = [backend for backend in kernels if backend not in found]
+        said = {"said": f"no metric of {', '.join(missing)}"} if missing else {}
+        return {"status": "failed" if missing else "ok", "metrics": found, **said}
     if "ERR_NVGPUCTRPERM" in text:
         return {"status": "absent", "said": "the driver lets only root read the counters"}
     if code is None:
         return {"status": "timeout", "said": f"killed after {seconds:.0f} s"}
     return {"status": "failed", "said": tail(text, 4)}
+
+
+def said(result: Mapping[str, Any]) -> str:
+    """A result in a line."""
+    each = [
+        f"{backend} " + ", ".join(f"{k} {v:.0f}" for k, v in values.items())
+        for backend, values in result.get("metrics", {}).items()
+    ]
+    return "; ".join([*each, *([result["said"]] if "said" in result else [])])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,19 +84,17 @@ def main(argv: list[str] | None = None) -> int:
     if path is None:
         write(args.out, {"status": "absent", "detail": "ncu is not on this machine"})
         return 0
+    usable = [name for name, found in sk.backends().items() if found.usable]
     deadline = time.monotonic() + args.seconds - 2.0
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for i, (op, size, kernel) in enumerate(CASES):
+        for i, (op, size, every) in enumerate(CASES):
             left = (deadline - time.monotonic()) / (len(CASES) - i)
-            results[f"{op} {size} px"] = profile(path, op, size, kernel, left, Path(folder))
+            kernels = {backend: kernel for backend, kernel in every.items() if backend in usable}
+            results[f"{op} {size} px"] = profile(path, op, size, kernels, left, Path(folder))
             statuses = [r["status"] for r in results.values()]
             status = next((s for s in ("failed", "timeout", "absent") if s in statuses), "ok")
-            detail = "; ".join(
-                f"{name}: "
-                + r.get("said", ", ".join(f"{k} {v:.0f}" for k, v in r.get("metrics", {}).items()))
-                for name, r in results.items()
-            )
+            detail = "; ".join(f"{name}: {said(result)}" for name, result in results.items())
             write(args.out, {"status": status, "detail": detail, "kernels": results})
     return 0
 

@@ -34,9 +34,14 @@ class Outcome:
 
 
 def execute(
-    command: Sequence[str], *, seconds: float, log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    seconds: float,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> tuple[int | None, float]:
-    """Runs a command, its output into `log`; (exit status, or None where it was killed, and its seconds).
+    """Runs a command in a folder, its output into `log`; (exit status, or None where it was killed, seconds).
 
     The command leads a process group, which is stopped as a whole when the time is over.
     """
@@ -48,6 +53,7 @@ def execute(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=None if environment is None else dict(environment),
+            cwd=folder,
             start_new_session=True,
         )
         try:
@@ -107,6 +113,7 @@ def run(
     log: Path,
     scratch: Path,
     environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Outcome:
     """Runs a part, given the file for its JSON as `--out`, and appends its output to `log`.
 
@@ -116,7 +123,7 @@ def run(
     own_log.write_bytes(b"")
     full = [*command, "--out", str(result)]
     try:
-        code, took = execute(full, seconds=seconds, log=own_log, environment=environment)
+        code, took = execute(full, seconds=seconds, log=own_log, environment=environment, folder=folder)
         problem = f"killed after its {seconds:.0f} s" if code is None else f"exit status {code}"
     except OSError as error:
         code, took, problem = -1, 0.0, str(error)

@@ -101,7 +101,7 @@ def cases(
     """(label, arguments, reason to skip) of each case of a test function under its marks and the module's."""
     own = list(getattr(function, "pytestmark", []))
     axes = []
-    for mark in own:
+    for mark in [*own, *marks]:
         if mark.name != "parametrize":
             continue
         names = (

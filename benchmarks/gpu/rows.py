@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line of the benchmark: an op at a size, batch and dtype beside its baselines."""
+"""Lines of the benchmark: an op at a size, batch and dtype by each backend, beside its baselines."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from ..cases import Case
 from . import clock, rivals
 from .clock import Timing
 from .rivals import Rival
+from .tables import OURS, label
 
-OURS = "softdiff_kernels"
 IN_ONE_LAUNCH = "soft_score_loss, op alone"
 OPS = ("corrupt", "momentum_step", "soft_score_loss", IN_ONE_LAUNCH, "blur", "dct2", "normal")
 # Images that have to be read and written: what no implementation can do without.
@@ -37,14 +38,19 @@ class Setup:
     copy_bytes_s: float
     image_bytes: int = 256 * 2**20
     budget: float = 0.12
-    backend: str = "inductor"
+    compiler: str = "inductor"
+    backends: tuple[str, ...] = ("auto",)  # ours, side by side
 
 
 @dataclass
 class Row:
-    """Microseconds of ours and the others, and what follows from them. `kind`: "full" or "small" batches."""
+    """Microseconds of one backend and the others, and what follows from them.
+
+    `kind`: "full" or "small" batches. `others` are all times of the same run, this backend's among them.
+    """
 
     op: str
+    backend: str
     size: int
     batch: int
     dtype: str
@@ -125,10 +131,13 @@ def _attempt(call: Callable[[], Any]) -> str | None:
     return None
 
 
-def _errors(op: str, case: Case, candidates: Sequence[Rival]) -> dict[str, float]:
+def _errors(op: str, case: Case, candidates: Sequence[Rival], backends: Sequence[str]) -> dict[str, float]:
     few = head(case, _COMPARED)
     exact = cases.truth(few)
-    out = {OURS: cases.relative_error(ours(op, few, few.noise), exact)}
+    out = {}
+    for backend in backends:
+        with sk.use_backend(backend):
+            out[label(backend)] = cases.relative_error(ours(op, few, few.noise), exact)
     given = {} if few.noise is None else {"noise": few.noise}
     if case.op != "normal":
         for rival in candidates:
@@ -146,31 +155,50 @@ def compare(
     candidates: Sequence[Rival],
     *,
     kind: str,
-) -> Row:
-    """Times ours and the candidates on rotating buffers (kind "full") or in blocks of calls ("small")."""
+) -> list[Row]:
+    """Times ours and the candidates on rotating buffers (kind "full") or in blocks of calls ("small").
+
+    All in one interleaved run, of which each of our backends gets a row.
+    """
     device = setup.device
     case = make(op, size, batch, dtype, device)
     moved = IMAGES[op] * case.values * dtype.itemsize
     count = clock.rotations(moved, setup.l2_bytes) if kind == "full" else 1
-    working, failures = [], {}
+    working, failures, backends = [], {}, []
+    for backend in setup.backends:
+        with sk.use_backend(backend):
+            problem = _attempt(lambda: ours(op, case))
+        if problem is None:
+            backends.append(backend)
+        else:
+            failures[label(backend)] = problem
+    if not backends:
+        raise RuntimeError("; ".join(f"{name}: {why}" for name, why in failures.items()))
     for rival in candidates:
         problem = _attempt(lambda r=rival: r.call(*case.arguments.values()))
         if problem is None:
             working.append(rival)
         else:
             failures[rival.name] = problem
-    errors = _errors(op, case, [r for r in working if not r.name.endswith("compiled")])
+    errors = _errors(op, case, [r for r in working if not r.name.endswith("compiled")], backends)
     sets = copies(case, count)
     values = [tuple(c.arguments.values()) for c in sets]
-    calls: dict[str, clock.Call] = {OURS: lambda i: ours(op, sets[i % count])}
+    within: dict[str, clock.Within] = {label(b): partial(sk.use_backend, b) for b in backends}
+    calls: dict[str, clock.Call] = dict.fromkeys(within, lambda i: ours(op, sets[i % count]))
     for rival in working:
         calls[rival.name] = lambda i, r=rival: r.call(*values[i % count])
     if kind == "small":
-        _add_graphs(calls, op, sets[0], working, device, failures)
+        _add_graphs(calls, op, sets[0], working, backends, device, failures)
     block = 1 if kind == "full" else 20
-    timings = clock.interleaved(calls, device, budget=setup.budget, block=block)
-    peak = clock.peak_bytes(calls[OURS], device)
-    return _row(op, case, dtype, kind, setup, timings, working, errors, failures, peak, count)
+    timings = clock.interleaved(calls, device, budget=setup.budget, block=block, within=within)
+    found = []
+    for backend in backends:
+        with sk.use_backend(backend):
+            peak = clock.peak_bytes(calls[label(backend)], device)
+        found.append(
+            _row(op, backend, case, dtype, kind, setup, timings, working, errors, failures, peak, count)
+        )
+    return found
 
 
 def _add_graphs(
@@ -178,12 +206,18 @@ def _add_graphs(
     op: str,
     case: Case,
     working: Sequence[Rival],
+    backends: Sequence[str],
     device: torch.device,
     failures: dict[str, str],
 ) -> None:
     """The eager calls as graphs, ours too: what is left when the host has nothing to do."""
     values = tuple(case.arguments.values())
-    eager = {OURS: lambda: ours(op, case)}
+
+    def by(backend: str) -> None:
+        with sk.use_backend(backend):
+            ours(op, case)
+
+    eager = {label(b): partial(by, b) for b in backends}
     eager |= {r.name: (lambda r=r: r.call(*values)) for r in working if not r.name.endswith("compiled")}
     for name, call in eager.items():
         replays: list[clock.Call] = []
@@ -196,6 +230,7 @@ def _add_graphs(
 
 def _row(
     op: str,
+    backend: str,
     case: Case,
     dtype: torch.dtype,
     kind: str,
@@ -207,7 +242,7 @@ def _row(
     peak: int | None,
     count: int,
 ) -> Row:
-    own = timings[OURS]
+    own = timings[label(backend)]
     unfair = {r.name for r in working if not r.fair}
 
     def fair(name: str) -> bool:
@@ -222,6 +257,7 @@ def _row(
     gb_s = IMAGES[op] * case.values * dtype.itemsize / own.median / 1e9
     return Row(
         op=op,
+        backend=backend,
         size=case.width,
         batch=case.batch,
         dtype=str(dtype).removeprefix("torch."),
@@ -234,7 +270,7 @@ def _row(
         fastest=fastest,
         fastest_us=None if fastest is None else timings[fastest].median * 1e6,
         ratio=None if fastest is None else timings[fastest].median / own.median,
-        error=errors.get(OURS),
+        error=errors.get(label(backend)),
         fastest_error=None if fastest is None else error_of(fastest),
         peak_mib=None if peak is None else peak / 2**20,
         rotations=count,
@@ -252,11 +288,11 @@ def _row(
 
 
 def merged(eager: Row, late: Row) -> Row:
-    """A row with the baselines of a second run beside ours, whose time there is the one that they relate to.
+    """A backend's row with the baselines of a second run, which relate to its time in that run.
 
     The ratio is the smaller of the two runs', each taken beside our own time in that run.
     """
-    others = {**eager.others, **{n: t for n, t in late.others.items() if n != OURS}}
+    others = {**eager.others, **{n: t for n, t in late.others.items() if not n.startswith(OURS)}}
     failures = {**eager.failures, **late.failures}
     if late.ratio is not None and (eager.ratio is None or late.ratio < eager.ratio):
         return replace(
@@ -271,12 +307,13 @@ def merged(eager: Row, late: Row) -> Row:
     return replace(eager, others=others, failures=failures)
 
 
-def host_microseconds(op: str, device: torch.device) -> dict[str, float]:
+def host_microseconds(op: str, device: torch.device, backend: str) -> dict[str, float]:
     """Of a call on a tiny batch, with the op's coefficients on the device and with a key of numbers."""
     case = make(op, 32, 2, torch.float32, device)
-    found = {"key drawn": clock.host_seconds(lambda i: ours(op, case), device) * 1e6}
-    if op == "corrupt":
-        a, key = case.arguments, sk.NoiseKey(1)
-        keyed = clock.host_seconds(lambda i: sk.corrupt(**a, key=key), device)
-        found["key given"] = keyed * 1e6
+    with sk.use_backend(backend):
+        found = {"key drawn": clock.host_seconds(lambda i: ours(op, case), device) * 1e6}
+        if op == "corrupt":
+            a, key = case.arguments, sk.NoiseKey(1)
+            keyed = clock.host_seconds(lambda i: sk.corrupt(**a, key=key), device)
+            found["key given"] = keyed * 1e6
     return found

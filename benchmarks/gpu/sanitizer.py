@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compute-sanitizer's memcheck and racecheck over every op at small sizes.
+"""compute-sanitizer's tools over every op of a backend at small sizes.
 
-python -m benchmarks.gpu.sanitizer --out JSON [--seconds N]
+python -m benchmarks.gpu.sanitizer --out JSON [--backend cuda] [--seconds N]
 """
 
 from __future__ import annotations
@@ -18,17 +18,23 @@ from typing import Any
 from .parts import execute, tail, write
 from .tools import find, sanitizer_findings
 
-TOOLS = ("memcheck", "racecheck")
-_PROGRAM = [sys.executable, "-m", "benchmarks.gpu.few_calls", "every"]
+# The CUDA kernels name their own barriers and shuffles; Triton's compiler chooses those of its kernels.
+TOOLS = {"triton": ("memcheck", "racecheck"), "cuda": ("memcheck", "racecheck", "synccheck")}
 
 
-def check(tool: str, path: str, seconds: float, scratch: Path) -> dict[str, Any]:
+def program(backend: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.gpu.few_calls", "every", "--backend", backend]
+
+
+def check(tool: str, path: str, backend: str, seconds: float, scratch: Path) -> dict[str, Any]:
     """Runs the program under a tool; what it counted, and whether the program itself came to its end."""
     # Without torch's cache each tensor is an allocation of its own, whose ends memcheck knows.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     options = ["--tool", tool, "--report-api-errors", "no"] if tool == "memcheck" else ["--tool", tool]
     log = scratch / f"{tool}.log"
-    code, took = execute([path, *options, *_PROGRAM], seconds=seconds, log=log, environment=environment)
+    code, took = execute(
+        [path, *options, *program(backend)], seconds=seconds, log=log, environment=environment
+    )
     text = log.read_text(errors="replace")
     print(f"---- {tool}\n{text}", flush=True)
     found = sanitizer_findings(text)
@@ -40,7 +46,7 @@ def check(tool: str, path: str, seconds: float, scratch: Path) -> dict[str, Any]
     else:
         status = "ok" if found.errors == 0 and ended else "failed"
     if status == "ok":
-        said = "no errors" if tool == "memcheck" else "no hazards"
+        said = "no hazards" if tool == "racecheck" else "no errors"
     else:
         said = f"{found.errors} errors: {found.first}" if found.errors else tail(text, 4)
     return {"status": status, "errors": found.errors, "ended": ended, "seconds": round(took, 1), "said": said}
@@ -57,6 +63,7 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--backend", choices=tuple(TOOLS), default="triton")
     parser.add_argument("--seconds", type=float, default=150.0)
     args = parser.parse_args(argv)
     start = time.monotonic()
@@ -67,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         # Once without a tool: the kernels are compiled then, and a plain failure is told apart.
-        code, _ = execute(_PROGRAM, seconds=args.seconds / 2, log=scratch / "plain.log")
+        code, _ = execute(program(args.backend), seconds=args.seconds / 2, log=scratch / "plain.log")
         plain = (scratch / "plain.log").read_text(errors="replace")
         print(f"---- without a tool\n{plain}", flush=True)
         if code != 0:
@@ -77,11 +84,12 @@ def main(argv: list[str] | None = None) -> int:
         results: dict[str, dict[str, Any]] = {}
 
         def job(tool: str) -> None:
-            results[tool] = check(tool, path, left, scratch)
+            results[tool] = check(tool, path, args.backend, left, scratch)
             write(args.out, summary(results))
 
-        with ThreadPoolExecutor(len(TOOLS)) as pool:
-            list(pool.map(job, TOOLS))
+        tools = TOOLS[args.backend]
+        with ThreadPoolExecutor(len(tools)) as pool:
+            list(pool.map(job, tools))
     write(args.out, summary(results))
     return 0
 

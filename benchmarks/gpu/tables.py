@@ -11,6 +11,11 @@ from .targets import Target
 OURS = "softdiff_kernels"
 
 
+def label(backend: str) -> str:
+    """What ours are called among the baselines."""
+    return OURS if backend == "auto" else f"{OURS} {backend}"
+
+
 def grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table."""
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
@@ -26,17 +31,37 @@ def shown(value: Any, pattern: str = "{:.2f}") -> str:
 
 
 def targets(found: Sequence[Target]) -> str:
-    """Wanted, got, met or missed."""
-    lines = [
-        [t.what, ("at most " if t.most else "") + f"{t.wanted:g} {t.unit}", shown(t.got, "{:.1f}"), t.verdict]
-        for t in found
+    """Wanted, got, met or missed: a line for a target, and two columns for each backend."""
+    backends = list(dict.fromkeys(t.backend for t in found))
+    lines = []
+    for what in dict.fromkeys(t.what for t in found):
+        own = {t.backend: t for t in found if t.what == what}
+        wanted = list(dict.fromkeys(f"{t.wanted:g}" for t in own.values()))
+        one = next(iter(own.values()))
+        line = [what, ("at most " if one.most else "") + ", ".join(wanted) + f" {one.unit}"]
+        for backend in backends:
+            line += [shown(own[backend].got, "{:.1f}"), own[backend].verdict] if backend in own else ["", ""]
+        lines.append(line)
+    heads = [cell for backend in backends for cell in (backend, "")]
+    return grid(["target", "wanted", *heads], lines)
+
+
+def full(rows: Sequence[Mapping[str, Any]], host: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """A line for each op, size, dtype and backend whose batch fills the GPU."""
+    head = [
+        "op",
+        "px",
+        "B",
+        "dtype",
+        "by",
+        "us",
+        "20-80 %",
+        "GB/s",
+        "of copy",
+        "fastest baseline",
+        "us",
+        "ratio",
     ]
-    return grid(["target", "wanted", "got", ""], lines)
-
-
-def full(rows: Sequence[Mapping[str, Any]], host: Mapping[str, Mapping[str, float]]) -> str:
-    """A line for each op, size and dtype whose batch fills the GPU."""
-    head = ["op", "px", "B", "dtype", "us", "20-80 %", "GB/s", "of copy", "fastest baseline", "us", "ratio"]
     head += ["host us", "error", "its error", "peak MiB"]
     lines = [
         [
@@ -44,6 +69,7 @@ def full(rows: Sequence[Mapping[str, Any]], host: Mapping[str, Mapping[str, floa
             str(r["size"]),
             str(r["batch"]),
             r["dtype"],
+            r["backend"],
             shown(r["us"], "{:.1f}"),
             f"{r['low']:.1f}-{r['high']:.1f}",
             shown(r["gb_s"], "{:.0f}"),
@@ -51,7 +77,7 @@ def full(rows: Sequence[Mapping[str, Any]], host: Mapping[str, Mapping[str, floa
             r["fastest"] or "",
             shown(r["fastest_us"], "{:.1f}"),
             shown(r["ratio"]),
-            shown(host.get(r["op"], {}).get("key drawn"), "{:.1f}"),
+            shown(host.get(r["op"], {}).get(r["backend"], {}).get("key drawn"), "{:.1f}"),
             shown(r["error"], "{:.1e}"),
             shown(r["fastest_error"], "{:.1e}"),
             shown(r["peak_mib"], "{:.0f}"),
@@ -71,19 +97,20 @@ def _least(others: Mapping[str, Mapping[str, Any]], graph: bool) -> tuple[str, f
 
 def small(rows: Sequence[Mapping[str, Any]]) -> str:
     """Small batches: what a call takes from Python, and what is left of it in a CUDA graph."""
-    head = ["op", "px", "B", "us", "20-80 %", "fastest baseline", "us", "ratio"]
+    head = ["op", "px", "B", "by", "us", "20-80 %", "fastest baseline", "us", "ratio"]
     head += ["us, graph", "fastest graph", "us", "ratio"]
     lines = []
     for r in rows:
         if r["kind"] != "small":
             continue
-        own = r["others"].get(f"{OURS}, graph", {}).get("median")
+        own = r["others"].get(f"{label(r['backend'])}, graph", {}).get("median")
         called, graph = _least(r["others"], False), _least(r["others"], True)
         lines.append(
             [
                 r["op"],
                 str(r["size"]),
                 str(r["batch"]),
+                r["backend"],
                 shown(r["us"], "{:.1f}"),
                 f"{r['low']:.1f}-{r['high']:.1f}",
                 called[0],
@@ -100,7 +127,8 @@ def small(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def every_baseline(rows: Sequence[Mapping[str, Any]], op: str, dtype: str) -> str:
     """Microseconds of ours and of each baseline; a star where it has fewer digits than ours."""
-    chosen = [r for r in rows if r["op"] == op and r["dtype"] == dtype]
+    runs = {(r["size"], r["batch"]): r for r in rows if r["op"] == op and r["dtype"] == dtype}
+    chosen = list(runs.values())  # the backends' rows of a run have the same times
     names = list(dict.fromkeys(n for r in chosen for n in [*r["others"], *r["failures"]]))
     lines = []
     for n in names:
@@ -113,8 +141,12 @@ def every_baseline(rows: Sequence[Mapping[str, Any]], op: str, dtype: str) -> st
 
 
 def tuned(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> str:
-    """The headline's rows by the committed table and by the one that was just measured."""
-    known = {(r["op"], r["size"], r["dtype"]): r for r in before if r["kind"] == "full"}
+    """Triton's headline rows by the committed table and by the one that was just measured."""
+    known = {
+        (r["op"], r["size"], r["dtype"]): r
+        for r in before
+        if r["kind"] == "full" and r["backend"] == "triton"
+    }
     lines = []
     for r in after:
         old = known.get((r["op"], r["size"], r["dtype"]))

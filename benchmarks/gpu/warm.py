@@ -8,6 +8,8 @@ import sys
 
 import torch
 
+import softdiff_kernels as sk
+
 from . import bench, rows
 
 
@@ -19,8 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cuda", torch.cuda.current_device())
     # Enough planes to fill the GPU: fewer take other kernels above 64 px.
     batch = torch.cuda.get_device_properties(device).multi_processor_count // 3 + 1
-    for op, size, dtype in bench.order()[first::step]:
-        rows.ours(op, rows.make(op, size, batch, dtype, device))
+    with sk.use_backend("triton"):
+        for op, size, dtype in bench.order()[first::step]:
+            rows.ours(op, rows.make(op, size, batch, dtype, device))
     torch.cuda.synchronize()
     return 0
 

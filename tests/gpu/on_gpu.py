@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the GPU tests run, and how they count, capture and watch what runs there.
+"""Where the GPU tests run, on which backends, and how they count, capture and watch what runs there.
 
-SOFTDIFF_GPU_TESTS_ON=cpu is a dry run on CPU tensors at tiny sizes, by Triton's interpreter
-(TRITON_INTERPRET=1): graphs, streams and clocks are stand-ins then, and only the tests themselves are tested.
+Every test file with `pytestmark = marks` runs once for each fused GPU backend;
+SOFTDIFF_GPU_TESTS_BACKENDS="cuda" leaves the others out. SOFTDIFF_GPU_TESTS_ON=cpu is a dry run on CPU
+tensors at tiny sizes: by Triton's interpreter (TRITON_INTERPRET=1), by the CUDA kernels compiled for the CPU
+(SOFTDIFF_CUDA_SHIM=1), or both. Graphs, streams and clocks are stand-ins then, and only the tests themselves
+are tested.
 """
 
 from __future__ import annotations
@@ -10,25 +13,72 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+from checks import EMULATED, picture, twins
 from checks import assert_accurate as _assert_accurate
-from checks import picture, twins
 from torch import Tensor
 
 import softdiff_kernels as sk
-from softdiff_kernels.backends import triton
+from softdiff_kernels.backends import chosen, cuda, triton
 
 DRY = os.environ.get("SOFTDIFF_GPU_TESTS_ON") == "cpu"
 DEVICE = torch.device("cpu") if DRY else torch.device("cuda", 0)
-READY, WHY_NOT = triton.status()
-READY = READY and (DRY or torch.cuda.is_available())
-marks = [pytest.mark.gpu, pytest.mark.skipif(not READY, reason=WHY_NOT)]
+BACKENDS = ("triton", "cuda")
+_ASKED = os.environ.get("SOFTDIFF_GPU_TESTS_BACKENDS", "").split() or BACKENDS
+LARGEST = {"triton": triton.LARGEST_SIDE, "cuda": cuda.LARGEST_SIDE}
+
+
+def _why_not(backend: str) -> str:
+    """What keeps a backend from running these tests here; empty if nothing does."""
+    usable, reason = {"triton": triton, "cuda": cuda}[backend].status()
+    on_cpu = {"triton": triton.interpreted(), "cuda": EMULATED}[backend]
+    switch = {"triton": "TRITON_INTERPRET", "cuda": "SOFTDIFF_CUDA_SHIM"}[backend]
+    if backend not in _ASKED:
+        return f"{backend} is not among SOFTDIFF_GPU_TESTS_BACKENDS"
+    if DRY and not on_cpu:
+        return f"a dry run of {backend} needs {switch}=1"
+    if not DRY and on_cpu:
+        return f"{switch}=1 runs {backend} on the CPU: SOFTDIFF_GPU_TESTS_ON=cpu asks for that"
+    if not DRY and not torch.cuda.is_available():
+        return "torch finds no GPU"
+    return "" if usable else f"{backend}: {reason}"
+
+
+WHY_NOT = {backend: _why_not(backend) for backend in BACKENDS}
+READY = [backend for backend in BACKENDS if not WHY_NOT[backend]]
+
+
+def _unless_ready(*backends: str) -> Any:
+    reasons = [WHY_NOT[backend] for backend in backends if WHY_NOT[backend]]
+    return pytest.mark.skipif(bool(reasons), reason="; ".join(reasons))
+
+
+def marks_of(*backends: str) -> list[Any]:
+    """For files whose tests take no `backend`: they need all of these."""
+    return [pytest.mark.gpu, _unless_ready(*backends)]
+
+
+marks = [
+    pytest.mark.gpu,
+    pytest.mark.parametrize("backend", [pytest.param(b, marks=[_unless_ready(b)]) for b in BACKENDS]),
+]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-KERNELS = ("corrupt_kernel", "step_kernel", "loss_kernel", "mix_kernel", "transform_kernel", "normal_kernel")
+KERNELS = {
+    "triton": (
+        "corrupt_kernel",
+        "step_kernel",
+        "loss_kernel",
+        "mix_kernel",
+        "transform_kernel",
+        "normal_kernel",
+    ),
+    "cuda": ("small_kernel", "plane_kernel", "lines_kernel", "sum_kernel", "normal_kernel"),
+}
 OPS = (
     "dct2",
     "idct2",
@@ -69,9 +119,9 @@ def spread(batch: int, low: float = 1e-2, high: float = 30.0) -> Tensor:
     return torch.logspace(-2, 1.477, max(batch, 1))[:batch].clamp(low, high).to(DEVICE)
 
 
-def check(op: str, *args: Any, **kwargs: Any) -> Any:
-    """Calls the public op by the Triton kernels, holds it against the twins in float64 and float32."""
-    with sk.use_backend("triton"):
+def check(backend: str, op: str, *args: Any, **kwargs: Any) -> Any:
+    """Calls the public op by a backend's kernels, holds it against the twins in float64 and float32."""
+    with sk.use_backend(backend):
         got = getattr(sk, op)(*args, **kwargs)
         truth, eager = (r if isinstance(r, tuple) else (r,) for r in twins(op, *args, **kwargs))
         for result, exact, other in zip(got if isinstance(got, tuple) else (got,), truth, eager, strict=True):
@@ -151,15 +201,27 @@ def without_synchronising() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def kernels_of(function: Callable[[], Any]) -> list[str]:
-    """The names of the kernels that a call enqueues, our own and others', once it is warm."""
-    function()
-    if DRY:
+def _recorded(function: Callable[[], Any]) -> list[str]:
+    """The launches of a dry run, by the backend that is chosen."""
+    if chosen() == "triton":
         from softdiff_kernels.backends.triton import launch
 
         with launch.recording() as recorded:
             function()
         return [found.kernel.__name__ for found in recorded]
+    from cuda_shim.hooks import Hooks
+
+    hooks = Hooks(import_module("softdiff_kernels._cuda").__file__)
+    hooks.forget_launches()
+    function()
+    return [found.kernel for found in hooks.launches()]
+
+
+def kernels_of(function: Callable[[], Any]) -> list[str]:
+    """The names of the kernels that a call enqueues, our own and others', once it is warm."""
+    function()
+    if DRY:
+        return _recorded(function)
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profile:
@@ -170,6 +232,43 @@ def kernels_of(function: Callable[[], Any]) -> list[str]:
         for event in profile.events()
         if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Mem", "cuda"))
     ]
+
+
+def launches_of(backend: str, op: str, shape: Sequence[int]) -> int:
+    """The most launches of its own that a backend may take for `call` of an op; scratch is the caller's.
+
+    CUDA: one up to 128 px, 64 px wide for spectral_mix; a loss has a second, which adds its planes up.
+    Beyond, each of a call's passes along rows or columns is one for each chunk of planes: by axis for what
+    is separable, there and back around a mask that is not, and for spectral_mix two an input.
+    """
+    if backend == "triton":
+        return 1
+    sums = int(op == "soft_score_loss")
+    engine, _, _, chunk, _, _ = (0, 0, 0, 1, 0, 0) if op == "normal" else _plan(op, shape)
+    if engine < 2:
+        return 1 + sums
+    passes = {"reverse_step": 3, "momentum_step": 3, "soft_score_loss": 3, "spectral_mix": 6}.get(op, 2)
+    return passes * -(-shape[0] * shape[1] // chunk) + sums
+
+
+def _plan(op: str, shape: Sequence[int]) -> tuple[int, ...]:
+    kinds = {"soft_score_loss": 1, "dct2": 2, "idct2": 2, "spectral_mix": 3}
+    module = import_module("softdiff_kernels._cuda")
+    return module.plan(kinds.get(op, 0), tuple(shape), 2 if op == "spectral_mix" else 1, DEVICE.index or 0)
+
+
+def forget(backend: str) -> None:
+    """Drops the tables that first calls have left."""
+    if backend == "triton":
+        from softdiff_kernels.backends.triton import run, tables
+
+        tables._tables.clear()
+        run.forget()
+        return
+    from softdiff_kernels.backends.cuda import tables as of_cuda
+
+    of_cuda.plain._kept.clear()
+    of_cuda.fragments._kept.clear()
 
 
 def stream() -> Any:

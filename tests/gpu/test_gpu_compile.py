@@ -47,7 +47,7 @@ def numbers(x, y, std, level):
 @pytest.mark.parametrize(
     "function", [training_step, sampler_step, transforms, numbers], ids=lambda f: f.__name__
 )
-def test_compiled_is_eager(function):
+def test_compiled_is_eager(backend, function):
     # One graph. Our ops are calls in it and give the same bits; pointwise code around them may be contracted
     # to fused multiply-adds, a rounding of 2^-24 each, which a loss and its gradient pass on.
     torch._dynamo.reset()
@@ -59,7 +59,7 @@ def test_compiled_is_eager(function):
         out.sum().backward()
         return out.detach(), x.grad, y.grad
 
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         expected = run(function)
         got = run(torch.compile(function, backend=BACKEND, fullgraph=True))
         with torch.no_grad():
@@ -72,10 +72,10 @@ def test_compiled_is_eager(function):
         assert float((one - other).norm()) <= 2e-6 * float(other.norm())
 
 
-def test_a_graph_without_a_key_draws_anew():
+def test_a_graph_without_a_key_draws_anew(backend):
     torch._dynamo.reset()
     x = image(*SHAPE)
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         compiled = torch.compile(lambda x: sk.corrupt(x, 1.5, 0.3), backend=BACKEND, fullgraph=True)
         first, second = compiled(x), compiled(x)
     torch._dynamo.reset()
@@ -85,13 +85,13 @@ def test_a_graph_without_a_key_draws_anew():
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16], ids=name_of)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("op", OPS)
-def test_autocast_changes_nothing(op, dtype, amp):
+def test_autocast_changes_nothing(backend, op, dtype, amp):
     # Under autocast an op computes in float32 and returns the image's dtype: the same bits as outside.
     x, y = image(*SHAPE, dtype=dtype), image(*SHAPE, seed=1, dtype=dtype)
     std = on(torch.linspace(0.5, 2, SHAPE[0]))
     if DRY and amp == torch.float16:
         pytest.skip("CPU autocast in float16 is not the same on every torch")
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         expected = call(op, x, y, key=KEY, std=std)
         with torch.autocast(DEVICE.type, dtype=amp):
             got = call(op, x, y, key=KEY, std=std)

@@ -22,7 +22,7 @@ NOISY = ["corrupt", "reverse_step", "momentum_step", "spectral_mix", "normal"]
 
 @pytest.mark.parametrize("op", NOISY)
 @CASES
-def test_a_draw_that_counts_inside_the_graph(shape, op):
+def test_a_draw_that_counts_inside_the_graph(backend, shape, op):
     # The graph adds one to the draw, so that replay i is the eager call with draw i, bit for bit.
     x, y = image(*shape), image(*shape, seed=1)
     draw = torch.zeros(1, dtype=torch.int64, device=DEVICE)
@@ -32,7 +32,7 @@ def test_a_draw_that_counts_inside_the_graph(shape, op):
         draw.add_(1)
         return call(op, x, y, key=key)
 
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         replay, result = captured(step)
         for start in (0, 2**32 - 3):
             draw.fill_(start)
@@ -44,7 +44,7 @@ def test_a_draw_that_counts_inside_the_graph(shape, op):
 
 @pytest.mark.parametrize("op", NOISY[:-1])
 @CASES
-def test_without_a_key_each_replay_draws_anew(shape, op):
+def test_without_a_key_each_replay_draws_anew(backend, shape, op):
     # The key comes from torch's generator, which graphs advance: two replays differ, and setting the seed
     # gives the same two again.
     x, y = image(*shape), image(*shape, seed=1)
@@ -56,7 +56,7 @@ def test_without_a_key_each_replay_draws_anew(shape, op):
             synchronize()
             yield result.clone()
 
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         replay, result = captured(lambda: call(op, x, y))
         first, again = list(results()), list(results())
     assert not torch.equal(first[0], first[1])
@@ -66,11 +66,11 @@ def test_without_a_key_each_replay_draws_anew(shape, op):
 
 @pytest.mark.parametrize("op", OPS)
 @CASES
-def test_replays_read_what_is_there_then(shape, op):
+def test_replays_read_what_is_there_then(backend, shape, op):
     # Images and coefficients are read at the replay, not kept from the capture.
     x, y, std, level = image(*shape), image(*shape, seed=1), on([1.5]), on([0.25])
     key = sk.NoiseKey(4)
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         replay, result = captured(lambda: call(op, x, y, key=key, std=std, level=level))
         x.copy_(image(*shape, seed=7))
         y.mul_(0.5)
@@ -81,7 +81,7 @@ def test_replays_read_what_is_there_then(shape, op):
         assert torch.equal(result, call(op, x, y, key=key, std=std, level=level))
 
 
-def test_a_training_step_in_a_graph():
+def test_a_training_step_in_a_graph(backend):
     # Corrupt, a network, the loss and its backward pass: the gradient in the graph is the eager one, whose
     # sums atomic additions may order anew.
     shape = sizes([(8, 3, 64, 64)], [(2, 3, 8, 8)])[0]
@@ -96,7 +96,7 @@ def test_a_training_step_in_a_graph():
         loss.backward()
         return loss.detach()
 
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         eager = step()
         gradient = layer.weight.grad.clone()
         replay, result = captured(step)

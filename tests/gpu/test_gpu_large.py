@@ -30,9 +30,10 @@ def picked(batch):
     return sorted({0, 1, batch // 2, batch - 2, batch - 1})
 
 
-@pytest.mark.parametrize("side", [64, 128])
+# The CUDA kernels change at 24 px and beyond 128, where planes pass through scratch in chunks.
+@pytest.mark.parametrize("side", [16, 64, 128, 160])
 @pytest.mark.parametrize("op", ["corrupt", "momentum_step", "soft_score_loss", "dct2", "spectral_mix"])
-def test_more_than_two_to_the_31_elements(op, side):
+def test_more_than_two_to_the_31_elements(backend, op, side):
     # The samples at the far end are right, and the ones before them: an offset that wrapped would read and
     # write others. bfloat16, so that three such batches fit beside each other.
     shape = (-(-FAR // (3 * side * side)) + 3, 3, side, side) if not DRY else (6, 1, 8, 8)
@@ -57,7 +58,7 @@ def test_more_than_two_to_the_31_elements(op, side):
             return module.dct2, (a,), {}
         return module.spectral_mix, ([a, b], [mask, mask]), {"noise_mask": mask, "key": key}
 
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         function, arguments, options = run(slice(None), sk)
         result = function(*arguments, **options)
         rows = torch.tensor(picked(shape[0]), device=DEVICE)
@@ -72,11 +73,11 @@ def test_more_than_two_to_the_31_elements(op, side):
                 assert bool((part == few).all())
 
 
-def test_the_gradient_of_more_than_two_to_the_31_elements():
+def test_the_gradient_of_more_than_two_to_the_31_elements(backend):
     shape = (-(-FAR // (3 * 64 * 64)) + 3, 3, 64, 64) if not DRY else (6, 1, 8, 8)
     needs_memory(35)
     x, y = tiled(shape, torch.bfloat16, 0).requires_grad_(), tiled(shape, torch.bfloat16, 4)
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         sk.soft_score_loss(x, y, 1.5, reduction="sum").backward()
         rows = torch.tensor(picked(shape[0]), device=DEVICE)
         slopes = []
@@ -88,7 +89,7 @@ def test_the_gradient_of_more_than_two_to_the_31_elements():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16], ids=str)
-def test_rows_far_apart(dtype):
+def test_rows_far_apart(backend, dtype):
     # A plane whose rows lie 2^26 elements apart, so that its last pixels are beyond the 2^31st element.
     apart, height, width = (2**8, 12, 10) if DRY else (2**26, 48, 40)
     needs_memory(8 if dtype == torch.uint8 else 12)
@@ -96,16 +97,16 @@ def test_rows_far_apart(dtype):
     x = room.as_strided((1, 1, height, width), (0, 0, apart, 1))
     near = image(1, 1, height, width, dtype=dtype)
     x.copy_(near)
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         got, expected = (sk.corrupt(v, 1.5, 0.1, key=sk.NoiseKey(1)) for v in (x, near))
     assert float((got - expected).abs().max()) <= (1e-6 if dtype == torch.uint8 else 2.0**-7)
 
 
-def test_normals_beyond_two_to_the_31():
+def test_normals_beyond_two_to_the_31(backend):
     # Many samples, and (for a sample that long) more than 2^31 elements of one.
     for shape in ((-(-FAR // 4096), 4096), (1, FAR)):
         needs_memory(6)
-        with sk.use_backend("triton"):
+        with sk.use_backend(backend):
             z = sk.normal(shape, sk.NoiseKey(5), device=DEVICE, dtype=torch.bfloat16)
         if shape[0] > 1:
             last = sk.NoiseKey(5, shape[0] - 1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import poisoned
-from on_gpu import DEVICE, DTYPES, OPS, call, check, image, marks, name_of, on, sizes, spread
+from on_gpu import DEVICE, DTYPES, LARGEST, OPS, call, check, image, marks, name_of, on, sizes, spread
 
 import softdiff_kernels as sk
 
@@ -15,8 +15,10 @@ pytestmark = marks
 # Processes that the GPU report spreads a function's cases over: each case is a kernel to compile, or more.
 SHARDS = {"test_layouts": 8, "test_coefficients_of_every_kind": 4, "test_noise_that_is_given": 2}
 
-# One tile, and the form for larger planes.
-SHAPES = sizes([(3, 3, 20, 24), (3, 2, 96, 80)], [(3, 2, 8, 6), (2, 1, 66, 70)])
+# One tile or one group of small planes, a larger plane, and lines of one.
+SHAPES = sizes(
+    [(3, 3, 20, 24), (3, 2, 96, 80), (2, 2, 60, 132)], [(3, 2, 8, 6), (2, 1, 66, 70), (2, 1, 6, 132)]
+)
 CASES = pytest.mark.parametrize("shape", SHAPES, ids=name_of)
 KEY = sk.NoiseKey(7, 11, 2)
 
@@ -40,43 +42,44 @@ KINDS = ["number", "scalar tensor", "one row", "a row each", "float64", "strided
 
 @pytest.mark.parametrize("kind", KINDS)
 @CASES
-def test_coefficients_of_every_kind(shape, kind):
+def test_coefficients_of_every_kind(backend, shape, kind):
     # 1.5, 0.25 and 0.5 are exact in bfloat16, so that all kinds mean the same numbers.
     batch = shape[0]
     x, y = image(*shape), image(*shape, seed=1)
     std, level, half = (coefficients(v, batch)[kind] for v in (1.5, 0.25, 0.5))
-    check("blur", x, std, floor=0.2, scale=half)
-    check("corrupt", x, std, level, floor=0.2, scale=half, key=KEY, return_residual=True)
-    check("reverse_step", x, y, blur_std_t=std, blur_std_s=half, a=half, b=level, floor=0.2, key=KEY)
+    check(backend, "blur", x, std, floor=0.2, scale=half)
+    check(backend, "corrupt", x, std, level, floor=0.2, scale=half, key=KEY, return_residual=True)
+    check(backend, "reverse_step", x, y, blur_std_t=std, blur_std_s=half, a=half, b=level, floor=0.2, key=KEY)
     noises = {"noise_std_t": half, "noise_std_s": level}
-    check("momentum_step", x, y, blur_std_t=std, blur_std_s=half, **noises, key=KEY)
-    check("soft_score_loss", x, y, std, weight=half, floor=0.2, reduction="none")
+    check(backend, "momentum_step", x, y, blur_std_t=std, blur_std_s=half, **noises, key=KEY)
+    check(backend, "soft_score_loss", x, y, std, weight=half, floor=0.2, reduction="none")
 
 
 @CASES
-def test_coefficients_of_mixed_kinds(shape):
+def test_coefficients_of_mixed_kinds(backend, shape):
     # A number beside a tensor on the device, in each place.
     x, y = image(*shape), image(*shape, seed=1)
     std, level = spread(shape[0]), on(torch.linspace(0.3, 0.5, shape[0]))
-    check("corrupt", x, std, 0.25, scale=0.5, key=KEY)
-    check("corrupt", x, 1.5, level, key=KEY, return_residual=True)
-    check("reverse_step", x, y, blur_std_t=40.0, blur_std_s=std, a=-0.5, b=level, key=KEY)
-    check("reverse_step", x, y, blur_std_t=std, blur_std_s=0.0, a=level, b=0.0)
+    check(backend, "corrupt", x, std, 0.25, scale=0.5, key=KEY)
+    check(backend, "corrupt", x, 1.5, level, key=KEY, return_residual=True)
+    check(backend, "reverse_step", x, y, blur_std_t=40.0, blur_std_s=std, a=-0.5, b=level, key=KEY)
+    check(backend, "reverse_step", x, y, blur_std_t=std, blur_std_s=0.0, a=level, b=0.0)
     noises = {"noise_std_t": level, "noise_std_s": 0.25}
-    check("momentum_step", x, y, blur_std_t=std + 1, blur_std_s=1.0, **noises, variance="small", key=KEY)
+    blurs = {"blur_std_t": std + 1, "blur_std_s": 1.0}
+    check(backend, "momentum_step", x, y, **blurs, **noises, variance="small", key=KEY)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=name_of)
 @CASES
-def test_noise_that_is_given(shape, dtype):
+def test_noise_that_is_given(backend, shape, dtype):
     x = image(*shape, dtype=dtype)
     floating = torch.float32 if dtype == torch.uint8 else dtype
     y, noise = image(*shape, seed=1, dtype=floating), image(*shape, seed=2, dtype=floating)
-    check("corrupt", x, spread(shape[0]), 0.3, noise=noise, return_residual=True)
+    check(backend, "corrupt", x, spread(shape[0]), 0.3, noise=noise, return_residual=True)
     if dtype != torch.uint8:
         blurs = {"blur_std_t": 2.0, "blur_std_s": 1.0}
-        check("reverse_step", x, y, **blurs, a=0.5, b=0.2, noise=noise)
-        check("momentum_step", x, y, **blurs, noise_std_t=0.2, noise_std_s=0.1, noise=noise)
+        check(backend, "reverse_step", x, y, **blurs, a=0.5, b=0.2, noise=noise)
+        check(backend, "momentum_step", x, y, **blurs, noise_std_t=0.2, noise_std_s=0.1, noise=noise)
 
 
 def keys(batch: int):
@@ -94,23 +97,24 @@ def keys(batch: int):
 
 @pytest.mark.parametrize("kind", ["numbers", "one row", "device seed", "a row each", "draws"])
 @CASES
-def test_keys_of_every_kind(shape, kind):
+def test_keys_of_every_kind(backend, shape, kind):
     x, y, key = image(*shape), image(*shape, seed=1), keys(shape[0])[kind]
-    check("corrupt", x, 1.5, 0.5, key=key)
-    check("momentum_step", x, y, blur_std_t=2.0, blur_std_s=1.0, noise_std_t=0.5, noise_std_s=0.1, key=key)
-    with sk.use_backend("triton"):
+    check(backend, "corrupt", x, 1.5, 0.5, key=key)
+    steps = {"blur_std_t": 2.0, "blur_std_s": 1.0, "noise_std_t": 0.5, "noise_std_s": 0.1}
+    check(backend, "momentum_step", x, y, **steps, key=key)
+    with sk.use_backend(backend):
         got = sk.normal(shape, key, device=DEVICE)
     assert (got - sk.reference.normal(shape, key, device=DEVICE)).abs().max() < 2e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @CASES
-def test_no_blur_is_the_input_exactly(shape, dtype):
+def test_no_blur_is_the_input_exactly(backend, shape, dtype):
     # blur_std = 0 returns the input bit for bit, beside a blurred neighbour, with a floor too.
     x = image(*shape, dtype=dtype)
     std = torch.zeros(shape[0], device=DEVICE)
     std[1] = 2.0
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         for floor in (0.0, 0.3):
             y = sk.blur(x, std, floor=floor)
             assert torch.equal(y[::2], x[::2])
@@ -121,7 +125,7 @@ def test_no_blur_is_the_input_exactly(shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @CASES
-def test_out(shape, dtype):
+def test_out(backend, shape, dtype):
     # `out=` gives the same bits: into other memory, over each input, and where they overlap in part.
     x, y = image(*shape, dtype=dtype), image(*shape, seed=1, dtype=dtype)
     blurs = {"blur_std_t": 2.0, "blur_std_s": 1.0}
@@ -129,7 +133,7 @@ def test_out(shape, dtype):
     def step(a, b, out=None):
         return sk.momentum_step(a, b, **blurs, noise_std_t=0.5, noise_std_s=0.1, key=KEY, out=out)
 
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         expected = step(x, y)
         out = torch.full_like(x, float("nan"))
         assert step(x, y, out) is out
@@ -171,12 +175,12 @@ def unaligned(x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
 @pytest.mark.parametrize("op", [o for o in OPS if o != "normal"])
 @CASES
-def test_layouts(shape, op, dtype, layout):
+def test_layouts(backend, shape, op, dtype, layout):
     # The same arithmetic on the same numbers, whatever the strides: the float32 results differ by no more
     # than the order of their sums, the bfloat16 ones by what that tips over a rounding. Memory that an op
     # fails to write is NaN.
     x, y = image(*shape, dtype=dtype), image(*shape, seed=1, dtype=dtype)
-    with sk.use_backend("triton"), poisoned():
+    with sk.use_backend(backend), poisoned():
         expected = call(op, x, y, key=KEY)
         got = call(op, layout(x), layout(y), key=KEY)
     bound = 2.0**-19 if got.dtype == torch.float32 else 2.0**-7
@@ -188,26 +192,17 @@ def test_layouts(shape, op, dtype, layout):
 
 @pytest.mark.parametrize("op", [o for o in OPS if o != "normal"])
 @CASES
-def test_expanded_images(shape, op):
+def test_expanded_images(backend, shape, op):
     # One image for the batch and one plane for all channels: strides of zero.
     x, y = image(1, 1, *shape[2:]).expand(shape), image(1, shape[1], *shape[2:], seed=1).expand(shape)
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         expected, got = call(op, x.contiguous(), y.contiguous(), key=KEY), call(op, x, y, key=KEY)
     assert float((got - expected).abs().max()) <= 2.0**-19 * float(expected.abs().max())
 
 
-def test_automatic_choice_takes_these_kernels():
-    x = image(2, 1, 8, 8)
-    with sk.use_backend("triton"):
-        named = sk.dct2(x)
-    assert sk.backends()["triton"].usable
-    if x.device.type == "cuda":
-        assert torch.equal(sk.dct2(x), named)
-
-
-def test_what_is_not_covered_takes_the_reference():
-    # float64 images, and sides over 512 px.
-    wide = image(1, 1, 2, 520)
-    with sk.use_backend("triton"):
+def test_what_is_not_covered_takes_the_reference(backend):
+    # float64 images, and sides beyond the largest.
+    wide = image(1, 1, 2, LARGEST[backend] + 8)
+    with sk.use_backend(backend):
         assert torch.equal(sk.dct2(wide), sk.reference.dct2(wide))
         assert torch.equal(sk.blur(wide.double(), 1.5), sk.reference.blur(wide.double(), 1.5))

@@ -54,12 +54,12 @@ def results(x, y):
 
 @pytest.mark.parametrize("level", ["highest", "high", "medium"])
 @CASES
-def test_what_each_level_allows(shape, level):
+def test_what_each_level_allows(backend, shape, level):
     # "highest": twice the float32 twin's own error plus 1e-6; "high": 2e-5; "medium": 1e-3. The twin is asked
     # at "highest", whatever the op is asked at.
     x, y = image(*shape), image(*shape, seed=1)
     for op, arguments, options in results(x, y):
-        with sk.use_backend("triton"), precision(level):
+        with sk.use_backend(backend), precision(level):
             got = getattr(sk, op)(*arguments, **options)
             assert torch.get_float32_matmul_precision() == level
         with precision("highest"):
@@ -73,14 +73,14 @@ def test_what_each_level_allows(shape, level):
 
 @pytest.mark.parametrize("op", OPS)
 @CASES
-def test_other_flags_change_nothing(shape, op):
+def test_other_flags_change_nothing(backend, shape, op):
     # TF32 for products and convolutions, and reduced sums in half precision: the same bits.
     x, y = image(*shape), image(*shape, seed=1)
     std = on(torch.linspace(0.5, 3.0, shape[0]))
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     flags = [(convolutions, "allow_tf32"), (products, "allow_fp16_reduced_precision_reduction")]
     before = [getattr(*flag) for flag in flags]
-    with sk.use_backend("triton"):
+    with sk.use_backend(backend):
         expected = call(op, x, y, key=KEY, std=std)
         try:
             for flag, value in zip(flags, before, strict=True):
@@ -92,13 +92,13 @@ def test_other_flags_change_nothing(shape, op):
 
 
 @CASES
-def test_tf32_for_products_stays_within_its_level(shape):
+def test_tf32_for_products_stays_within_its_level(backend, shape):
     # torch keeps one setting under two names: allow_tf32 reads as "high", which may cost digits up to 2e-5.
     x = image(*shape)
     before = torch.backends.cuda.matmul.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = True
-        with sk.use_backend("triton"):
+        with sk.use_backend(backend):
             got = sk.blur(x, 1.5)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
