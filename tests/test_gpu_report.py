@@ -19,6 +19,7 @@ from benchmarks.gpu import (
     correctness,
     document,
     environment,
+    overlay,
     parts,
     report,
     runner,
@@ -117,11 +118,22 @@ def test_parts_follow_each_other_whatever_happens(tmp_path, monkeypatch):
     # A GPU is pretended; one part breaks, one hangs, and all others run, one of them by the tuned table.
     folder = tmp_path / "modules"
     folder.mkdir()
-    seen = "import os\nwrite(status='ok', rows=[], table=os.environ.get('SOFTDIFF_TRITON_CONFIGS', ''))"
+    seen = "import os\nwrite(status='ok', rows=[], table=os.environ.get('SOFTDIFF_TRITON_CONFIGS', ''), "
+    seen += "faster={'corrupt': {'64': 'cuda'}})"
+    # The CUDA parts see what the build has put beside the package they import; Triton's do not wait for it.
+    build = (
+        "import pathlib, time\ntime.sleep(2)\ninto = pathlib.Path(sys.argv[sys.argv.index('--into') + 1])\n"
+    )
+    build += "(into / 'softdiff_kernels' / '_cuda.py').write_text('made = 1')\nwrite(nvcc='13.0')"
+    cuda = "from softdiff_kernels import _cuda\nwrite(made=_cuda.made)"
+    triton = "import importlib.util\nfound = importlib.util.find_spec('softdiff_kernels._cuda')\n"
     texts = {
         "environment": "write(reason='', gpu={})",
-        "correctness": "write(status='failed', detail='1 failed')",
-        "sanitizer": "raise SystemExit(3)",
+        "build": build,
+        "correctness triton": triton + "write(status='failed', detail='1 failed', early=found is None)",
+        "correctness cuda": cuda,
+        "sanitizer triton": "raise SystemExit(3)",
+        "sanitizer cuda": cuda,
         "tune": "write(measured={'sm_90': 1}, architectures={})",
         "bench": seen,
         "tuned bench": seen,
@@ -133,6 +145,7 @@ def test_parts_follow_each_other_whatever_happens(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "_MODULES", names)
     monkeypatch.setitem(report.SHARES, "ncu", 5.5)
     monkeypatch.setattr(report, "TOTAL", 60.0)
+    monkeypatch.setattr(overlay, "built", lambda: None)
     monkeypatch.setenv("PYTHONPATH", str(folder))
     out = tmp_path / "report"
     assert report.main(["--out", str(out), "--seconds", "60"]) == 1
@@ -140,8 +153,11 @@ def test_parts_follow_each_other_whatever_happens(tmp_path, monkeypatch):
     ended = {name: part["status"] for name, part in found.items()}
     assert ended == {
         "environment": "ok",
-        "correctness": "failed",
-        "sanitizer": "failed",
+        "build": "ok",
+        "correctness triton": "failed",
+        "correctness cuda": "ok",
+        "sanitizer triton": "failed",
+        "sanitizer cuda": "ok",
         "tune": "ok",
         "bench": "ok",
         "tuned bench": "ok",
@@ -151,22 +167,58 @@ def test_parts_follow_each_other_whatever_happens(tmp_path, monkeypatch):
     assert found["tuned bench"]["table"] == str(out / "tuned-configs.json")
     assert json.loads((out / "tuned-configs.json").read_text())["measured"] == {"sm_90": 1}
     assert "architectures" not in found["tune"]
+    assert found["correctness triton"]["early"]
+    assert found["correctness cuda"]["made"] == found["sanitizer cuda"]["made"] == 1
+    assert not list((ROOT / "softdiff_kernels").glob("_cuda.py"))
+    kept = json.loads((out / "faster.json").read_text())
+    assert list(kept) == ["gpu", "date", "versions", "faster"]
+    assert kept["faster"] == {"corrupt": {"64": "cuda"}} and kept["versions"]["nvcc"] == "13.0"
     assert len(list(out.iterdir())) <= 6
 
 
-def test_only_the_tests_decide_the_exit_status():
-    def exits(status):
-        others = {"bench": Outcome("bench", "failed"), "sanitizer": Outcome("sanitizer", "failed")}
-        return report.failed({"correctness": Outcome("correctness", status), **others})
+@pytest.mark.parametrize("status, code", [("absent", 0), ("failed", 1)])
+def test_without_the_cuda_module_its_parts_are_absent(tmp_path, monkeypatch, status, code):
+    # The rest runs; kernels that do not compile are a failure, a compiler that is not here is none.
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    fine = "write(status='ok', rows=[])"
+    texts = {name: fine for name in report.PARTS}
+    texts |= {"environment": "write(reason='', gpu={})", "tune": "write(status='absent')"}
+    texts["build"] = f"write(status='{status}', detail='no nvcc')"
+    names = {name: "fake_" + name.replace(" ", "_") for name in texts}
+    for name, text in texts.items():
+        (folder / f"{names[name]}.py").write_text(WRITE + text)
+    monkeypatch.setattr(report, "_MODULES", names)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    out = tmp_path / "report"
+    wanted = ["correctness", "sanitizer", "ncu"]
+    assert report.main(["--out", str(out), "--only", *wanted]) == code
+    found = json.loads((out / "report.json").read_text())["parts"]
+    absent = {name for name, part in found.items() if part["status"] == "absent"} - {"build"}
+    assert absent == {"correctness cuda", "sanitizer cuda"}
+    assert all(found[name]["detail"] == "no CUDA module: no nvcc" for name in absent)
+    assert not (out / "faster.json").exists()
 
-    assert [exits(s) for s in parts.STATUSES] == [False, True, True, False]
+
+def test_only_the_tests_decide_the_exit_status():
+    def exits(deciding, status):
+        others = {name: Outcome(name, "failed") for name in ("bench", "sanitizer triton", "sanitizer cuda")}
+        return report.failed({deciding: Outcome(deciding, status), **others})
+
+    for deciding in ("correctness triton", "correctness cuda", "build"):
+        assert [exits(deciding, s) for s in parts.STATUSES] == [False, True, True, False]
     assert not report.failed({})
 
 
 def test_the_shares_fit_into_nine_minutes():
-    # The sanitizer runs beside the tests, within their time; 20 s are left for what lies between the parts.
-    assert report.SHARES["sanitizer"] <= report.SHARES["correctness"]
-    assert report.TOTAL == sum(report.SHARES.values()) - report.SHARES["sanitizer"] <= 9 * 60 - 20
+    # The build, the tests and the sanitizer run beside each other in one window, in which what waits for the
+    # build has 80 s at least; 20 s are left for what lies between the parts.
+    beside = {name: report.SHARES[name] for name in report.BESIDE}
+    assert len(beside) == 5 and max(beside.values()) <= report.WINDOW
+    assert report.SHARES["build"] <= report.WINDOW - 80
+    others = sum(share for name, share in report.SHARES.items() if name not in beside)
+    assert report.TOTAL == report.WINDOW + others <= 9 * 60 - 20
+    assert report.TOTAL == 510
 
 
 TESTS = """
@@ -219,7 +271,7 @@ def test_tests_run_each_in_its_own_process(tmp_path, plain):
     assert "six" in six["message"] and "second" in six["id"] and "n3" in six["id"]
     reasons = {r for u in done["units"] for r in u["skip_reasons"]}
     assert any("never" in r for r in reasons) and any("not here" in r for r in reasons)
-    text = document.whole({"correctness": Outcome("correctness", "failed", data=done)})
+    text = document.whole({"correctness cuda": Outcome("correctness cuda", "failed", data=done)})
     assert "six" in text and "6 passed, 2 failed" in text
 
 
@@ -248,11 +300,18 @@ def test_every_gpu_test_is_marked_and_found():
     assert len({u.file for u in found}) >= 8
     for file in {u.file for u in found}:
         text = file.read_text()
-        assert "pytestmark = marks\n" in text
+        assert "\npytestmark = marks" in text
+        # What runs on every backend takes it; what is one's own names it.
+        own = "\npytestmark = marks_of(" in text
+        assert all(f"def {u.function}(backend" in text or own for u in found if u.file == file)
         for unit in found:
             if unit.file == file and unit.shard[1] > 1:
                 assert f"def {unit.function}(" in text
     assert runner.HAS_PYTEST
+    # The CUDA kernels are compiled before: one process a function.
+    alone = correctness.units(correctness.TESTS, "cuda")
+    assert {u.function for u in alone} == {u.function for u in found}
+    assert len(alone) < len(found) and {u.shard for u in alone} == {(0, 1)}
 
 
 def test_the_commit_without_git(tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ interleaved with its baselines, noise included, random data, blur_std drawn for 
 images that must be read and written, no more; "of copy" relates it to the measured bandwidth of a device
 copy. The ratio is to the fastest baseline with the same digits, eager or compiled; "host us" is what the host
 takes to enqueue a call on a tiny batch. Errors are relative (L2), against the specification in float64.
-"by" is the backend; both were timed in the same interleaved run. "soft_score_loss" goes through autograd, as a user calls it; "op alone" is its one launch, loss and gradient
+"by" is the backend; both were timed in the same interleaved run.
+"soft_score_loss" goes through autograd, as a user calls it; "op alone" is its one launch, loss and gradient
 together."""
 _SMALL = """\
 Blocks of 20 calls, from Python and as a CUDA graph, with the caches as the calls leave them. Where the host

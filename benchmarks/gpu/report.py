@@ -5,8 +5,8 @@ python -m benchmarks.gpu.report --out FOLDER [--seconds 520] [--only PART ...]
 
 Writes report.json, report.md, log.txt, faster.json if both fused backends were timed, and tuned-configs.json
 if the tuner ran, into FOLDER. Needs the standard library here, and torch and numpy in the parts, which run in
-processes of their own. The exit status is 1 where a test of the ops failed, none could be finished on a machine
-with a GPU, or the CUDA kernels did not compile, else 0.
+processes of their own. The exit status is 1 where a test of the ops failed, none could be finished on a
+machine with a GPU, or the CUDA kernels did not compile, else 0.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 from . import choice, document, overlay
 from .parts import Outcome, run, write
 
-# Shares of the whole time. From the build to the sanitizer all share a window of WINDOW seconds: the CUDA module
-# is built beside Triton's parts, and what its own parts get is what the build leaves of the window.
+# Shares of the whole time. From the build to the sanitizer all share a window of WINDOW seconds: the CUDA
+# module is built beside Triton's parts, and what its own parts get is what the build leaves of the window.
 SHARES = {
     "environment": 15,
     "build": 160,
@@ -62,8 +62,8 @@ _MODULES = {
 
 
 def environment_of_parts(scratch: Path) -> dict[str, str]:
-    """The caller's, with the repository importable, its package by the folder of links that the CUDA module is
-    built into, and a place for Triton's cache where there is none.
+    """The caller's, with the repository importable, its package by the folder of links that the CUDA module
+    is built into, and a place for Triton's cache where there is none.
     """
     places = (str(scratch / "overlay"), str(overlay.ROOT), os.environ.get("PYTHONPATH", ""))
     path = os.pathsep.join(p for p in places if p)
@@ -146,7 +146,7 @@ def _tuned(report: Report) -> None:
 
 
 def _tests(report: Report) -> None:
-    """The build, the tests and the sanitizer within their window, CUDA's behind the build, beside Triton's."""
+    """The build, the tests and the sanitizer within their window: CUDA's behind the build, beside Triton's."""
     end = time.monotonic() + WINDOW * report.scale
     cpus = os.cpu_count() or 2
 
