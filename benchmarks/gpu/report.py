@@ -146,7 +146,7 @@ def _tuned(report: Report) -> None:
 
 
 def _tests(report: Report) -> None:
-    """The build, the tests and the sanitizer within their window: CUDA's behind the build, beside Triton's."""
+    """The build, tests and sanitizer within their window: CUDA's behind the build, beside Triton's."""
     end = time.monotonic() + WINDOW * report.scale
     cpus = os.cpu_count() or 2
 
