@@ -20,7 +20,7 @@ TOOLS = build_cuda.Toolkit("nvcc", (13, 0), (80, 90))
 
 
 def test_every_source_is_compiled_and_linked(tmp_path):
-    # As csrc/cuda/CMakeLists.txt: C++17, machine code and PTX of the one GPU, the runtime linked in and hidden.
+    # As csrc/cuda/CMakeLists.txt: C++17, machine code and PTX of the one GPU, the runtime linked in, hidden.
     each, link, module = build.commands(TOOLS, 90, tmp_path / "include", tmp_path)
     folder = ROOT / "csrc" / "cuda"
     sources = {str(p) for p in (*folder.glob("*.cu"), *folder.glob("*.cpp"))}
@@ -36,7 +36,7 @@ def test_every_source_is_compiled_and_linked(tmp_path):
 
 def test_a_failing_compiler_is_a_sentence(tmp_path):
     program = "import sys; print('x.cu(3): error: no such thing', file=sys.stderr); sys.exit(2)"
-    with pytest.raises(build_cuda.CannotBuild, match="do not compile: .*no such thing"):
+    with pytest.raises(build_cuda.CannotBuild, match=r"do not compile: .*no such thing"):
         build.compile_all([[sys.executable, "-c", program]], ["true"], 1)
 
 
