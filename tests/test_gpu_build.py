@@ -20,7 +20,7 @@ TOOLS = build_cuda.Toolkit("nvcc", (13, 0), (80, 90))
 
 
 def test_every_source_is_compiled_and_linked(tmp_path):
-    # As csrc/cuda/CMakeLists.txt: C++17, machine code and PTX of the one GPU, the runtime linked in, hidden.
+    # As csrc/cuda/CMakeLists.txt: C++17, machine code and PTX of one GPU, the runtime linked in and hidden.
     each, link, module = build.commands(TOOLS, 90, tmp_path / "include", tmp_path)
     folder = ROOT / "csrc" / "cuda"
     sources = {str(p) for p in (*folder.glob("*.cu"), *folder.glob("*.cpp"))}

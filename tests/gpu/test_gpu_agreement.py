@@ -9,7 +9,7 @@ from checks import assert_accurate, twins
 from on_gpu import DEVICE, DRY, READY, image, marks_of, mask_of, name_of, sizes, spread
 
 import softdiff_kernels as sk
-from softdiff_kernels import backends
+from softdiff_kernels.backends import _PREFERENCE
 
 pytestmark = marks_of("triton", "cuda")
 
@@ -80,7 +80,7 @@ def test_noise_agrees(shape):
 
 def test_automatic_choice_takes_fused_kernels():
     # The bits of a backend that is preferred on this device and ready, at each size that both take.
-    preferred = [name for name in backends._PREFERENCE.get(DEVICE.type, ()) if name in READY]
+    preferred = [name for name in _PREFERENCE.get(DEVICE.type, ()) if name in READY]
     if DRY or not preferred:
         pytest.skip("no backend of these is preferred here")
     for side in (8, 32, 64, 128, 256):
