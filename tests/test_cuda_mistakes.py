@@ -41,7 +41,7 @@ MISTAKES = {
     "a pixel outside global memory": (
         "pixels.h",
         "out[i] = first <= i && i < last ?",
-        "out[i] = true ?",
+        "out[i] = first <= last ?",
         "asan",
         "AddressSanitizer: heap-buffer-overflow",
     ),
