@@ -7,28 +7,17 @@ loaded on first use. Values inside coefficient tensors are checked in C++, befor
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _addresses as at
-from . import _memory
-
-
-def _why_missing() -> str:
-    """What the build wrote down when it left the compiled module out; empty where it left nothing."""
-    try:
-        record = json.loads((Path(__file__).parent.parent / "_build.json").read_text())
-        return "" if record["native"] else str(record["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+from . import _build_record, _memory
 
 
 @lru_cache(maxsize=1)
@@ -36,7 +25,8 @@ def _load() -> tuple[Any, str]:
     try:
         _native = import_module("softdiff_kernels._native")
     except ImportError as error:
-        return None, f"{_why_missing() or error}; see docs/building.md"
+        record = _build_record.read()  # its reason is empty where it left nothing
+        return None, f"{(not record.native and record.reason) or error}; see docs/building.md"
     wanted = os.environ.get("SOFTDIFF_CPU_ISA")
     if wanted and not _native.use_instruction_set(wanted):
         return (
