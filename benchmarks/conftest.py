@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import report
-from benchmarks.compare import Row
+from softdiff_kernels.bench import tables
+from softdiff_kernels.bench.rows import Row
 
 _ROWS = pytest.StashKey[list[Row]]()
 
@@ -29,4 +29,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     collected = config.stash[_ROWS]
     if collected:
         terminalreporter.section("softdiff_kernels beside its baselines")
-        terminalreporter.write_line(report.comparison(collected))
+        terminalreporter.write_line(tables.comparison(collected))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import pytest
 
 import softdiff_kernels as sk
-from benchmarks import cases, measure
-from benchmarks.baselines import OPS
-from benchmarks.compare import Row, compare
+from softdiff_kernels.bench import cases, measure
+from softdiff_kernels.bench.baselines import OPS
+from softdiff_kernels.bench.rows import Row, compare
 
 pytestmark = pytest.mark.skipif(not sk.backends()["native"].usable, reason=sk.backends()["native"].reason)
 

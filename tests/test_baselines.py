@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 pytest.importorskip("scipy")
 
-from benchmarks import baselines, cases, compare, measure
+from softdiff_kernels.bench import baselines, cases, measure, rows
 
 # A baseline in float64 rounds at 1.1e-16. Its sums have at most 4 x 20 terms, an FFT's growth is below that,
 # and the largest weight of the reverse mask's plain difference is under 1, so that 1e-13 holds with much
@@ -137,8 +137,8 @@ def test_a_baseline_that_fails_to_compile_is_named(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("no compiler\nand more")
 
     late = baselines.Baseline("broken", "main", "a test", broken)
-    monkeypatch.setattr(compare, "compiled", lambda *_: [late])
-    row = compare.compare("corrupt", 8, batch=2, budget=1e-4)
+    monkeypatch.setattr(rows, "compiled", lambda *_: [late])
+    row = rows.compare("corrupt", 8, batch=2, budget=1e-4)
     assert row.failures == {"broken": "RuntimeError: no compiler"}
     assert "broken" not in row.timings and row.fastest in row.timings
     assert row.ratio == pytest.approx(row.fastest_ns / row.ours)
@@ -147,6 +147,6 @@ def test_a_baseline_that_fails_to_compile_is_named(monkeypatch: pytest.MonkeyPat
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: what differs from the specification stops the comparison, by name."""
     wrong = baselines.Baseline("wrong", "main", "a test", lambda x, blur_std: 1.01 * x)
-    monkeypatch.setattr(compare, "baselines", lambda *_: [wrong])
+    monkeypatch.setattr(rows, "baselines", lambda *_: [wrong])
     with pytest.raises(AssertionError, match="wrong"):
-        compare.compare("blur", 8, batch=2, compile=False, budget=1e-4)
+        rows.compare("blur", 8, batch=2, compile=False, budget=1e-4)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import softdiff_kernels as sk
-from benchmarks.gpu import choice, clock, few_calls, ncu, rivals, rows, sanitizer, tables, targets, tools
+from benchmarks.gpu import choice, few_calls, ncu, rivals, rows, sanitizer, tables, targets, tools
 from softdiff_kernels.backends import chosen
+from softdiff_kernels.bench import clock
 
 OURS = [rows.label("auto"), rows.label("reference")]
 

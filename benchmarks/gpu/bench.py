@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 import softdiff_kernels as sk
+from softdiff_kernels.bench import clock
 
-from . import choice, clock, rivals, rows
+from . import choice, rivals, rows
 from .parts import write
 from .rows import IN_ONE_LAUNCH, OPS, Row, Setup
 

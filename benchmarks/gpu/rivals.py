@@ -14,8 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import baselines
-from ..forms import DctForm, FftDct, Form, FourProduct, RealFftDct, TwoProduct, TwoProductBmm
+from softdiff_kernels.bench import baselines
+from softdiff_kernels.bench.forms import (
+    DctForm,
+    FftDct,
+    Form,
+    FourProduct,
+    RealFftDct,
+    TwoProduct,
+    TwoProductBmm,
+)
 
 Op = Callable[..., Any]
 # Eager forms that a row always has, and those that torch.compile is tried on: the fastest few as a rule.

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import softdiff_kernels as sk
+from softdiff_kernels.bench import cases, clock
+from softdiff_kernels.bench.cases import Case
+from softdiff_kernels.bench.clock import Timing
 
-from .. import cases
-from ..cases import Case
-from . import clock, rivals
-from .clock import Timing
+from . import rivals
 from .rivals import Rival
 from .tables import OURS, label
 

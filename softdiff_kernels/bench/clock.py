@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ..measure import Timing, summary
+from .measure import Timing, summary
 
 Within = Callable[[], AbstractContextManager[object]]
 Call = Callable[[int], object]  # of how many calls came before: which of the rotating buffers to take

@@ -10,8 +10,8 @@ import torch
 import softdiff_kernels as sk
 
 from . import cases
-from .compare import Row
 from .measure import interleaved
+from .rows import Row
 
 # Of one value of the result, in units of N multiply-adds by dense matrix products: two products for a blur or
 # a transform, so 2 x 2 N operations; the loss needs two and its gradient two more; spectral_mix three

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .compare import OURS, Row
+from .rows import OURS, Row
 
 _LEGEND = """\
 Times are ns per value of the result (batch x 3 channels x height x width): medians with their 20 % and 80 %

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +18,16 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median and the 20 % and 80 % quantiles over `rounds` calls."""
+    """Seconds of one call: the median and the 20 % and 80 % quantiles over `rounds` calls.
+
+    doubt: half the width of the median's 95 % interval, as a part of the median.
+    """
 
     median: float
     low: float
     high: float
     rounds: int
+    doubt: float = 0.0
 
 
 @contextmanager
@@ -56,19 +61,29 @@ def _seconds(call: Call, settle: bool = False) -> float:
     return time.perf_counter() - start
 
 
+def warm_up(call: Call, seconds: float) -> float:
+    """Calls until `seconds` are over, at least twice; the shortest of these calls."""
+    end = time.perf_counter() + seconds
+    shortest = min(_seconds(call), _seconds(call))
+    while time.perf_counter() < end:
+        shortest = min(shortest, _seconds(call))
+    return shortest
+
+
 def interleaved(
     calls: Mapping[str, Call],
     *,
     budget: float = 0.3,
     least: int = 7,
-    most: int = 80,
-    warmup: int = 2,
+    most: int = 200,
+    warmup: float = 0.02,
     settle: bool = True,
 ) -> dict[str, Timing]:
     """Times the calls in turn, round after round, each for about `budget` seconds in all.
 
     A slow call sits out some rounds, evenly spread, but is timed at least `least` times. The order turns by
-    one each round, so that no call always follows the same other. What has to be compiled must be so before.
+    one each round, so that no call always follows the same other. Each call is first made for `warmup`
+    seconds; what has to be compiled must be so before.
 
     With `settle`, each turn begins with one call that is not timed. Without it a call is timed in the state
     that another one left: C's allocator has given memory back, and what is timed is largely page faults
@@ -80,8 +95,10 @@ def interleaved(
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     with _no_collection():
-        estimate = {name: min(_seconds(calls[name]) for _ in range(warmup)) for name in names}
-        counts = {name: min(max(int(budget / estimate[name]), least), most) for name in names}
+        estimate = {name: max(warm_up(calls[name], warmup), 1e-7) for name in names}
+        # A turn that settles takes two calls.
+        cost = {name: estimate[name] * (2 if settle else 1) for name in names}
+        counts = {name: min(max(int(budget / cost[name]), least), most) for name in names}
         rounds = max(counts.values())
         for i in range(rounds):
             start = i % len(names)
@@ -92,13 +109,38 @@ def interleaved(
 
 
 def summary(samples: list[float]) -> Timing:
-    """The quantiles of some timings."""
+    """The quantiles of some timings, and the interval of their median by order statistics.
+
+    Of n values, those at ranks n/2 -+ 0.98 sqrt(n) enclose the true median 95 times in 100, whatever the
+    distribution (the binomial's normal approximation; David & Nagaraja 2003, section 7.1). Fewer than six
+    values have no such interval: then the extremes are taken.
+    """
     if len(samples) == 1:
-        return Timing(samples[0], samples[0], samples[0], 1)
+        return Timing(samples[0], samples[0], samples[0], 1, math.inf)
     fifths = statistics.quantiles(samples, n=5, method="inclusive")
-    return Timing(statistics.median(samples), fifths[0], fifths[3], len(samples))
+    median, count = statistics.median(samples), len(samples)
+    ordered = sorted(samples)
+    reach = 0.98 * math.sqrt(count)
+    low = ordered[max(math.floor(count / 2 - reach), 0)]
+    high = ordered[min(math.ceil(count / 2 + reach), count - 1)]
+    return Timing(median, fifths[0], fifths[3], count, (high - low) / (2 * median) if median else 0.0)
 
 
 def ratios(timings: Mapping[str, Timing], base: str) -> dict[str, float]:
     """How many times as long as `base` each call takes, by the medians."""
     return {name: timing.median / timings[base].median for name, timing in timings.items()}
+
+
+def noise_floor(first: Timing, again: Timing, other: Timing) -> float:
+    """How far from 1 the ratio of `other` to `first` may be for no reason, as a part of it.
+
+    `again` is the call of `first`, timed once more in the same run. The larger of two estimates: how much
+    these two differ, and the intervals of the ratio's two medians, added as independent errors are.
+    """
+    same = abs(math.log(again.median / first.median))
+    return max(same, math.hypot(first.doubt, other.doubt))
+
+
+def differs(ratio: float, floor: float) -> bool:
+    """Whether a ratio is further from 1 than its noise floor."""
+    return abs(math.log(ratio)) > floor
