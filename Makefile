@@ -8,6 +8,7 @@ TORCH ?= torch==2.13.0
 # What `make triton-versions` takes: the oldest that is supported, and the newest there is.
 TRITON_VERSIONS ?= 3.6.0 newest
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 PYTEST_ARGS ?=
 # The interpreter of `make gpu-report`, with a torch for its GPU; nothing is installed into it.
 REPORT_PYTHON ?= python3
@@ -32,7 +33,7 @@ help:
 	@echo "make test    make $(VENV), install, run ruff, mypy and pytest (PYTEST_ARGS=... goes to pytest)"
 	@echo "make triton-versions    the Triton kernels under the oldest and the newest Triton (TRITON_VERSIONS)"
 	@echo "make lint    ruff and mypy alone"
-	@echo "make bench   time every op beside its baselines"
+	@echo "make bench   softdiff bench: time every op beside its baselines (BENCH_ARGS=--quick ...)"
 	@echo "make gpu-report   on a GPU: tests, sanitizer, tuner, benchmarks, into $(REPORT)/ (docs/gpu-report.md)"
 	@echo "make wheel   the sdist and a manylinux wheel, with CUDA kernels where there is a toolkit, into dist/"
 	@echo "make wheel-check   install the wheel of dist/ in clean environments and test it there"
@@ -65,7 +66,7 @@ triton-versions: $(VENV)/.installed
 	done
 
 bench: $(VENV)/.installed
-	$(PY) -m pytest benchmarks --timeout=0 $(PYTEST_ARGS)
+	$(VENV)/bin/softdiff bench $(BENCH_ARGS)
 
 # With the Python that is there, and whatever torch and Triton it has: nothing is installed or downloaded.
 gpu-report:

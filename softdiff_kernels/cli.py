@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `softdiff train | sample | schedule | doctor | demo`.
+"""The command line: `softdiff train | sample | schedule | bench | doctor | demo`.
 
 Commands are chosen here by hand, so that `doctor` and `--help` need the standard library and torch
 alone; a command's own flags are read by tyro from the dataclasses of `training.config`.
@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a model on a folder of images, an .npz file, or the built-in digits",
     "sample": "draw images from a weights file",
     "schedule": "compute the Wasserstein schedule of a data set",
+    "bench": "time every op beside what people write or install; `bench compare A B` shows what changed",
     "demo": "train on digits for a few minutes and draw momentum beside naive samples",
     "doctor": "tell what works on this machine, and why the rest does not",
 }
@@ -35,14 +36,24 @@ def usage() -> str:
 
 
 def parse(
-    options: type[Options], command: str, argv: Sequence[str], default: Options | None = None
+    options: type[Options],
+    command: str,
+    argv: Sequence[str],
+    default: Options | None = None,
+    *,
+    positional: bool = False,
 ) -> Options:
-    """Reads flags into a dataclass; a wrong flag is a UserError of one sentence."""
+    """Reads flags into a dataclass; a wrong flag is a UserError of one sentence.
+
+    positional: what has no default stands without a flag.
+    """
     tyro = need("tyro", f"softdiff {command}")
     described = io.StringIO()
     try:
         with contextlib.redirect_stderr(described):
             extra: dict[str, Any] = {} if default is None else {"default": default}
+            if positional:
+                extra["config"] = (tyro.conf.PositionalRequiredArgs,)
             found: Options = tyro.cli(options, prog=f"softdiff {command}", args=list(argv), **extra)
             return found
     except SystemExit as stop:
@@ -116,6 +127,24 @@ def _schedule(argv: Sequence[str]) -> int:
     return 0
 
 
+def _bench(argv: Sequence[str]) -> int:
+    if argv and argv[0] == "compare":
+        from .bench.config import CompareConfig
+
+        comparison = parse(CompareConfig, "bench compare", argv[1:], positional=True)
+        from .bench.difference import compare
+
+        print(compare(comparison))
+        return 0
+    from .bench.config import BenchConfig
+
+    config = parse(BenchConfig, "bench", argv)
+    from .bench.run import bench
+
+    bench(config, argv)
+    return 0
+
+
 def _demo(argv: Sequence[str]) -> int:
     from .training.config import DemoConfig
 
@@ -144,6 +173,7 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "sample": _sample,
     "schedule": _schedule,
+    "bench": _bench,
     "demo": _demo,
     "doctor": _doctor,
 }

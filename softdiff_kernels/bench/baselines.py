@@ -44,6 +44,8 @@ class Baseline:
     group: str
     source: str
     call: Op
+    same: bool = True
+    difference: str = ""
 
 
 def _column(value: Tensor) -> Tensor:

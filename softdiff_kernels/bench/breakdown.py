@@ -20,7 +20,17 @@ _DENSE = {"soft_score_loss": 8, "spectral_mix": 12, "normal": 0}
 # Bytes that a float32 op has to read and write for one value: images in and out; spectral_mix also has three
 # masks that three channels share.
 _BYTES = {"momentum_step": 12, "reverse_step": 12, "soft_score_loss": 12, "spectral_mix": 16, "normal": 4}
-_NOISY = ("corrupt", "momentum_step", "reverse_step", "spectral_mix", "normal")
+NOISY = ("corrupt", "momentum_step", "reverse_step", "spectral_mix", "normal")
+
+
+def dense_operations(op: str, px: int) -> int:
+    """Floating-point operations for one value by dense matrix products, at `px` a side."""
+    return _DENSE.get(op, 4) * px
+
+
+def bytes_of(op: str) -> int:
+    """Bytes that the op has to read and write for one float32 value."""
+    return _BYTES.get(op, 8)
 
 
 def parts(size: int, *, budget: float = 0.3) -> dict[str, float]:
@@ -49,8 +59,8 @@ def shares(row: Row, limits: dict[str, float], normal_ns: float) -> dict[str, An
     dense_gflop_s: operations of the dense matrix form per second; above the GEMM's peak where the kernel does
     fewer.
     """
-    dense = _DENSE.get(row.op, 4) * row.px / row.ours
-    bandwidth = _BYTES.get(row.op, 8) / row.ours
+    dense = dense_operations(row.op, row.px) / row.ours
+    bandwidth = bytes_of(row.op) / row.ours
     return {
         "op": row.op,
         "px": row.px,
@@ -59,5 +69,5 @@ def shares(row: Row, limits: dict[str, float], normal_ns: float) -> dict[str, An
         "of_gemm_peak": dense / limits["gemm_gflop_s"],
         "gb_s": bandwidth,
         "of_copy": bandwidth / limits["copy_gb_s"],
-        "of_time_noise": normal_ns / row.ours if row.op in _NOISY else None,
+        "of_time_noise": normal_ns / row.ours if row.op in NOISY else None,
     }

@@ -35,6 +35,9 @@ class Form:
             eigenvalues(width, dtype=dtype),
         )
 
+    def to(self, device):
+        return self
+
     def gains(self, blur_std: Tensor) -> tuple[Tensor, Tensor]:
         """exp(-lambda blur_std^2 / 2) along each axis: [B, H] and [B, W]."""
         tau = blur_std.square()[:, None] * -0.5

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much memory the ops take beyond inputs and outputs, by the resident set's high water mark (Linux).
 
-    python benchmarks/memory.py SIZE THREADS
+    python -m softdiff_kernels.bench.memory SIZE THREADS
 
 prints {op: MiB} as JSON. A process is measured once: working space that it keeps would hide in a second
 reading.
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _OPS = ("momentum_step", "corrupt", "soft_score_loss")
 
 
@@ -39,7 +39,7 @@ def _give_back() -> None:
 def _measure(size: int, threads: int) -> dict[str, float]:
     import torch
 
-    from benchmarks import cases
+    from . import cases
 
     torch.set_num_threads(threads)
     made = {op: cases.make(op, size, size, cases.batch_of(size)) for op in _OPS}
@@ -61,10 +61,10 @@ def extra(size: int, threads: int) -> dict[str, float] | None:
     """MiB beyond inputs and outputs at a size, in a fresh process; None where the system does not tell."""
     # Large blocks go back to the system when freed, so that an output of one op is not counted for the next.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, str(Path(__file__)), str(size), str(threads)]
+    command = [sys.executable, "-m", __spec__.name, str(size), str(threads)]
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=120
+            command, env=environment, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=120
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -72,5 +72,4 @@ def extra(size: int, threads: int) -> dict[str, float] | None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(_ROOT))
     print(json.dumps(_measure(int(sys.argv[1]), int(sys.argv[2]))))

@@ -1,27 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables, as text for a terminal and as Markdown."""
+"""The tables of the ops, as text for a terminal and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from .rows import OURS, Row
+from .measure import differs
+from .rows import AGAIN, OURS, Row
 
-_LEGEND = """\
-Times are ns per value of the result (batch x 3 channels x height x width): medians with their 20 % and 80 %
-quantiles, each op timed in turn with all its baselines, each after one untimed call of its own (under
---unsettled without it), noise and the set-up of the operator included, blur_std drawn for each sample. A
-ratio says how many times as long the other takes; "fastest" leaves out the FFT-DCT, which has a ratio of its
-own, and what few would write, which is under "other". Errors are relative (L2), against the specification in
-float64, with the noise given to both. An unsteady ratio was taken while other programs ran: take it again."""
+HEADLINE = ("corrupt", "momentum_step", "soft_score_loss")
 
 
 def goal(op: str, px: int) -> float | None:
-    """The ratio to the fastest baseline that the kernels are built for."""
-    if op == "corrupt":
-        return 3.5 if px <= 64 else 3.0
-    return {"momentum_step": 3.5, "soft_score_loss": 4.0}.get(op)
+    """The ratio to the fastest baseline that the kernels are built for, on a CPU."""
+    if op not in HEADLINE or not 32 <= px <= 512:
+        return None
+    return 5.0 if px <= 128 else 4.0
 
 
 def fft_goal(op: str) -> float | None:
@@ -29,19 +24,22 @@ def fft_goal(op: str) -> float | None:
     return 25.0 if op == "corrupt" else None
 
 
-def _shown(value: float | None, pattern: str = "{:.2f}") -> str:
+def shown(value: float | None, pattern: str = "{:.2f}") -> str:
+    """A number as text; nothing where there is none."""
     return "" if value is None else pattern.format(value)
 
 
-def _against(ratio: float | None, wanted: float | None) -> str:
+def against(ratio: float | None, noise: float, wanted: float | None = None) -> str:
+    """A ratio as text: "none" where it is within the noise, and whether it reaches what was wanted."""
     if ratio is None:
         return ""
+    text = f"{ratio:.2f}" if differs(ratio, noise) else "none"
     if wanted is None:
-        return f"{ratio:.2f}"
-    return f"{ratio:.2f} (goal {wanted:g}{'' if ratio >= wanted else ', missed'})"
+        return text
+    return f"{text} (goal {wanted:g}{'' if ratio >= wanted else ', missed'})"
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that is Markdown and lines up in a terminal."""
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * w for w in widths], *rows]
@@ -50,138 +48,138 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def _where(row: Row, rows: Sequence[Row]) -> list[str]:
+    """What tells a row from the others, beyond op and size; columns that never vary are left out."""
+    return [str(getattr(row, name)) for name in _varying(rows)]
+
+
+def _varying(rows: Sequence[Row]) -> list[str]:
+    names = ("dtype", "backend", "threads")
+    return [n for n in names if n == "threads" or len({getattr(row, n) for row in rows}) > 1]
+
+
 def comparison(rows: Sequence[Row]) -> str:
-    """Ours beside the fastest baseline, a line for each op, size and thread count."""
+    """Ours beside the fastest baseline, a line for each op, size, dtype, backend and thread count."""
     head = [
-        "op",
-        "px",
-        "threads",
-        "ours, ns/px",
-        "20-80 %",
-        "fastest",
-        "ns/px",
-        "ratio",
-        "to FFT-DCT",
-        "other",
-        "ratio",
-        "error, ours",
-        "error, fastest",
+        *("op", "px", *_varying(rows)),
+        *("ours, ns/px", "20-80 %", "fastest", "ns/px", "ratio", "noise", "to FFT-DCT", "other", "ratio"),
+        *("error, ours", "error, fastest"),
     ]
+    goals = {row.device for row in rows} == {"cpu"}
     cells = [
         [
-            row.op,
-            str(row.px),
-            str(row.threads),
+            *(row.op, str(row.px), *_where(row, rows)),
             f"{row.ours:.2f}",
             f"{row.low:.2f}-{row.high:.2f}",
             row.fastest,
             f"{row.fastest_ns:.2f}",
-            _against(row.ratio, goal(row.op, row.px)) + ("" if row.steady else ", unsteady"),
-            _against(row.fft_ratio, fft_goal(row.op)),
+            against(row.ratio, row.noise, goal(row.op, row.px) if goals and row.dtype == "float32" else None)
+            + ("" if row.steady else ", unsteady"),
+            f"{row.noise:.1%}",
+            against(row.fft_ratio, row.noise, fft_goal(row.op) if goals and row.dtype == "float32" else None),
             row.extra or "",
-            _shown(row.extra_ratio),
-            _shown(row.error, "{:.1e}"),
-            _shown(row.fastest_error, "{:.1e}"),
+            shown(row.extra_ratio),
+            shown(row.error, "{:.1e}"),
+            shown(row.fastest_error, "{:.1e}"),
         ]
         for row in rows
     ]
-    return _grid(head, cells)
+    return grid(head, cells)
 
 
 def every_baseline(rows: Sequence[Row], op: str) -> str:
     """ns per value of every baseline of an op, a line for each size and thread count."""
     chosen = [row for row in rows if row.op == op]
-    names = list(dict.fromkeys(name for row in chosen for name in row.timings))
+    names = [n for n in dict.fromkeys(name for row in chosen for name in row.timings) if n != AGAIN]
     cells = []
     for row in chosen:
-        times = [_shown(row.timings[n]["median"]) if n in row.timings else "failed" for n in names]
-        cells.append([str(row.px), str(row.threads), *times])
-    return _grid(["px", "threads", *("ours" if n == OURS else n for n in names)], cells)
+        times = [
+            shown(row.timings[n]["median"]) if n in row.timings else "failed" if n in row.failures else ""
+            for n in names
+        ]
+        cells.append([str(row.px), *_where(row, chosen), *times])
+    return grid(["px", *_varying(chosen), *("ours" if n == OURS else n for n in names)], cells)
 
 
-def _parts(parts: Sequence[dict[str, Any]]) -> str:
-    names = [name for name in parts[0] if name not in ("px", "threads")]
-    cells = [[str(p["px"]), str(p["threads"]), *(f"{p[n]:.2f}" for n in names)] for p in parts]
-    return _grid(["px", "threads", *names], cells)
+def sources(rows: Sequence[Row]) -> str:
+    """Every baseline that took part: where it comes from, what it computes, and its largest error."""
+    known: dict[str, dict[str, Any]] = {}
+    worst: dict[str, float] = {}
+    for row in rows:
+        for name, timing in row.timings.items():
+            known.setdefault(name, timing)
+            if timing["error"] is not None:
+                worst[name] = max(worst.get(name, 0.0), timing["error"])
+    cells = [
+        [
+            name,
+            timing["source"],
+            "the same" if timing["same"] else f"the nearest thing: {timing['difference']}",
+            shown(worst.get(name), "{:.1e}"),
+        ]
+        for name, timing in known.items()
+        if name not in (OURS, AGAIN)
+    ]
+    return grid(["baseline", "source", "computes", "largest error"], cells)
 
 
-def _shares(shares: Sequence[dict[str, Any]]) -> str:
+def numbers(entries: Sequence[dict[str, Any]], pattern: str = "{:.2f}") -> str:
+    """Any list of flat results: the columns are the keys."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry))
+    cells = [
+        [pattern.format(v) if isinstance(v := entry.get(n), float) else shown(v, "{}") for n in names]
+        for entry in entries
+    ]
+    return grid([name.replace("_", " ") for name in names], cells)
+
+
+def shares(entries: Sequence[dict[str, Any]]) -> str:
+    """Each op's speed as parts of the machine's limits."""
     head = ["op", "px", "threads", "dense GFLOP/s", "of GEMM peak", "GB/s", "of copy", "of time: noise"]
     cells = [
         [
             s["op"],
             str(s["px"]),
             str(s["threads"]),
-            _shown(s["dense_gflop_s"], "{:.0f}"),
-            _shown(s["of_gemm_peak"], "{:.0%}"),
-            _shown(s["gb_s"], "{:.1f}"),
-            _shown(s["of_copy"], "{:.0%}"),
-            _shown(s["of_time_noise"], "{:.0%}"),
+            shown(s["dense_gflop_s"], "{:.0f}"),
+            shown(s["of_gemm_peak"], "{:.0%}"),
+            shown(s["gb_s"], "{:.1f}"),
+            shown(s["of_copy"], "{:.0%}"),
+            shown(s["of_time_noise"], "{:.0%}"),
         ]
-        for s in shares
+        for s in entries
     ]
-    return _grid(head, cells)
+    return grid(head, cells)
 
 
-def _memory(memory: Sequence[dict[str, Any]]) -> str:
-    names = [name for name in memory[0] if name not in ("px", "threads")]
-    return _grid(
-        ["px", "threads", *names],
-        [[str(m["px"]), str(m["threads"]), *(f"{m[n]:.2f}" for n in names)] for m in memory],
-    )
-
-
-def _about(result: dict[str, Any]) -> str:
-    m = result["machine"]
-    changed = " with changes" if m["changed_since_commit"] else ""
-    return "  \n".join(
+def sweep(entries: Sequence[dict[str, Any]], varied: str, unit: str) -> str:
+    """One of the sweeps: ours and the eager form as `varied` grows."""
+    names = [n for n in ("op", "px", "threads") if any(n in e for e in entries)]
+    head = [*names, varied.replace("_", " "), f"ours, {unit}", f"{entries[0]['other_name']}, {unit}", "ratio"]
+    cells = [
         [
-            f"{m['cpu']}, {m['cores']} cores, {m['system']}; our instruction set {m['instruction_set']}, "
-            f"PyTorch's {m['torch_cpu']} with BLAS {m['torch_blas']}.",
-            f"Python {m['python']}, torch {m['torch']}, numpy {m['numpy']}, scipy {m['scipy']}, "
-            f"softdiff_kernels {m['softdiff_kernels']}, commit {m['commit']}{changed}, {m['date']}, "
-            f"seed {result['seed']}.",
-            f"Made by `{result['command']}`, load average {_shown(m['load_average'])} at its start.",
+            *(str(e[n]) for n in names),
+            f"{e[varied]:g}",
+            f"{e['ours']:.2f}",
+            f"{e['other']:.2f}",
+            against(e["ratio"], e["noise"]),
         ]
-    )
-
-
-def _limits(limits: dict[str, dict[str, float]]) -> str:
-    rates = "; ".join(
-        f"{count} threads: copy {rate['copy_gb_s']:.1f} GB/s, float32 GEMM {rate['gemm_gflop_s']:.0f} GFLOP/s"
-        for count, rate in limits.items()
-    )
-    return (
-        f"Measured limits: {rates}. The dense form's operations are those of the op by plain matrix "
-        "products; the kernels do fewer, so that they may pass the GEMM's peak. Small inputs stay in the "
-        "caches, so that the copy's rate may be passed, too. The last column is what `normal` takes alone, "
-        "beside the op."
-    )
-
-
-def document(result: dict[str, Any], rows: Sequence[Row]) -> str:
-    """The whole result in Markdown."""
-    sections = ["# The ops beside their baselines, float32", _about(result), _LEGEND, comparison(rows)]
-    for op in dict.fromkeys(row.op for row in rows):
-        sections += [f"## {op}: every baseline, ns/px", every_baseline(rows, op)]
-    failures = [
-        f"- {r.op}, {r.px} px, {r.threads} threads: {n}: {why}" for r in rows for n, why in r.failures.items()
+        for e in entries
     ]
-    if failures:
-        sections += ["## Baselines that did not run", "\n".join(failures)]
-    sections += [
-        "## The parts of corrupt, ns/px",
-        "The fused op writes its result once and makes the noise in cache; the noise alone is written, too.",
-        _parts(result["parts"]),
-        "## Parts of the machine's limits",
-        _limits(result["limits"]),
-        _shares(result["shares"]),
-    ]
-    if result["memory"]:
-        sections += [
-            "## Memory beyond inputs and outputs, MiB",
-            "The growth of the resident set's high water mark in a fresh process, pages of code included. "
-            "Linux counts it to about 0.25 MiB, so that 0 stands for anything below that.",
-            _memory(result["memory"]),
+    return grid(head, cells)
+
+
+def host(entries: Sequence[dict[str, Any]]) -> str:
+    """Host microseconds of a call."""
+    head = ["op", "ours, us", "the same again", "with a key given", f"{entries[0]['other_name']}, us"]
+    cells = [
+        [
+            e["op"],
+            f"{e['ours']:.1f}",
+            f"{e['again']:.1f}",
+            shown(e.get("key_given"), "{:.1f}"),
+            f"{e['other']:.1f}",
         ]
-    return "\n\n".join(sections) + "\n"
+        for e in entries
+    ]
+    return grid(head, cells)

@@ -118,9 +118,9 @@ def _extras() -> str:
             absent.append(name)
         else:
             present.append(f"{name} {metadata.version(name)}")
-    from .errors import EXTRA
+    from .errors import install
 
-    return ", ".join(present) + (f"; missing: {', '.join(absent)} ({EXTRA})" if absent else "")
+    return ", ".join(present) + (f"; missing: {', '.join(absent)} ({install()})" if absent else "")
 
 
 PROBES: tuple[tuple[str, Callable[[], str]], ...] = (

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-EXTRA = 'pip install "softdiff_kernels[train]"'
+
+def install(extra: str = "train") -> str:
+    """The command that brings an extra."""
+    return f'pip install "softdiff_kernels[{extra}]"'
 
 
 class UserError(ValueError):
     """Something that the user can put right: a wrong path, file or flag. The message is one sentence."""
 
 
-def need(module: str, purpose: str) -> ModuleType:
+def need(module: str, purpose: str, extra: str = "train") -> ModuleType:
     """Imports an optional module, or raises a UserError that names the extra to install."""
     try:
         return importlib.import_module(module)
@@ -23,7 +26,7 @@ def need(module: str, purpose: str) -> ModuleType:
         package = module.partition(".")[0]
         if error.name is not None and error.name.partition(".")[0] != package:
             raise UserError(f"{purpose} needs {package}, which fails to import here: {error}") from error
-        raise UserError(f"{purpose} needs {package}, which is not installed: {EXTRA}") from None
+        raise UserError(f"{purpose} needs {package}, which is not installed: {install(extra)}") from None
 
 
 @contextmanager

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `softdiff bench` and `softdiff bench compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..training.errors import UserError
+
+Op = Literal[
+    "corrupt",
+    "momentum_step",
+    "reverse_step",
+    "soft_score_loss",
+    "blur",
+    "dct2",
+    "idct2",
+    "spectral_mix",
+    "normal",
+]
+Section = Literal["ops", "sweeps", "end-to-end", "dominated", "memory"]
+DType = Literal["float32", "bfloat16", "float16"]
+BackendName = Literal["auto", "reference", "native", "triton", "cuda"]
+OPS: tuple[Op, ...] = Op.__args__  # type: ignore[attr-defined]
+SECTIONS: tuple[Section, ...] = Section.__args__  # type: ignore[attr-defined]
+SIZES = (32, 64, 128, 256, 512)
+QUICK_SIZES = (32, 64)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Time every op beside what people write or install, and beside the limits of this machine.
+
+    A full run takes under 10 minutes on a CPU, --quick under one. Close other programs: a busy machine
+    makes ratios unsteady. `softdiff bench compare A.json B.json` shows what changed between two runs.
+    """
+
+    out: str | None = None
+    """Folder for bench.json, bench.md and the plots. Default: benchmark-results/DATE-DEVICE."""
+    quick: bool = False
+    """Few sizes, a third of the time for each, no torch.compile, no large networks: to see that it works."""
+    ops: tuple[Op, ...] = ()
+    """Ops to time. Default: all. Naming ops, sizes, a batch, dtypes or backends leaves out all sections
+    but ops, unless --sections says otherwise."""
+    sizes: tuple[int, ...] = ()
+    """Pixels along a side. Default: 32 64 128 256 512."""
+    batch: int | None = None
+    """Images a call. Default: as many as make 3/4 million values on a CPU, 64 MiB on a GPU."""
+    dtypes: tuple[DType, ...] = ()
+    """Dtypes of the images. Default: float32, on a GPU also bfloat16."""
+    backends: tuple[BackendName, ...] = ()
+    """Which of our kernels to time. Default: auto, what a user gets; on a GPU each fused one that works."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    threads: tuple[int, ...] = ()
+    """Thread counts on a CPU. Default: 1 and all cores."""
+    compile: Literal["none", "some", "all"] = "some"
+    """Baselines under torch.compile: some are those of the three ops of training and sampling at 64 and
+    256 px, at the largest thread count; each takes seconds to compile."""
+    sections: tuple[Section, ...] = ()
+    """Parts of the run: ops; sweeps over blur_std, batch size and host time; end-to-end steps of the
+    trainer; cases where the ops dominate; memory. Default: all."""
+    unsettled: bool = False
+    """Time each call right after another's, with the page faults that this leaves to it."""
+    isa: Literal["avx512", "avx2", "portable"] | None = None
+    """Instruction set of our CPU kernels; PyTorch keeps its own."""
+    plots: bool = True
+    """Draw the plots, if matplotlib is installed."""
+    progress: bool = True
+    """Draw a progress bar on a terminal; lines otherwise."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that no run could mean."""
+        for name in ("sizes", "threads"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise UserError(f"--{name}: expected numbers of at least 1, got {getattr(self, name)}")
+        if self.batch is not None and self.batch < 1:
+            raise UserError(f"--batch: expected at least 1, got {self.batch}")
+
+    def chosen_ops(self) -> tuple[Op, ...]:
+        """The ops to time."""
+        return self.ops or OPS
+
+    def chosen_sizes(self) -> tuple[int, ...]:
+        """The sizes to time."""
+        return self.sizes or (QUICK_SIZES if self.quick else SIZES)
+
+    def chosen_sections(self) -> tuple[Section, ...]:
+        """The parts of the run."""
+        if self.sections:
+            return self.sections
+        narrowed = self.ops or self.sizes or self.batch or self.dtypes or self.backends
+        if narrowed:
+            return ("ops",)
+        return tuple(s for s in SECTIONS if not (self.quick and s == "memory"))
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Show what changed between two results of `softdiff bench`, and whether it is beyond the noise."""
+
+    before: str
+    """bench.json of the first run, or its folder."""
+    after: str
+    """bench.json of the second run, or its folder."""
+    all: bool = False
+    """Also list the rows that did not change."""

@@ -1,0 +1,6 @@
+def dominated(device, *, quick=False, say=None):
+    return []
+
+
+def table(rows):
+    return ""

@@ -1,0 +1,2 @@
+def absent():
+    return {}
