@@ -19,9 +19,8 @@ from softdiff_kernels.bench import breakdown, cases, clock, machine, measure, ro
 from softdiff_kernels.bench.baselines import baselines
 from softdiff_kernels.bench.config import OPS, SIZES
 
-pytestmark = pytest.mark.skipif(
-    not any(sk.backends()[name].usable for name in ("native", "triton", "cuda")), reason="no fused kernels here"
-)
+FUSED = any(sk.backends()[name].usable for name in ("native", "triton", "cuda"))
+pytestmark = pytest.mark.skipif(not FUSED, reason="no fused kernels here")
 THREADS = tuple(sorted({1, machine.cores()}))
 # Ours, and the eager forms that are the fastest at one size or another.
 CALLS = ("ours", "two-product bmm", "four-product", "scipy", "FFT-DCT", "torch.randn")

@@ -56,8 +56,8 @@ class BenchConfig:
     threads: tuple[int, ...] = ()
     """Thread counts on a CPU. Default: 1 and all cores."""
     compile: Literal["none", "some", "all"] = "some"
-    """Baselines under torch.compile: some are those of the three ops of training and sampling at 64 and
-    256 px, at the largest thread count; each takes seconds to compile."""
+    """Baselines under torch.compile: some are those of the three ops of training and sampling at 64 px, on a
+    CPU also at 256 px, at the largest thread count; each takes seconds to compile."""
     sections: tuple[Section, ...] = ()
     """Parts of the run: ops; sweeps over blur_std, batch size and host time; end-to-end steps of the
     trainer; cases where the ops dominate; memory. Default: all."""
