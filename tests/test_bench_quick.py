@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-for module in ("scipy", "tyro", "diffusers", "matplotlib", "tqdm"):
-    pytest.importorskip(module)
+pytest.importorskip("scipy")
+pytest.importorskip("tyro")
+pytest.importorskip("tqdm")
+pytest.importorskip("diffusers")
+pytest.importorskip("matplotlib")
 
 import softdiff_kernels as sk
 from softdiff_kernels.bench import result
