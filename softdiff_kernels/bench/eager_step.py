@@ -58,7 +58,8 @@ def placed(form: Form, device: torch.device) -> Form:
 
 def forms(kinds: tuple[type[Form], ...], size: int, device: torch.device) -> dict[str, Form]:
     """The forms for square images, by name, and last the FFT-DCT, which published code uses."""
-    return {kind.name: placed(kind(size, size), device) for kind in (*kinds, FftDct)}
+    made = [kind(size, size) for kind in kinds] + [FftDct(size, size)]
+    return {form.name: placed(form, device) for form in made}
 
 
 def decoded(x0: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def _sampler_step(trainer: Trainer, x_t: Tensor, x0_hat: Tensor, key: Any, budge
         corruption.noise_std(s),
     )
     names = ("blur_std_t", "blur_std_s", "noise_std_t", "noise_std_s")
-    given = dict(zip(names, levels, strict=True))
+    given: dict[str, Any] = dict(zip(names, levels, strict=True))
     forms = eager_step.forms(eager_step.FORMS_OF_ONE_TIME, x_t.shape[-1], device)
     noise = torch.randn_like(x_t)
     exact = functional.momentum_step(x_t, x0_hat, **given, noise=noise)

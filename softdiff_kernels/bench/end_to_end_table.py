@@ -11,7 +11,7 @@ SMALL_PERCENT = 5.0
 
 _LEGEND = (
     "Milliseconds of one step, as the sum of its parts, each the median over repetitions. eager: the fastest "
-    "form in eager PyTorch here (the sampler's step: Algorithm 2 as printed); FFT: by the FFT-DCT of published "
+    "form in eager PyTorch here (the sampler's step: Algorithm 2 as printed); FFT: the FFT-DCT of published "
     "code. rest: optimiser and average, batch, t and schedule. share: of the ops in the step, eager > fused. "
     "gain: what fusing saves of the eager step; (?): less than this timing of the network can tell. repeats: "
     "of the network. whole step: the real training step timed as one piece, eager > fused."

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +55,8 @@ NETWORKS = {
 # Images a step. On a CPU so few that a step of the largest takes seconds; on a GPU so many that it is busy.
 _BATCHES = {
     "cpu": {
-        "small": {32: 32, 64: 16, 128: 4},
-        "medium": {32: 8, 64: 4, 128: 2},
+        "small": {32: 8, 64: 4, 128: 2},
+        "medium": {32: 4, 64: 2, 128: 1},
         "paper": {32: 1, 64: 1, 128: 1},
     },
     "cuda": {
@@ -96,8 +97,9 @@ def make_trainer(network: Network, size: int, batch: int, device: torch.device) 
     images = ImageSet(natural_images(max(2 * batch, 16), size), "synthetic")
     trainer = Trainer(config, images, Corruption.paper((size, size)), None, device)
     generator = torch.Generator(device).manual_seed(_SEED)
-    for model in (trainer.model, trainer.average.module):
-        nn.init.normal_(model.net.conv_out.weight, std=_LAST_STD, generator=generator)
+    unets: tuple[Any, ...] = (trainer.model, trainer.average.module)
+    for unet in unets:
+        nn.init.normal_(unet.net.conv_out.weight, std=_LAST_STD, generator=generator)
     return trainer
 
 
