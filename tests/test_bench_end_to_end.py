@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end-to-end timings: sums and shares, eager twins that are right, a sentence that follows the numbers."""
+"""The end-to-end timings: sums and shares, right eager twins, a sentence that follows the numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from softdiff_kernels.diffusion import Corruption, SoftDenoiser
 from softdiff_kernels.training.model import UNet
 
 CPU = torch.device("cpu")
-# Float32 has 6e-8; products of 16 terms, twice, and a sum of squares stay under a hundred of that. A blur or a
+# Float32 has 6e-8; products of 16 terms, twice, and a sum of squares stay under a hundred of that. A blur or
 # level that is off by a part in a hundred changes the results by more than 1e-4.
 ROUNDING = 1e-5
 WAYS = ("eager", "fused", "fft")
@@ -29,7 +29,7 @@ WAYS = ("eager", "fused", "fft")
 
 @pytest.fixture
 def nano(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A network of a few hundred weights in the table, in the place of the one whose step is timed whole."""
+    """A network of 3,279 weights in the place of the one whose step is also timed whole."""
     monkeypatch.setitem(networks.NETWORKS, "small", networks.Network("small", 4, 1, (1,), "of the tests"))
     monkeypatch.setitem(networks._BATCHES["cpu"], "small", {8: 2})
     return "small"
