@@ -196,13 +196,13 @@ def test_the_sentence_follows_the_numbers() -> None:
     still = Timing(1.0, 1.0, 1.0, 5, 0.001)
     little, much = row(0.02, 0.01, still), {**row(1.0, 0.25, still), "network": "tiny"}
     text = end_to_end.table([little, much])
-    assert "The gain is small in the medium U-Net: the ops are at most 2.0% of an eager step" in text
-    assert "saves 1.0 % of it." in text
-    assert "It is not small in the tiny U-Net: 37.5 % of a step, most in sampling at 64 px." in text
-    assert text.count("\n| 64 |") == 2 and "50.0% > 20.0%" in text
+    assert "The gain is small in the medium U-Net: the ops are at most 1.96% of an eager step" in text
+    assert "saves 0.98 % of it." in text
+    assert "It is not small in the tiny U-Net: 37.50 % of a step, most in sampling at 64 px." in text
+    assert text.count("\n| 64 |") == 2 and "50.00% > 20.00%" in text
     hidden = row(1.0, 0.25, Timing(1.0, 0.5, 1.5, 2, 0.9))
     text = end_to_end.table([hidden])
-    assert "gain is small" in text and "in 1 of 1 rows that is less" in text and "37.5 % (?)" in text
+    assert "gain is small" in text and "in 1 of 1 rows that is less" in text and "37.50 % (?)" in text
     assert "small" not in end_to_end.table([]) and "not small" not in end_to_end.table([little])
 
 

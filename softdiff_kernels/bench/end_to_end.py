@@ -246,7 +246,7 @@ def end_to_end(
     """Both steps of the trainer with each network at each size: a row each for training and sampling.
 
     budget: seconds for the repetitions of a network's training step; its forward pass has half of that, each
-    op a fifteenth. quick: the small network at 32 px alone, in a batch of 8. say: gets a line for each
+    op a fifteenth. quick: the small network at 32 px alone, in a batch of 4. say: gets a line for each
     setting. Backend and CPU threads are those in force. Needs diffusers. Raises WrongTwin where a baseline is
     wrong.
 
@@ -270,7 +270,7 @@ def end_to_end(
     rows = []
     for size in sizes:
         for name in networks:
-            batch = 8 if quick else batch_of(name, size, device)
+            batch = 4 if quick else batch_of(name, size, device)
             say(f"end to end: {name} U-Net, {size} px, batch {batch}")
             rows += _setting(name, size, batch, device, budget)
     return rows

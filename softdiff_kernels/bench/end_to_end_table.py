@@ -37,8 +37,8 @@ def _line(row: dict[str, Any]) -> list[str]:
         str(row["rounds"]),
         f"{rest:.2f}",
         f"{row['eager_ms']:.1f} > {row['fused_ms']:.1f}",
-        f"{row['eager_share']:.1%} > {row['fused_share']:.1%}",
-        f"{row['gain_percent']:.1f} %{' (?)' if row['within_noise'] else ''}",
+        f"{row['eager_share']:.2%} > {row['fused_share']:.2%}",
+        f"{row['gain_percent']:.2f} %{' (?)' if row['within_noise'] else ''}",
         f"{whole['eager_ms']:.1f} > {whole['fused_ms']:.1f}" if whole else "",
     ]
 
@@ -51,7 +51,7 @@ _HEAD = [
 
 
 def _span(rows: Sequence[dict[str, Any]]) -> str:
-    low, high = (f"{pick(r['gain_percent'] for r in rows):.1f}" for pick in (min, max))
+    low, high = (f"{pick(r['gain_percent'] for r in rows):.2f}" for pick in (min, max))
     return f"{high} %" if low == high else f"{low} to {high} %"
 
 
@@ -64,7 +64,7 @@ def _small(name: str, rows: Sequence[dict[str, Any]]) -> str:
         else ""
     )
     return (
-        f"The gain is small in the {name} U-Net: the ops are at most {share:.1%} of an eager step, "
+        f"The gain is small in the {name} U-Net: the ops are at most {share:.2%} of an eager step, "
         f"and fusing them saves {_span(rows)} of it{doubt}."
     )
 
