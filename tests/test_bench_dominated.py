@@ -15,13 +15,14 @@ import torch
 pytest.importorskip("scipy")
 
 from softdiff_kernels.bench import dominated as module
+from softdiff_kernels.bench import dominated_pipeline, dominated_schedule, forms, turns
 from softdiff_kernels.bench import dominated_rows as made
-from softdiff_kernels.bench import forms, turns
 from softdiff_kernels.bench.dominated_cold import cold_loop
 from softdiff_kernels.bench.dominated_pipeline import pipeline
 from softdiff_kernels.bench.dominated_schedule import sheet, statistics
 from softdiff_kernels.bench.dominated_small import launches, tiny_network
 from softdiff_kernels.bench.measure import Timing
+from softdiff_kernels.training.errors import UserError
 
 CPU = torch.device("cpu")
 Case = Callable[[torch.device], list[dict[str, Any]]]
@@ -72,6 +73,21 @@ def test_a_wrong_twin_is_not_timed(case: Case, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(forms.FourProduct, "dct2", lambda self, x: 1.01 * dct2(self, x))
     with pytest.raises(turns.WrongTwin, match="relative error"):
         case(CPU)
+
+
+@pytest.mark.parametrize("name", ["statistics", "pipeline"])
+def test_without_scipy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: where scipy is missing the others are timed, and its row says what to install."""
+
+    def missing(package: str, purpose: str) -> Any:
+        raise UserError(f"{purpose} needs {package}")
+
+    for where in (dominated_schedule, dominated_pipeline):
+        monkeypatch.setattr(where, "need", missing)
+    rows = CASES[name](CPU)
+    absent = [row for row in rows if "scipy" in row["other_name"]]
+    assert len(absent) == 1 and absent[0]["ours"] is None and "needs scipy" in absent[0]["note"]
+    assert len([row for row in rows if row["ours"] is not None]) >= 2
 
 
 def test_a_gaussian_filter_with_another_boundary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

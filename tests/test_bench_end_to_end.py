@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from softdiff_kernels import functional
-from softdiff_kernels.bench import eager_step, end_to_end, networks, turns
+from softdiff_kernels.bench import eager_step, end_to_end, networks, pictures, turns
 from softdiff_kernels.bench.end_to_end import end_to_end as timed
 from softdiff_kernels.bench.forms import FftDct, Form
 from softdiff_kernels.bench.measure import Timing
@@ -90,7 +90,7 @@ def test_eager_loss_and_gradient_are_the_fused_ones(form: Form) -> None:
     """Rule: on the same images, times and noise the eager trainer's loss, and its gradient for every weight,
     equal the fused one's to float32 rounding; a blur 1 % stronger does not."""
     fused = denoiser(16)
-    x0 = networks.natural_images(4, 16)
+    x0 = pictures.natural_images(4, 16)
     t, noise = torch.tensor([0.03, 0.1, 0.3, 0.6]), torch.randn(4, 3, 16, 16)
 
     def of(model: SoftDenoiser) -> list[torch.Tensor]:
@@ -219,7 +219,7 @@ def test_the_paper_sized_network() -> None:
 
 def test_synthetic_images_have_the_spectrum_of_photographs() -> None:
     """Rule: power falls as 1/f^2: from frequency 4 to 16 by 16, within a factor of two over 64 images."""
-    pixels = networks.natural_images(64, 64).float()
+    pixels = pictures.natural_images(64, 64).float()
     power = torch.fft.rfft2(pixels - pixels.mean()).abs().square().mean(dim=(0, 1))
     assert 8 < float(power[0, 4] / power[0, 16]) < 32
     assert networks.batch_of("paper", 100, CPU) == 1

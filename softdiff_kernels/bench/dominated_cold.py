@@ -15,7 +15,7 @@ from ..diffusion import Corruption, time_steps
 from .dominated_rows import compete
 from .eager_step import decoded, placed, shared_product
 from .forms import FftDct, FourProduct, TwoProduct
-from .networks import natural_images
+from .pictures import natural_images
 from .turns import agree
 
 _CASE = "Cold Diffusion's loop"

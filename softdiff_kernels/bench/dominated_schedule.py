@@ -13,10 +13,11 @@ from torch import Tensor
 from .. import functional
 from ..diffusion import PowerSpectrum, power_spectrum, wasserstein_distances
 from ..diffusion.corruption import paper_blur_std_max
-from .dominated_rows import compete
+from ..training.errors import UserError, need
+from .dominated_rows import absent, compete
 from .eager_step import decoded, placed
 from .forms import DctForm, FftDct, FourProduct, ScipyDct, TwoProduct
-from .networks import CHANNELS, natural_images
+from .pictures import CHANNELS, natural_images
 from .turns import agree
 
 LEVELS = 256
@@ -50,8 +51,21 @@ class _Fused(DctForm):
         return functional.dct2(x)
 
 
+def _no_scipy(device: torch.device) -> str:
+    """Why scipy's transform cannot take part; empty where it can."""
+    if device.type != "cpu":
+        return "scipy transforms images in the CPU's memory only"
+    try:
+        need("scipy.fft", "scipy's transform")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def _forms(size: int, device: torch.device) -> dict[str, DctForm]:
-    kinds: list[type[DctForm]] = [FourProduct, FftDct, *([ScipyDct] if device.type == "cpu" else [])]
+    kinds: list[type[DctForm]] = [FourProduct, FftDct]
+    if not _no_scipy(device):
+        kinds.append(ScipyDct)
     found: dict[str, DctForm] = {}
     for kind in kinds:
         form = placed(kind(size, size), device)
@@ -87,6 +101,8 @@ def statistics(device: torch.device, size: int, count: int, budget: float) -> li
     loop = "power spectrum, one loop for all"
     found = compete({**about, "what": loop}, same_loop, others, device, **limits)
     fastest = min(found, key=lambda row: float(row["other"]))["other_name"]
+    if why := _no_scipy(device):
+        found.append(absent({**about, "what": loop}, ScipyDct.name, "ms", why))
     others = {fastest: others[fastest]}
     found += compete({**about, "what": "power_spectrum"}, ours, others, device, **limits)
     return found + compete(

@@ -17,7 +17,7 @@ from .dominated_rows import absent, compete, rows
 from .eager_step import EagerDenoiser, decoded
 from .forms import FftDct
 from .measure import noise_floor, summary
-from .networks import CHANNELS, natural_images
+from .pictures import CHANNELS, natural_images
 from .turns import AGAIN, OURS, agree
 
 TIME_T, TIME_S = 0.2, 0.18

@@ -6,15 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import functional
 from ..diffusion import SoftDenoiser
-from ..training.config import TrainConfig
-from ..training.trainer import Trainer, learning_rate
 from . import eager_step
 from .eager_step import EagerDenoiser
 from .end_to_end_table import table as table
@@ -22,6 +20,9 @@ from .forms import FftDct, Form
 from .measure import Timing, differs
 from .networks import NETWORKS, batch_of, make_trainer, parameters
 from .turns import OURS, a_few, agree, contest, in_turn
+
+if TYPE_CHECKING:
+    from ..training.trainer import Trainer
 
 # A step of the sampler in the quarter of the time where the noise grows, so that it is drawn.
 TIME_T, TIME_S = 0.2, 0.18
@@ -131,7 +132,9 @@ def _look_up(trainer: Trainer) -> tuple[Tensor, ...]:
 
 def _optimiser(trainer: Trainer) -> None:
     """As `Trainer.advance` ends: clipping, Adam, the average."""
-    config: TrainConfig = trainer.config
+    from ..training.trainer import learning_rate
+
+    config = trainer.config
     torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), config.grad_clip or math.inf)
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate(config, trainer.step)
@@ -247,8 +250,8 @@ def end_to_end(
 
     budget: seconds for the repetitions of a network's training step; its forward pass has half of that, each
     op a fifteenth. quick: the small network at 32 px alone, in a batch of 4. say: gets a line for each
-    setting. Backend and CPU threads are those in force. Needs diffusers. Raises WrongTwin where a baseline is
-    wrong.
+    setting. Backend and CPU threads are those in force. Raises WrongTwin where a baseline is wrong, and
+    UserError where a package that training needs is missing.
 
     px, network, batch, device, threads (None on a GPU); parameters: how many the network learns; origin: what
     of it is the paper's. step: "training" or "sampling". ms: for each part {"eager", "fused", "fft"}, in

@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..diffusion import Corruption
-from ..training.config import TrainConfig
-from ..training.data import ImageSet
-from ..training.trainer import Trainer
+from ..training.errors import need
+from .pictures import SEED, natural_images
 
-CHANNELS = 3
-_SEED = 20220911
+if TYPE_CHECKING:
+    from ..training.trainer import Trainer
+
 # The deviation of the last layer's weights, that of a layer some way into training. The trainer starts it at
 # 0, and all gradients before it would be zeros, which some machines multiply faster than other numbers.
 _LAST_STD = 0.01
@@ -73,19 +72,17 @@ def batch_of(network: str, size: int, device: torch.device) -> int:
     return table[min(table, key=lambda known: abs(known - size))]
 
 
-def natural_images(count: int, size: int, seed: int = _SEED) -> Tensor:
-    """uint8 [count, 3, size, size] with the 1/f amplitudes of photographs, random phases."""
-    generator = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
-    frequency[0, 0] = 1.0 / size
-    white = generator.standard_normal((count, CHANNELS, size, size), dtype=np.float32)
-    shaped = np.fft.irfft2(np.fft.rfft2(white) / frequency, s=(size, size))
-    spread = shaped.std(axis=(1, 2, 3), keepdims=True)
-    return torch.from_numpy(np.clip(127.5 + 55.0 * shaped / spread, 0, 255).astype(np.uint8))
-
-
 def make_trainer(network: Network, size: int, batch: int, device: torch.device) -> Trainer:
-    """A trainer of the network on synthetic images, with the paper's ranges of blur and noise."""
+    """A trainer of the network on synthetic images, with the paper's ranges of blur and noise.
+
+    Raises UserError where a package that training needs is missing.
+    """
+    for package in ("diffusers", "safetensors"):
+        need(package, "timing whole steps")
+    from ..training.config import TrainConfig
+    from ..training.data import ImageSet
+    from ..training.trainer import Trainer
+
     config = TrainConfig(
         data="synthetic",
         batch=batch,
@@ -96,7 +93,7 @@ def make_trainer(network: Network, size: int, batch: int, device: torch.device) 
     )
     images = ImageSet(natural_images(max(2 * batch, 16), size), "synthetic")
     trainer = Trainer(config, images, Corruption.paper((size, size)), None, device)
-    generator = torch.Generator(device).manual_seed(_SEED)
+    generator = torch.Generator(device).manual_seed(SEED)
     unets: tuple[Any, ...] = (trainer.model, trainer.average.module)
     for unet in unets:
         nn.init.normal_(unet.net.conv_out.weight, std=_LAST_STD, generator=generator)
