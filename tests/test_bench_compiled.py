@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("scipy")
 
-from softdiff_kernels.bench import baselines, cases, forms
+from softdiff_kernels.bench import baselines, cases, forms, measure
 
 OPS = baselines.OPS[:-1]
 
@@ -31,10 +31,11 @@ def test_every_op_has_compiled_baselines_that_are_right(op: str) -> None:
     The backend "eager" runs what was traced without generating code: the wiring, in seconds.
     """
     torch.compiler.reset()
-    found = baselines.compiled(op, 12, 12, torch.float64, backend="eager")
+    found = baselines.compiled(op, 12, 12, torch.float64, backend="eager", fft=True)
     names = [one.name for one in found]
     assert {"four-product compiled", "FFT-DCT compiled"} <= set(names)
-    assert ("two-product bmm compiled" in names) == (op not in ("dct2", "idct2", "spectral_mix"))
+    for form in ("two-product bmm", "folded two-product"):
+        assert (f"{form} compiled" in names) == (op not in ("dct2", "idct2", "spectral_mix"))
     assert len(set(names)) == len(names)
     check(op, torch.float64, 1e-13, found)
 
@@ -43,7 +44,7 @@ def test_each_compiled_baseline_has_an_eager_one_of_its_name() -> None:
     # The table finds a compiled baseline's error under the eager one's name.
     for op in OPS:
         eager = {one.name: one.group for one in baselines.baselines(op, 8, 8)}
-        for one in baselines.compiled(op, 8, 8, backend="eager"):
+        for one in baselines.compiled(op, 8, 8, backend="eager", fft=True):
             assert eager[one.name.removesuffix(" compiled")] == one.group
 
 
@@ -58,6 +59,46 @@ def test_generated_code_is_right(op: str) -> None:
     found = [one for one in baselines.compiled(op, 12, 12) if one.group == "main"]
     assert len(found) >= 2
     check(op, torch.float32, 1e-5, found)
+
+
+def test_the_slow_one_to_compile_is_asked_for() -> None:
+    for op in OPS:
+        names = [one.name for one in baselines.compiled(op, 8, 8, backend="eager")]
+        assert ("FFT-DCT compiled" in names) == (op == "corrupt")
+
+
+def test_compiled_once_for_a_size_and_a_number_of_threads() -> None:
+    """Rule: more calls compile nothing; another number of threads does, so that it belongs to the warm-up."""
+    torch.compiler.reset()
+    compiles = []
+
+    def backend(graph, inputs):
+        compiles.append(torch.get_num_threads())
+        return graph.forward
+
+    case = cases.make("momentum_step", 8, 8, 2)
+    late = baselines.compiled("momentum_step", 8, 8, backend=backend)[0]
+    with measure.threads(1):
+        for _ in range(3):
+            late.call(*case.arguments.values())
+    assert compiles == [1]
+    with measure.threads(2):
+        for _ in range(3):
+            late.call(*case.arguments.values())
+    assert compiles == [1, 2]
+    with measure.threads(1):
+        late.call(*case.arguments.values())
+    assert compiles == [1, 2]
+
+
+def test_given_noise_is_left_as_it_is() -> None:
+    # One baseline adds its product onto the noise in place: onto its own alone.
+    case = cases.make("corrupt", 8, 8, 2)
+    assert case.noise is not None
+    before = case.noise.clone()
+    for one in baselines.baselines("corrupt", 8, 8):
+        one.call(*case.arguments.values(), noise=case.noise)
+        assert torch.equal(case.noise, before), one.name
 
 
 def test_normal_is_not_compiled_and_unknown_ops_are_refused() -> None:
@@ -77,9 +118,9 @@ def test_half_images_are_computed_in_float32(op: str, dtype: torch.dtype) -> Non
     case = cases.silent(cases.make(op, 12, 12, 2, dtype=dtype))
     exact = cases.truth(case)
     given = {} if case.noise is None else {"noise": case.noise}
-    for one in baselines.baselines(op, 12, 12, dtype):
-        if not one.same:
-            continue
+    torch.compiler.reset()
+    eager = [one for one in baselines.baselines(op, 12, 12, dtype) if one.same]
+    for one in [*eager, *baselines.compiled(op, 12, 12, dtype, backend="eager")]:
         result = one.call(*case.arguments.values(), **given)
         parts = result if isinstance(result, tuple) else (result,)
         assert [part.dtype for part in parts] == [torch.float32, dtype][-len(parts) :], one.name
@@ -95,7 +136,7 @@ def test_widened_leaves_other_images_as_they_are() -> None:
     assert seen == [(d, torch.float32) for d in (torch.float64, torch.float32, torch.float32)]
 
 
-@pytest.mark.parametrize("kind", forms.FORMS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", baselines.FORMS, ids=lambda kind: kind.__name__)
 def test_a_form_moves_with_all_its_tables(kind: type[forms.Form]) -> None:
     # The meta device has shapes alone: a table that stayed behind would mix devices in the blur.
     form = kind(6, 9).to("meta")

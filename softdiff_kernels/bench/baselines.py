@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from . import forms as _forms
 from .builders import (
     HALVES,
     Baseline,
@@ -22,6 +23,7 @@ from .builders import (
     algorithm_2,
     by,
     corrupt,
+    corrupt_in_one_product,
     loss,
     loss_and_gradient,
     loss_and_gradient_by_hand,
@@ -34,7 +36,8 @@ from .builders import (
     widened,
     with_gradient,
 )
-from .forms import FORMS, FftDct, Form, FourProduct, ScipyDct, TwoProductBmm
+from .folded import FoldedTwoProduct
+from .forms import FftDct, Form, FourProduct, ScipyDct, TwoProductBmm
 from .peers import absent, peers
 
 __all__ = [
@@ -68,8 +71,9 @@ OPS = (
     "spectral_mix",
     "normal",
 )
-# The forms that torch.compile is tried on: the fastest few, and the one that needs its fusion most.
-COMPILED: tuple[type[Form], ...] = (TwoProductBmm, FourProduct, FftDct)
+FORMS: tuple[type[Form], ...] = (*_forms.FORMS, FoldedTwoProduct)
+# The forms that torch.compile is tried on, beside the FFT-DCT: the fastest few.
+COMPILED: tuple[type[Form], ...] = (TwoProductBmm, FoldedTwoProduct, FourProduct)
 
 
 def _known(op: str) -> None:
@@ -120,11 +124,13 @@ def _more(
     op: str, height: int, width: int, dtype: torch.dtype, device: torch.device | str, with_scipy: bool
 ) -> list[Baseline]:
     """What belongs to one op alone."""
-    if op == "corrupt" and with_scipy:
-        scipy = ScipyDct(height, width, dtype)
-        return [
-            Baseline("scipy, numpy noise", "main", "scipy.fft, numpy.random", corrupt(scipy, numpy_noise))
-        ]
+    if op == "corrupt":
+        onto = corrupt_in_one_product(TwoProductBmm(height, width, dtype).to(device))
+        own = Baseline("two-product baddbmm", "main", "torch.baddbmm onto the scaled noise", onto)
+        if not with_scipy:
+            return [own]
+        call = corrupt(ScipyDct(height, width, dtype), numpy_noise)
+        return [own, Baseline("scipy, numpy noise", "main", "scipy.fft, numpy.random", call)]
     four = FourProduct(height, width, dtype).to(device)
     if op == "momentum_step":
         one_line = one_line_momentum(four)
@@ -148,21 +154,28 @@ def compiled(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     backend: str = "inductor",
+    fft: bool | None = None,
 ) -> list[Baseline]:
     """The PyTorch baselines of an op under torch.compile, compiled at their first call; none of `normal`.
 
-    On a CPU random numbers are left to ATen: the generated code's own take several times as long there.
-    Another number of threads or another size compiles anew. Raises ValueError for an unknown op.
+    fft: whether the FFT-DCT is among them; None: for `corrupt` alone. Its code takes several times as long to
+    compile as any other, and has been slower than the eager form wherever it was measured on a CPU.
+
+    On a CPU random numbers are left to ATen: the generated code's own made the whole of `corrupt` take four
+    times as long (64 px, one thread). Another size compiles anew. Raises ValueError for an unknown op.
     """
     _known(op)
+    with_fft = op == "corrupt" if fft is None else fft
+    kinds = (*COMPILED, FftDct) if with_fft else COMPILED
     ours = backend == "inductor" and torch.device(device).type == "cpu"
     options: dict[str, Any] | None = {"fallback_random": True} if ours else None
 
     def late(call: Op) -> Op:
-        return torch.compile(call, dynamic=False, backend=backend, options=options)
+        whole = widened(call) if dtype in HALVES else call
+        return torch.compile(whole, dynamic=False, backend=backend, options=options)
 
     found = []
-    for kind in COMPILED if op != "normal" else ():
+    for kind in kinds if op != "normal" else ():
         form = kind(height, width, _computed(dtype)).to(device)
         if op == "soft_score_loss":
             # The loss is compiled, and its backward pass with it; autograd's call is the user's.
@@ -175,7 +188,7 @@ def compiled(
         if op == "momentum_step" and isinstance(form, FourProduct):
             one_line = _late(form, f"one mask, {form.name}", late(one_line_momentum(form)))
             found.append(replace(one_line, group="extra"))
-    return _fit(found, dtype)
+    return found
 
 
 def _late(form: Form, name: str, call: Op) -> Baseline:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .forms import DctForm, Form
+from .forms import DctForm, Form, TwoProductBmm
 
 Op = Callable[..., Any]
 HALVES = (torch.bfloat16, torch.float16)
@@ -87,6 +87,21 @@ def corrupt(form: Form, draw: Callable[[Tensor], Tensor] = torch_noise) -> Op:
     def call(x0: Tensor, blur_std: Tensor, noise_std: Tensor, noise: Tensor | None = None) -> Tensor:
         noise = draw(x0) if noise is None else noise
         return torch.addcmul(form.blur(x0, blur_std), _column(noise_std), noise)
+
+    return call
+
+
+def corrupt_in_one_product(form: TwoProductBmm) -> Op:
+    """The same with the sum in the second product: `torch.baddbmm` onto the noise, scaled in place."""
+
+    def call(x0: Tensor, blur_std: Tensor, noise_std: Tensor, noise: Tensor | None = None) -> Tensor:
+        a_h, a_w = form.operators(blur_std)
+        batch, channels, height, width = x0.shape
+        sigma = _column(noise_std)
+        scaled = torch.randn_like(x0).mul_(sigma) if noise is None else noise * sigma
+        y = torch.bmm(x0.reshape(batch, channels * height, width), a_w).view(-1, height, width)
+        a_h = a_h.repeat_interleave(channels, 0)
+        return scaled.reshape(-1, height, width).baddbmm_(a_h, y).view(x0.shape)
 
     return call
 
