@@ -33,10 +33,11 @@ def _sampled(radius: str) -> str:
 
 
 class _Installed:
-    """A package that may be there: its name on PyPI, and the module to import."""
+    """A package that may be there: its name on PyPI, the module to import, and what pip needs besides."""
 
     package = ""
     module = ""
+    pip = ""
 
     def load(self) -> Any:
         return importlib.import_module(self.module)
@@ -64,6 +65,7 @@ class DcTorch(_Installed, DctForm):
     """dctorch.functional.dct2 and idct2: einsum with both axes' dense matrices, kept by the package."""
 
     package, module = "dctorch", "dctorch.functional"
+    pip = "--no-deps "  # 0.1.2 asks for numpy < 2 without a need: pip would exchange the numpy that is there
     source = "PyPI dctorch, dctorch.functional.dct2 and idct2"
 
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
@@ -123,7 +125,9 @@ class TorchvisionBlur(NearestBlur):
         f"{_sampled('4 blur_std')}, at most the side less one; {_BORDER}; "
         "one blur_std a call: a loop over the batch"
     )
-    largest = 64
+    largest = (
+        128  # a kernel in two dimensions: 0.9 s of one core at 128 px, and its area grows with the image's
+    )
 
     def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
         blurred = [
@@ -193,7 +197,7 @@ def _made(
         return kind(height, width, dtype).to(device), ""
     except ModuleNotFoundError as error:
         if error.name is not None and kind.module.split(".")[0] == error.name.split(".")[0]:
-            return None, f"not installed: pip install {kind.package}"
+            return None, f"not installed: pip install {kind.pip}{kind.package}"
         return None, f"does not import: {error}"
     # A package that was built for another torch fails in its own way: torchvision by a RuntimeError.
     except Exception as error:
