@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from softdiff_kernels.bench import baselines
+from softdiff_kernels.bench.baselines import widened
 from softdiff_kernels.bench.forms import (
     DctForm,
     FftDct,
@@ -40,21 +41,6 @@ class Rival:
     fair: bool = True
 
 
-def moved(form: Form, device: torch.device) -> Form:
-    """The form with its tables on the device."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device)
-        if isinstance(value, dict):
-            return {k: move(v) for k, v in value.items()}
-        return tuple(move(v) for v in value) if isinstance(value, tuple) else value
-
-    for name, value in vars(form).items():
-        setattr(form, name, move(value))
-    return form
-
-
 class _HalfProduct(TwoProductBmm):
     """Products in bfloat16 of operators made in float32."""
 
@@ -63,22 +49,6 @@ class _HalfProduct(TwoProductBmm):
     def operators(self, blur_std: Tensor) -> tuple[Tensor, Tensor]:
         a_h, a_w = super().operators(blur_std)
         return a_h.bfloat16(), a_w.bfloat16()
-
-
-def _wide(op: Op) -> Op:
-    """The op on float32 copies of bfloat16 images, its results in bfloat16 again."""
-
-    def narrow(result: Any) -> Any:
-        if isinstance(result, tuple):
-            return tuple(narrow(r) for r in result)
-        return result.bfloat16() if result.dim() == 4 else result
-
-    def call(*arguments: Tensor, noise: Tensor | None = None) -> Any:
-        wide = [a.float() if a.dim() == 4 else a for a in arguments]
-        given = {} if noise is None else {"noise": noise.float()}
-        return narrow(op(*wide, **given))
-
-    return call
 
 
 def _with_tf32(op: Op) -> Op:
@@ -123,7 +93,7 @@ def eager(op: str, size: int, dtype: torch.dtype, device: torch.device) -> list[
         return [Rival("torch.randn", torch.randn_like)]
     found: list[Rival] = []
     for kind in EAGER:
-        form = moved(kind(size, size), device)
+        form = kind(size, size).to(device)
         named = [(form.name, _of(op, form)), *(_more(op, form) if kind is FourProduct else [])]
         for name, call in named:
             if call is None:
@@ -133,9 +103,9 @@ def eager(op: str, size: int, dtype: torch.dtype, device: torch.device) -> list[
                 if kind in (TwoProductBmm, FourProduct) and device.type == "cuda":
                     found.append(Rival(f"{name}, TF32", _with_tf32(call), fair=False))
             else:
-                found.append(Rival(f"{name} in float32", _wide(call)))
+                found.append(Rival(f"{name} in float32", widened(call)))
     if dtype != torch.float32 and op in ("corrupt", "momentum_step", "blur"):
-        half = moved(_HalfProduct(size, size), device)
+        half = _HalfProduct(size, size).to(device)
         call = _of(op, half)
         assert call is not None
         found.append(Rival(half.name, _as_bfloat16(call)))
@@ -159,16 +129,16 @@ def compiled(
         return []
     found = []
     for kind in COMPILED:
-        form = moved(kind(size, size), device)
+        form = kind(size, size).to(device)
         by_hand = op == "soft_score_loss" and kind is FourProduct
         call = baselines.loss_and_gradient_by_hand(form) if by_hand else _of(op, form)
         if call is None or (op == "soft_score_loss" and not by_hand):
             continue
-        full = call if dtype == torch.float32 else _wide(call)
+        full = call if dtype == torch.float32 else widened(call)
         name = form.name + (" by hand" if by_hand else "") + (" in float32" if full is not call else "")
         found.append(Rival(f"{name}, compiled", torch.compile(full, dynamic=False, backend=backend)))
     if dtype != torch.float32 and op in ("corrupt", "momentum_step", "blur"):
-        half = moved(_HalfProduct(size, size), device)
+        half = _HalfProduct(size, size).to(device)
         call = _of(op, half)
         assert call is not None
         late = torch.compile(_as_bfloat16(call), dynamic=False, backend=backend)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,16 +17,30 @@ from torch import Tensor
 
 from softdiff_kernels.spectrum import dct_basis, eigenvalues
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(part, device) for key, part in value.items()}
+    return tuple(_moved(part, device) for part in value) if isinstance(value, tuple) else value
+
 
 class Form:
     """What all forms keep, and the separable gain of the blur.
 
-    group: which ratio the form counts in, see `baselines.Baseline`.
+    group: which ratio the form counts in, see `baselines.Baseline`, where same and difference are explained,
+    too.
     """
 
     name = ""
     group = "main"
     source = ""
+    same = True
+    difference = ""
 
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         self.height, self.width, self.dtype = height, width, dtype
@@ -35,7 +50,10 @@ class Form:
             eigenvalues(width, dtype=dtype),
         )
 
-    def to(self, device):
+    def to(self, device: torch.device | str) -> Self:
+        """Moves every table of the form, in place, as `torch.nn.Module.to` does; returns the form."""
+        for name, value in vars(self).items():
+            setattr(self, name, _moved(value, device))
         return self
 
     def gains(self, blur_std: Tensor) -> tuple[Tensor, Tensor]:

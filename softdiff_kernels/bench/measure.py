@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 
 Call = Callable[[], object]
+OURS = "softdiff_kernels"
+AGAIN = "softdiff_kernels, again"  # the same call once more: what differs between the two is noise
 
 
 @dataclass(frozen=True)

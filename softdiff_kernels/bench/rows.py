@@ -16,10 +16,8 @@ import softdiff_kernels as sk
 
 from . import cases, clock
 from .baselines import Baseline, baselines, compiled
-from .measure import Timing, interleaved, noise_floor, ratios
+from .measure import AGAIN, OURS, Timing, interleaved, noise_floor, ratios
 
-OURS = "softdiff_kernels"
-AGAIN = "softdiff_kernels, again"  # the same call once more: what differs between the two is noise
 # The relative L2 error that a result may have before it is not worth timing. Float32 has 6e-8; sums over
 # 2 x 512 terms and the FFT's twiddles stay under some tens of that, a wrong formula is over 1e-2. The loss by
 # two products squares what is left after cancellation, and the reverse mask is formed by a plain difference.
@@ -130,11 +128,11 @@ def compare(
             else:
                 failures[baseline.name] = problem
 
-    admit(baselines(op, size, size, place.dtype))
+    admit(baselines(op, size, size, place.dtype, place.device))
     eager = list(working.values())
     if compile:
         torch.compiler.reset()
-        admit(compiled(op, size, size))
+        admit(compiled(op, size, size, place.dtype, place.device))
     with place.forced():
         error = errors(case, eager)
         bound = _WRONG[place.dtype]
