@@ -11,7 +11,10 @@ from torch import Tensor
 
 from .. import _arguments as args
 
-_CHUNK_ELEMENTS = 2**22
+# Elements of a piece. On a CPU so few that what is made of them stays in the caches: the power spectrum of
+# 1,000 images of 64 px then takes half the time.
+_CHUNK_ELEMENTS = {"cpu": 2**19}
+_CHUNK_ELEMENTS_ELSEWHERE = 2**22
 
 
 def image_size(op: str, value: Any) -> tuple[int, int]:
@@ -39,7 +42,7 @@ def decode(x: Tensor) -> Tensor:
 
 
 def chunks(op: str, batches: Iterable[Any]) -> Iterator[Tensor]:
-    """float32 images [b, C, H, W] in [-1, 1], in pieces of at most 4 Mi elements (or one image).
+    """float32 images [b, C, H, W] in [-1, 1], in pieces of bounded size, at least one image each.
 
     batches: an iterable of uint8 (decoded as `x / 127.5 - 1`) or floating-point batches
     [B, C, H, W]; of a tuple or list, as a DataLoader gives, the first entry is taken. Raises
@@ -59,7 +62,8 @@ def chunks(op: str, batches: Iterable[Any]) -> Iterator[Tensor]:
                 f"{op}: expected images of one size, got {list(images.shape[1:])} in batch {index} "
                 f"after {list(shape)}"
             )
-        size = max(1, _CHUNK_ELEMENTS // max(1, images[:1].numel()))
+        most = _CHUNK_ELEMENTS.get(images.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
+        size = max(1, most // max(1, images[:1].numel()))
         for piece in images.split(size):
             if piece.shape[0]:
                 yield decode(piece).float()
