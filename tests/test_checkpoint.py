@@ -20,6 +20,7 @@ import torch
 from softdiff_kernels.training import checkpoint as module
 from softdiff_kernels.training.checkpoint import (
     Checkpoint,
+    DamagedCheckpoint,
     checkpoint_name,
     find,
     load_checkpoint,
@@ -161,6 +162,17 @@ def test_a_truncated_file_is_refused_in_one_sentence(tmp_path: Path, share: floa
     ) as caught:
         load_checkpoint(path, "weights")
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    """Rule: one bit of a tensor that is other than it was written makes the file a damaged one."""
+    path = tmp_path / "weights-00000001.safetensors"
+    make().save(path)
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(DamagedCheckpoint, match="its digest is wrong"):
+        load_checkpoint(path, "weights")
 
 
 def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path) -> None:

@@ -136,10 +136,25 @@ def test_unreadable_sources_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "folder" / "broken.png"
     picture(broken, (64, 64))
     broken.write_bytes(broken.read_bytes()[:3000])
-    assert "broken.png: not a readable image" in message(tmp_path / "folder")
+    assert "none of its 1 images can be read" in message(tmp_path / "folder")
+    assert "broken.png: " in message(tmp_path / "folder")
     (tmp_path / "list.csv").write_text("a,b")
     assert "expected a folder" in message(tmp_path / "list.csv")
     assert "--image-size" in message("digits", 4)
+
+
+def test_an_unreadable_image_among_good_ones_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: what cannot be read is left out with a count and its name, never silently."""
+    good = picture(tmp_path / "b.png")
+    for i in range(7):
+        (tmp_path / f"a{i}.png").write_bytes(b"no picture")
+    found = load_images(str(tmp_path))
+    assert np.array_equal(found.pixels[0].numpy().transpose(1, 2, 0), good) and len(found.pixels) == 1
+    told = capsys.readouterr().err
+    assert "7 of 8 images cannot be read and are left out" in told and told.count("\n") == 1
+    assert "a0.png" in told and "a4.png" in told and "a5.png" not in told and "and 2 more" in told
 
 
 def test_digest_tells_pixels_and_shapes_apart() -> None:

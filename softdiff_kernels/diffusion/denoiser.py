@@ -84,7 +84,7 @@ class SoftDenoiser(nn.Module):
         op = "SoftDenoiser.loss"
         args.image(op, "x0", x0, uint8=True)
         if t is None:
-            t = self._draw_time(x0, key)
+            t = self.draw_time(x0, key)
         time = self._time(x0, t)
         x_t, residual = self.corruption.corrupt(x0, time, key=key, noise=noise, return_residual=True)
         out = self._predict(x_t, time, kw)
@@ -122,7 +122,8 @@ class SoftDenoiser(nn.Module):
             raise ValueError(f"SoftDenoiser: expected t on {x.device}, got {args.describe(t)}")
         return t.reshape(-1).expand(batch)
 
-    def _draw_time(self, x0: Tensor, key: NoiseKey | None) -> Tensor:
+    def draw_time(self, x0: Tensor, key: NoiseKey | None) -> Tensor:
+        """The t in (0, 1) that `loss` draws where it is given none, for x0 [B, C, H, W]: float32 [B]."""
         if key is None:
             return torch.rand(x0.shape[0], device=x0.device)
         elements = x0.shape[1] * x0.shape[2] * x0.shape[3]

@@ -4,20 +4,23 @@
 `weights-*.safetensors` holds what sampling needs: averaged weights, options, corruption, prior and
 image shape. `state-*.safetensors` holds what going on with a run needs besides: raw weights,
 optimiser moments and counters. A file appears under its name only when it is whole and on the disk;
-a full disk or a kill on the way leaves the one before it untouched.
+a full disk or a kill on the way leaves the one before it untouched. A digest of all that is in it tells
+a file that was damaged since.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from .errors import UserError
@@ -64,6 +67,20 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
         raise
 
 
+def _digest(meta: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of the JSON and of every tensor's name, type, shape and bytes."""
+    digest = hashlib.blake2b(meta.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class DamagedCheckpoint(UserError):
+    """A file that is, or was once, a checkpoint, and cannot be read whole."""
+
+
 @dataclass
 class Checkpoint:
     """One file's content. kind: `weights` or `state`; tensors by dotted name; meta as JSON takes it."""
@@ -83,18 +100,20 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
+        meta = json.dumps(self.meta)
+        plain = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         metadata = {
             "format": f"softdiff-{self.kind}",
             "version": str(VERSION),
-            "softdiff": json.dumps(self.meta),
+            "softdiff": meta,
+            "digest": _digest(meta, plain),
         }
-        plain = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         write_atomically(path, safetensors.torch.save(plain, metadata))
 
 
 def load_checkpoint(path: Path, kind: str) -> Checkpoint:
-    """Reads a checkpoint of the wanted kind. One sentence for a file that is missing, truncated,
-    foreign, of the other kind, or of a later version."""
+    """Reads a checkpoint of the wanted kind. One sentence for a file that is missing, truncated, damaged
+    (DamagedCheckpoint), foreign, of the other kind, or of a later version."""
     wanted = f"a {KINDS[kind]} file of softdiff"
     if not path.is_file():
         raise UserError(f"{path}: no such file (expected {wanted})")
@@ -110,11 +129,14 @@ def load_checkpoint(path: Path, kind: str) -> Checkpoint:
                 raise UserError(f"{path}: expected format version {VERSION}, got {version or 'none'}")
             meta = json.loads(metadata["softdiff"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Files from before there was a digest have none.
+            if metadata.get("digest", found_digest := _digest(metadata["softdiff"], tensors)) != found_digest:
+                raise DamagedCheckpoint(f"{path}: expected {wanted}, got a damaged one (its digest is wrong)")
     except UserError:
         raise
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         got = f"a truncated file or one of another kind ({error})"
-        raise UserError(f"{path}: expected {wanted}, got {got}") from error
+        raise DamagedCheckpoint(f"{path}: expected {wanted}, got {got}") from error
     return Checkpoint(kind, meta, tensors)
 
 
@@ -138,6 +160,23 @@ def find(path: str, kind: str) -> Path:
     if not files:
         raise UserError(f"{where}: expected a run folder with {kind}-*.safetensors in it, found none")
     return files[-1]
+
+
+def newest_whole(folder: Path, kind: str, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a kind that can be read whole; None where the folder has no file of it.
+
+    Those that are damaged are passed over, each with a warning. UserError where all of them are.
+    """
+    files = numbered(folder, kind)
+    for path in reversed(files):
+        try:
+            load_checkpoint(path, kind)
+            return path
+        except DamagedCheckpoint as error:
+            warn(f"warning: {error}; looking for the one before it")
+    if files:
+        raise UserError(f"{folder}: none of its {len(files)} {kind} files can be read whole")
+    return None
 
 
 def prune(folder: Path, keep: int) -> None:

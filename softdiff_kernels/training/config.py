@@ -5,7 +5,9 @@ the record inside each checkpoint."""
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,10 +126,19 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """From `to_dict`'s form. Options that this version does not know are refused by name."""
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = [described(name, known) for name in sorted(set(values) - set(known))]
         if unknown:
-            raise UserError(f"options of another version of softdiff_kernels: {', '.join(unknown)}")
+            raise UserError(
+                f"options that this version of softdiff_kernels does not know: {'; '.join(unknown)}"
+            )
         return cls(**{**values, "multipliers": tuple(values.get("multipliers", ()))})
+
+
+def described(name: str, known: Iterable[str]) -> str:
+    """An unknown name, with the known one that is nearest, if one is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"{name} (did you mean {near[0]}?)" if near else name
 
 
 def _check(config: TrainConfig, name: str, good: bool, wanted: str) -> None:
@@ -146,12 +157,14 @@ MAY_CHANGE = frozenset(
 
 
 def check_resumed(old: TrainConfig, new: TrainConfig) -> None:
-    """Refuses a change that would make the resumed run another one."""
+    """Refuses changes that would make the resumed run another one, all of them in one sentence."""
+    changed = []
     for field in dataclasses.fields(old):
         before, after = getattr(old, field.name), getattr(new, field.name)
         if field.name not in MAY_CHANGE and before != after:
-            flag = "--" + field.name.replace("_", "-")
-            raise UserError(f"{flag}: expected {before}, as in the run being resumed, got {after}")
+            changed.append(f"--{field.name.replace('_', '-')}: expected {before}, got {after}")
+    if changed:
+        raise UserError(f"these options differ from those of the run being resumed: {'; '.join(changed)}")
 
 
 @dataclass(frozen=True)

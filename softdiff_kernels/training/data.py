@@ -5,6 +5,7 @@ ship inside scikit-learn. Decoding to [-1, 1] is left to the `corrupt` op."""
 from __future__ import annotations
 
 import hashlib
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+MOST_NAMED = 5
 EXPECTED = "expected a folder of images, an .npz file, or the word digits"
 GREY_MODES = frozenset(("1", "L", "LA", "I;16", "I"))
 
@@ -104,18 +106,27 @@ def _folder(folder: Path, image_size: int | None) -> Tensor:
     if not files:
         raise UserError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), found none")
     images: list[Image] = []
+    unreadable: dict[Path, str] = {}
+    first = files[0]
     for file in files:
         try:
             with pil.open(file) as image:
                 image.load()
                 images.append(operations.exif_transpose(image))
         except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
-            raise UserError(f"{file}: not a readable image ({error})") from error
+            unreadable[file] = " ".join(str(error).split())
+            continue
+        first = file if len(images) == 1 else first
         if image_size is None and images[-1].size != images[0].size:
             raise UserError(
-                f"expected images of one size, got {_size(images[0])} in {files[0]} and {_size(images[-1])} "
+                f"expected images of one size, got {_size(images[0])} in {first} and {_size(images[-1])} "
                 f"in {file}; --image-size N resizes and crops them all to N x N"
             )
+    if not images:
+        file, reason = next(iter(unreadable.items()))
+        raise UserError(f"{folder}: none of its {len(files)} images can be read; {file}: {reason}")
+    if unreadable:
+        _tell_unreadable(unreadable, len(files))
     mode = "L" if all(image.mode in GREY_MODES for image in images) else "RGB"
     arrays = []
     for image in images:
@@ -123,6 +134,14 @@ def _folder(folder: Path, image_size: int | None) -> Tensor:
         arrays.append(np.asarray(small if image_size is None else _crop(small, image_size)))
     stacked = np.stack(arrays)
     return _channels_first(stacked if stacked.ndim == 4 else stacked[..., None])
+
+
+def _tell_unreadable(unreadable: dict[Path, str], count: int) -> None:
+    """A warning that counts the files that are left out, and names the first few."""
+    named = [f"{file} ({reason})" for file, reason in list(unreadable.items())[:MOST_NAMED]]
+    more = f" and {len(unreadable) - MOST_NAMED} more" if len(unreadable) > MOST_NAMED else ""
+    told = f"{len(unreadable)} of {count} images cannot be read and are left out: {', '.join(named)}{more}"
+    print(f"warning: {told}", file=sys.stderr, flush=True)
 
 
 def _to_mode(image: Image, mode: str) -> Image:

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-import time
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,16 @@ from torch import Tensor
 
 from ..diffusion import PRIORS, Corruption, Schedule, power_spectrum, prior_from_state, shortest_path_schedule
 from ..noise import NoiseKey
-from .checkpoint import checkpoint_name, find, load_checkpoint, numbered, prune, remove_partial
+from .checkpoint import checkpoint_name, find, load_checkpoint, newest_whole, prune, remove_partial
 from .config import TrainConfig, check_resumed
 from .data import ImageSet, load_images
 from .errors import UserError, need, user_errors
 from .images import save_png, tile, to_uint8
+from .meter import Meter
 from .progress import Progress, StopFlag, stop_on_signals
 from .run_folder import append_stats, drop_stats_after, fresh_folder, next_run_folder, save_json
 from .sampling import SAMPLING_SEED, generate, pick_device
-from .trainer import Trainer, learning_rate
+from .trainer import Trainer
 
 PRIOR_NAMES = {"gaussian": "gaussian-dct", "blurred": "blurred-images", "plain": "plain-gaussian"}
 SHOWN_TIMES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -80,15 +80,19 @@ def corruption_sheet(images: ImageSet, corruption: Corruption) -> Tensor:
 
 
 def resolve_resume(config: TrainConfig) -> Path | None:
-    """The state file that `--resume` means, if it means one."""
+    """The state file that `--resume` means, if it means one: of a folder, its newest that is whole."""
     if config.resume is None:
         return None
     if config.resume == "auto":
         if config.outdir is None:
             raise UserError("--resume auto: expected --outdir with it, to look for the newest state in")
-        states = numbered(Path(config.outdir), "state")
-        return states[-1] if states else None
-    return find(config.resume, "state")
+        return newest_whole(Path(config.outdir), "state", _warn)
+    named = find(config.resume, "state")
+    return newest_whole(named.parent, "state", _warn) if Path(config.resume).is_dir() else named
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def options_of(state: Path) -> TrainConfig:
@@ -138,39 +142,6 @@ def _go_on(config: TrainConfig, state: Path, device: torch.device) -> tuple[Trai
     return trainer, folder
 
 
-class _Meter:
-    """Averages over the steps since the last line; sums stay on the device until one is due."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.steps = 0
-        self.since = time.perf_counter()
-
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self.sums += torch.stack((loss, norm))
-        self.steps += 1
-
-    def line(self, trainer: Trainer) -> dict[str, Any]:
-        loss, norm = (self.sums / max(1, self.steps)).tolist()
-        seconds = time.perf_counter() - self.since
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is no longer finite at step {trainer.step}, and no checkpoint was written since; "
-                "start anew with a lower --lr"
-            )
-        rate = self.steps * trainer.config.batch / max(seconds, 1e-9)
-        self.sums.zero_()
-        self.steps, self.since = 0, time.perf_counter()
-        return {
-            "step": trainer.step,
-            "images": trainer.seen,
-            "loss": loss,
-            "grad_norm": norm,
-            "lr": learning_rate(trainer.config, trainer.step - 1),
-            "images_per_second": round(rate, 2),
-        }
-
-
 def train(config: TrainConfig) -> RunResult:
     """`softdiff train`: trains to the last step, or until a signal; either way ends with a checkpoint."""
     device = pick_device(config.device)
@@ -191,14 +162,14 @@ def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> 
         f"{begun} in {folder}: {count} images {list(trainer.shape)}, network of {parameters / 1e6:.2f} M "
         f"parameters, {trainer.device}, steps {trainer.step} to {config.steps} of {config.batch} images"
     )
-    meter, saved = _Meter(trainer.device), trainer.step if state else -1
+    meter, saved = Meter(trainer.device), trainer.step if state else -1
     try:
         while trainer.step < config.steps and stop.signal is None:
-            meter.add(*trainer.advance())
+            meter.add(trainer.step + 1, trainer.advance())
             progress.advance()
             last = trainer.step == config.steps or stop.signal is not None
             if trainer.step % config.log_every == 0 or last or trainer.step % config.save_every == 0:
-                line = meter.line(trainer)
+                line = meter.line(trainer, saved)
                 append_stats(folder, line)
                 text = f"loss {line['loss']:.4g}, {line['images_per_second']:.0f} images/s"
                 progress.numbers(text, f"step {trainer.step}/{config.steps}: {text}")

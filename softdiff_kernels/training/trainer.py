@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def ema_decay(config: TrainConfig, step: int) -> float:
     """Of the averaged weights: rises from 0.1 to its full value, so that the start is forgotten."""
     return min(config.ema, (1 + step) / (10 + step))
+
+
+class Advance(NamedTuple):
+    """What a step found, on the device: each image's loss [B], a mean over its elements, its t [B], and the
+    gradient's norm before clipping."""
+
+    losses: Tensor
+    t: Tensor
+    norm: Tensor
 
 
 class Trainer:
@@ -82,12 +91,13 @@ class Trainer:
             x0 = torch.where(mirrored, x0.flip(-1), x0)
         return x0, key
 
-    def advance(self) -> tuple[Tensor, Tensor]:
-        """One optimiser step. Returns the loss, a mean over images and elements, and the gradient's
-        norm before clipping, both on the device."""
+    def advance(self) -> Advance:
+        """One optimiser step."""
         self.model.train()
         x0, key = self.batch(self.seen, self.config.batch)
-        loss = self.denoiser.loss(x0, key=key).mean() / math.prod(self.shape)
+        t = self.denoiser.draw_time(x0, key)
+        losses = self.denoiser.loss(x0, t, key=key) / math.prod(self.shape)
+        loss = losses.mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = self.config.grad_clip or math.inf
@@ -98,7 +108,7 @@ class Trainer:
         self.average.update_parameters(self.model)
         self.step += 1
         self.seen += self.config.batch
-        return loss.detach(), norm
+        return Advance(losses.detach(), t, norm)
 
     def _checkpoint(self, kind: str) -> Checkpoint:
         meta = {

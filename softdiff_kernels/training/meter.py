@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run tells of its steps: averages since the last line, and where a loss stopped being a number."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from .errors import UserError
+from .trainer import Advance, Trainer, learning_rate
+
+QUARTILES = 4
+
+
+class Meter:
+    """Averages over the steps since the last line; sums stay on the device until one is due."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self.bad_t = torch.zeros((), device=device)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.norm = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.sums = torch.zeros(QUARTILES, dtype=torch.float64, device=self.device)
+        self.counts = torch.zeros(QUARTILES, dtype=torch.float64, device=self.device)
+        self.steps = 0
+        self.since = time.perf_counter()
+
+    def add(self, step: int, found: Advance) -> None:
+        """What step number `step` found. Nothing here waits for the device."""
+        quartile = (found.t * QUARTILES).long().clamp(max=QUARTILES - 1)
+        self.sums.index_add_(0, quartile, found.losses.double())
+        self.counts.index_add_(0, quartile, torch.ones_like(found.losses, dtype=torch.float64))
+        self.norm += found.norm
+        bad = ~found.losses.isfinite()
+        new = bad.any() & (self.first_bad < 0)
+        self.first_bad = torch.where(new, step, self.first_bad)
+        self.bad_t = torch.where(new, found.t[bad.int().argmax()].float(), self.bad_t)
+        self.steps += 1
+
+    def line(self, trainer: Trainer, saved: int) -> dict[str, Any]:
+        """The line of stats.jsonl, after which the averages start anew.
+
+        loss_by_t: of the images with t in each quarter of (0, 1), None where there was none. saved: the step
+        of the last checkpoint, -1 for none. UserError where a loss was not finite.
+        """
+        sums, counts = self.sums.tolist(), self.counts.tolist()
+        norm = float(self.norm) / max(1, self.steps)
+        loss = sum(sums) / max(1.0, sum(counts))
+        by_t = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
+        if not math.isfinite(loss) or int(self.first_bad) >= 0:
+            raise UserError(self._why(trainer, by_t, norm, saved))
+        seconds = time.perf_counter() - self.since
+        rate = self.steps * trainer.config.batch / max(seconds, 1e-9)
+        self._clear()
+        return {
+            "step": trainer.step,
+            "images": trainer.seen,
+            "loss": loss,
+            "loss_by_t": by_t,
+            "grad_norm": norm,
+            "lr": learning_rate(trainer.config, trainer.step - 1),
+            "images_per_second": round(rate, 2),
+        }
+
+    def _why(self, trainer: Trainer, by_t: list[float | None], norm: float, saved: int) -> str:
+        quarters = ", ".join("none" if loss is None else f"{loss:.4g}" for loss in by_t)
+        kept = f"the checkpoint of step {saved} is kept" if saved >= 0 else "no checkpoint was written before"
+        return (
+            f"the loss is no longer finite since step {int(self.first_bad)}, where an image at t = "
+            f"{float(self.bad_t):.4f} was the first; of the last {self.steps} steps the mean losses by "
+            f"quarters of t are {quarters} and the mean gradient norm is {norm:.4g}; {kept}; "
+            "lower --lr, or --grad-clip"
+        )
