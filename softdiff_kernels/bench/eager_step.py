@@ -106,7 +106,7 @@ class EagerDenoiser(SoftDenoiser):
         **kw: Any,
     ) -> Tensor:
         """As `SoftDenoiser.loss`; without given noise it comes from torch's generator, not from the key."""
-        time = self._time(x0, self._draw_time(x0, key) if t is None else t)
+        time = self._time(x0, self.draw_time(x0, key) if t is None else t)
         blur_std, noise_std = self.corruption.blur_std(time), self.corruption.noise_std(time)
         x_t, residual = corruption_and_residual(self.form, x0, blur_std, noise_std, noise)
         out = self._predict(x_t, time, kw)

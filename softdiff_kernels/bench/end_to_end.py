@@ -124,7 +124,7 @@ def _look_up(trainer: Trainer) -> tuple[Tensor, ...]:
     """What both ways do before and beside the ops: the batch, t, and the schedule's values at t."""
     x0, key = trainer.batch(0, trainer.config.batch)
     denoiser = trainer.denoiser
-    time = denoiser._time(x0, denoiser._draw_time(x0, key))
+    time = denoiser._time(x0, denoiser.draw_time(x0, key))
     corruption, weight = denoiser.corruption, denoiser._weight(time)
     assert weight is not None
     return x0, corruption.blur_std(time), corruption.noise_std(time), corruption.blur_std(time), weight
@@ -216,7 +216,7 @@ def _setting(name: str, size: int, batch: int, device: torch.device, budget: flo
     }
     each = min(0.2, budget / 10)
     x0, key = trainer.batch(0, batch)
-    time = trainer.denoiser._time(x0, trainer.denoiser._draw_time(x0, key))
+    time = trainer.denoiser._time(x0, trainer.denoiser.draw_time(x0, key))
     ops = {
         "corruption": _corruption(trainer, x0, time, key, forms, each),
         "loss": _loss(trainer, x0, time, forms, each),
