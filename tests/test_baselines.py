@@ -145,7 +145,7 @@ def test_a_baseline_that_fails_to_compile_is_named(monkeypatch: pytest.MonkeyPat
     same = [one for one in baselines.baselines("corrupt", 8, 8) if one.same]
     monkeypatch.setattr(rows, "baselines", lambda *_: same)
     monkeypatch.setattr(rows, "compiled", lambda *_: [late])
-    row = rows.compare("corrupt", 8, batch=2, budget=1e-4)
+    row = rows.compare("corrupt", 8, rows.Place(budget=1e-4), batch=2)
     assert row.failures == {"broken": "RuntimeError: no compiler"}
     assert "broken" not in row.timings and row.fastest in row.timings
     assert row.ratio == pytest.approx(row.fastest_ns / row.ours)
@@ -156,4 +156,4 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = baselines.Baseline("wrong", "main", "a test", lambda x, blur_std: 1.01 * x)
     monkeypatch.setattr(rows, "baselines", lambda *_: [wrong])
     with pytest.raises(AssertionError, match="wrong"):
-        rows.compare("blur", 8, batch=2, compile=False, budget=1e-4)
+        rows.compare("blur", 8, rows.Place(budget=1e-4), batch=2, compile=False)
