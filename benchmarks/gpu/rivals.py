@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softdiff_kernels.bench import baselines
+from softdiff_kernels.bench import baselines, clock
 from softdiff_kernels.bench.baselines import widened
 from softdiff_kernels.bench.forms import (
     DctForm,
@@ -150,17 +150,5 @@ def graphed(call: Callable[[], Any], device: torch.device) -> Callable[[int], ob
     """A call as the replay of a CUDA graph; the call itself where there are none."""
     if device.type != "cuda":
         return lambda i: call()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-
-    def replay(i: int, kept: Any = kept) -> None:
-        graph.replay()
-
-    return replay
+    replay = clock.graphed(call)
+    return lambda i: replay()

@@ -117,21 +117,6 @@ def _tiny_sampling(
     )
 
 
-def _graphed(call: Callable[[], object]) -> Callable[[], object]:
-    """The call captured in a CUDA graph, as its replay."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-    # The result's memory is the graph's to write to as long as the replay lives.
-    return lambda kept=kept: graph.replay()  # type: ignore[misc]
-
-
 def _host(
     about: dict[str, Any], calls: dict[str, Callable[[], object]], device: torch.device, count: int
 ) -> list[dict[str, Any]]:
@@ -162,8 +147,8 @@ def _launches(
     if device.type != "cuda":
         return [*found, absent(in_graph, "eager in a graph", "us", _NO_GRAPH)]
     found += _host({**about, "what": f"{what}, host"}, {OURS: ours, **others}, device, 300)
-    replays = {name: _graphed(call) for name, call in others.items()}
-    return found + compete(in_graph, _graphed(graphable), replays, device, budget=budget, unit="us")
+    replays = {name: clock.graphed(call) for name, call in others.items()}
+    return found + compete(in_graph, clock.graphed(graphable), replays, device, budget=budget, unit="us")
 
 
 @torch.no_grad()
