@@ -23,9 +23,9 @@ SD_INLINE void walk(const Plane& p, Begin begin, Row row) {
 }
 
 // Noise for a run of elements into p.noise; returns where its first element lies.
-SD_INLINE const float* draw(const Plane& p, const ImageKey& key, int64_t first, int64_t count) {
+SD_INLINE const float* draw(const Plane& p, const Stream& stream, int64_t first, int64_t count) {
   const int64_t lead = first & 3;
-  fill_normals(key, static_cast<uint64_t>(first >> 2), (lead + count + 3) >> 2, p.noise);
+  fill_normals(stream, static_cast<uint64_t>(first >> 2), (lead + count + 3) >> 2, p.noise);
   return p.noise + lead;
 }
 
@@ -65,13 +65,13 @@ inline void filter(const FilterArgs& a, int64_t b, int64_t c, const Plan* plan_h
   float* to = plain && terms == 0 && !a.residual ? plane_start(a.out, b, c) : nullptr;
   if (filter_transform(p, a, heat, b, c, to, a.out.stride[2])) return;
 
-  const ImageKey key = key_of(a.key, b);
+  const Stream stream(key_of(a.key, b));
   const int64_t plane_first = c * p.h * p.w;
   const float* noise = nullptr;
   walk(
       p,
       [&](int64_t first, int64_t count) {
-        if (drawn) noise = draw(p, key, plane_first + first, count);
+        if (drawn) noise = draw(p, stream, plane_first + first, count);
       },
       [&](int64_t i, int64_t j, int64_t n, int64_t at) {
         float* y = p.s + i * p.stride + j;

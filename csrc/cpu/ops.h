@@ -75,10 +75,10 @@ inline void mix(const MixArgs& a, int64_t b, int64_t c, const Plan* plan_h, cons
     });
   }
   if (a.noise_mask) {
-    const ImageKey key = key_of(a.key, b);
+    const Stream stream(key_of(a.key, b));
     const float* noise = nullptr;
     walk(
-        p, [&](int64_t first, int64_t count) { noise = draw(p, key, c * p.h * p.w + first, count); },
+        p, [&](int64_t first, int64_t count) { noise = draw(p, stream, c * p.h * p.w + first, count); },
         [&](int64_t i, int64_t j, int64_t n, int64_t at) {
           const float* m = mask_row(a.noise_mask, i, j, n);
           float* y = total.s + i * p.stride + j;
@@ -89,11 +89,11 @@ inline void mix(const MixArgs& a, int64_t b, int64_t c, const Plan* plan_h, cons
 }
 
 inline void normal(const NormalArgs& a, int64_t b, int64_t begin, int64_t end, void* scratch) {
-  const ImageKey key = key_of(a.key, b);
+  const Stream stream(key_of(a.key, b));
   float* buffer = static_cast<float*>(scratch);
   for (int64_t at = begin; at < end; at += kChunk) {
     const int64_t n = end - at < kChunk ? end - at : kChunk;
-    fill_normals(key, static_cast<uint64_t>(at >> 2), (n + 3) >> 2, buffer);
+    fill_normals(stream, static_cast<uint64_t>(at >> 2), (n + 3) >> 2, buffer);
     write_row(a.out, b * a.count + at, n, buffer);
   }
 }
