@@ -3,13 +3,13 @@
 #pragma once
 
 #include "../heat.h"
-#include "plane.h"
+#include "passes.h"
 
 namespace softdiff::SOFTDIFF_ISA {
 
 struct Mask {
   int terms = 1;
-  int64_t rows = 0;  // frequencies along H that are not negligible
+  int64_t rows = 0;  // frequencies along H that are not negligible, up to a multiple of VL or to the last
 };
 
 SD_INLINE float rate_of(double tau, int64_t n) {
@@ -18,11 +18,12 @@ SD_INLINE float rate_of(double tau, int64_t n) {
   return rate < 1e30 ? static_cast<float>(rate) : 1e30f;  // keeps the DC gain at exp(-0 * rate) = 1
 }
 
-// First frequency whose gain is below exp(-20), or n.
+// First frequency whose gain is below exp(-20), up to a multiple of VL, or n.
 SD_INLINE int64_t kept(double tau, int64_t n) {
   const double step = 3.14159265358979323846 / static_cast<double>(n);
   const double last = __builtin_sqrt(20.0 / (step * step * tau));
-  return tau > 0.0 && last + 1.0 < static_cast<double>(n) ? static_cast<int64_t>(last) + 1 : n;
+  const int64_t rows = tau > 0.0 && last + 1.0 < static_cast<double>(n) ? round_up(static_cast<int64_t>(last) + 1) : n;
+  return rows < n ? rows : n;
 }
 
 // k^2 and norm^2 for lanes [at, at + VL), by frequency (rows) or by position (columns).

@@ -7,43 +7,50 @@
 namespace softdiff::SOFTDIFF_ISA {
 
 // The last pass, to where the result belongs.
-inline void finish(Plane& p, const Image& out, int64_t b, int64_t c, int64_t rows, const float* scale) {
+template <bool Scaled>
+inline void finish(Plane& p, const Image& out, int64_t b, int64_t c, int64_t rows) {
   if (is_plain(out)) {
-    columns_inverse(p, rows, scale, plane_start(out, b, c), out.stride[2]);
+    columns_inverse_to<Scaled>(p, rows, plane_start(out, b, c), out.stride[2]);
     return;
   }
-  columns_inverse(p, rows, scale);
+  columns_inverse_to<Scaled>(p, rows);
   for (int64_t i = 0; i < p.h; ++i) write_row(out, row_offset(out, b, c, i), p.w, p.s + i * p.stride);
 }
 
 inline void loss(const LossArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
   Plane p = carve(a.shape, 1, scratch, plan_h, plan_w);
   const double std = a.blur_std.at(b), weight = a.weight.at(b);
-  stage(p, a.prediction, a.target, b, c);
   const Mask mask = loss_gains(p, 0.5 * std * std, a.floor);
-  columns_forward(p, nullptr);
+  if (p.w == p.wp && is_plain(a.prediction) && is_plain(a.target)) {
+    columns_forward_difference(p, mask.rows,
+                               {rows_ahead(p, plane_start(a.prediction, b, c), a.prediction.stride[2]),
+                                rows_ahead(p, plane_start(a.target, b, c), a.target.stride[2])});
+  } else {
+    stage(p, a.prediction, a.target, b, c);
+    columns_forward(p, mask.rows);
+  }
   const bool measure_only = !a.gradient;
   const float factor = static_cast<float>(2.0 * weight * a.gradient_scale);
   const double energy = mask.terms == 1 ? rows_mask<1, true>(p, mask.rows, measure_only, factor)
                                         : rows_mask<3, true>(p, mask.rows, measure_only, factor);
   a.plane_loss[b * a.shape.c + c] = weight * energy;
-  if (!measure_only) finish(p, a.gradient, b, c, mask.rows, nullptr);
+  if (!measure_only) finish<false>(p, a.gradient, b, c, mask.rows);
 }
 
 // DCT2 of the plane (b, c) of an image, into p.s.
 SD_INLINE void forward(Plane& p, const Image& in, int64_t b, int64_t c) {
   if (is_plain(in)) {
-    columns_forward(p, p.plan_h->norm, plane_start(in, b, c), in.stride[2]);
+    columns_forward<true>(p, p.h, plane_start(in, b, c), in.stride[2]);
   } else {
     stage(p, in, Image{}, b, c);
-    columns_forward(p, p.plan_h->norm);
+    columns_forward<true>(p, p.h);
   }
   rows_transform(p, false);
 }
 
 SD_INLINE void inverse(Plane& p, const Image& out, int64_t b, int64_t c) {
   rows_transform(p, true);
-  finish(p, out, b, c, p.h, p.plan_h->norm);
+  finish<true>(p, out, b, c, p.h);
 }
 
 inline void transform(const TransformArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w,

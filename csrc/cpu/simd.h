@@ -26,6 +26,7 @@
 #endif
 
 #define SD_INLINE inline __attribute__((always_inline))
+#define SD_LAMBDA __attribute__((always_inline))
 
 namespace softdiff::SOFTDIFF_ISA {
 
