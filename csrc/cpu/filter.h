@@ -30,8 +30,8 @@ SD_INLINE const float* draw(const Plane& p, const Stream& stream, int64_t first,
 }
 
 // mask * DCT2(source) into p.s, but for the last pass; how many rows of it are left.
-inline int64_t filter_spectrum(Plane& p, const FilterArgs& a, const Heat& heat, int64_t b, int64_t c) {
-  const Mask mask = filter_gains(p, heat);
+inline int64_t filter_spectrum(Plane& p, const FilterArgs& a, const Heat& heat, int64_t b, int64_t c, bool again) {
+  const Mask mask = filter_gains(p, heat, again);
   if (is_plain(a.source)) {
     columns_forward(p, mask.rows, plane_start(a.source, b, c), a.source.stride[2]);
   } else {
@@ -78,7 +78,8 @@ inline void filter_strips(Plane& p, const FilterArgs& a, const Heat& heat, int64
   });
 }
 
-inline void filter(const FilterArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
+inline void filter(const FilterArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch,
+                   bool again) {
   Plane p = carve(a.shape, 1, scratch, plan_h, plan_w);
   const Heat heat = heat_of(a, b);
   const float keep = static_cast<float>(heat.keep), noise_std = static_cast<float>(heat.noise_std);
@@ -89,7 +90,7 @@ inline void filter(const FilterArgs& a, int64_t b, int64_t c, const Plan* plan_h
     // Exactly the input times a number: no transform, whose rounding would show.
     stage(p, a.source, Image{}, b, c, static_cast<float>(heat.reverse ? heat.rest : heat.scale));
   } else {
-    const int64_t rows = filter_spectrum(p, a, heat, b, c);
+    const int64_t rows = filter_spectrum(p, a, heat, b, c, again);
     if (plain && terms == 0 && !a.residual) {
       columns_inverse_to(p, rows, plane_start(a.out, b, c), a.out.stride[2]);
       return;

@@ -75,9 +75,9 @@ SD_INLINE void interleave(const V (&z)[4], V (&out)[4]) {
 // The 4 VL normals of VL blocks.
 SD_INLINE void normals(const Stream& stream, const Blocks& blocks, uint64_t first, V (&out)[4]) {
   // Of a lane only the low half is ever read, so that what gathers in the high half does no harm.
-  const auto key = [](uint64_t k) { return Q{} + k; };
+  const auto key = [](uint64_t k) SD_LAMBDA { return Q{} + k; };
   Q a[4], b[4];
-  const auto start = [&](Q block, Q (&x)[4]) {
+  const auto start = [&](Q block, Q (&x)[4]) SD_LAMBDA {
     const Q p0 = mul_low(block, kPhiloxMul0);
     const Q p1 = mul_low((p0 >> 32) ^ key(stream.first), kPhiloxMul1);
     const Q q0 = mul_low((p1 >> 32) ^ key(stream.second[0]), kPhiloxMul0);

@@ -17,10 +17,11 @@ inline void finish(Plane& p, const Image& out, int64_t b, int64_t c, int64_t row
   for (int64_t i = 0; i < p.h; ++i) write_row(out, row_offset(out, b, c, i), p.w, p.s + i * p.stride);
 }
 
-inline void loss(const LossArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
+inline void loss(const LossArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch,
+                 bool again) {
   Plane p = carve(a.shape, 1, scratch, plan_h, plan_w);
   const double std = a.blur_std.at(b), weight = a.weight.at(b);
-  const Mask mask = loss_gains(p, 0.5 * std * std, a.floor);
+  const Mask mask = loss_gains(p, 0.5 * std * std, a.floor, again);
   if (p.w == p.wp && is_plain(a.prediction) && is_plain(a.target)) {
     columns_forward_difference(p, mask.rows,
                                {rows_ahead(p, plane_start(a.prediction, b, c), a.prediction.stride[2]),
@@ -54,7 +55,7 @@ SD_INLINE void inverse(Plane& p, const Image& out, int64_t b, int64_t c) {
 }
 
 inline void transform(const TransformArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w,
-                      void* scratch) {
+                      void* scratch, bool) {
   Plane p = carve(a.shape, 1, scratch, plan_h, plan_w);
   if (a.inverse) {
     stage(p, a.in, Image{}, b, c);
@@ -65,7 +66,7 @@ inline void transform(const TransformArgs& a, int64_t b, int64_t c, const Plan* 
   for (int64_t i = 0; i < p.h; ++i) write_row(a.out, row_offset(a.out, b, c, i), p.w, p.s + i * p.stride);
 }
 
-inline void mix(const MixArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch) {
+inline void mix(const MixArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch, bool) {
   Plane p = carve(a.shape, 2, scratch, plan_h, plan_w);
   Plane total = p;
   total.s = p.s + p.hp * p.stride;

@@ -188,7 +188,10 @@ struct Masked {
     if constexpr (Terms > 2) gain += h2 * w2[i];
     return gain;
   }
-  SD_INLINE void operator()(int i, V v) const { y[i] = v * gain(i); }
+  SD_INLINE void operator()(int i, V v) const {
+    // One term in an order in which no product can be made, and spilled, before v is there.
+    y[i] = Terms == 1 ? v * w0[i] * h0 : v * gain(i);
+  }
   SD_INLINE Masked from(int i) const { return {y + i, w0 + i, w1 + i, w2 + i, h0, h1, h2}; }
 };
 
