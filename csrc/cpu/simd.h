@@ -19,9 +19,11 @@
 #define SOFTDIFF_VL 4
 #endif
 #if defined(SOFTDIFF_ISA_AVX512) || defined(SOFTDIFF_ISA_AVX2)
+#if !defined(__clang__)
 // GCC 12 takes the deliberately undefined operands inside its own AVX-512 header for mistakes.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
 #endif
 
