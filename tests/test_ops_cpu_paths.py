@@ -31,7 +31,7 @@ def isa(request):
 
 @pytest.mark.parametrize("height", [32, 48, 61])
 def test_every_number_of_kept_rows(height):
-    # Rows of the spectrum under exp(-20) are dropped, from k = sqrt(40) H / (pi blur_std) on: one sample for each k.
+    # Rows of the spectrum under exp(-20) are dropped, from k = sqrt(40) H / (pi blur_std) on: a sample for each k.
     std = torch.tensor([math.sqrt(40) * height / (math.pi * (k + 0.5)) for k in range(height + 1)])
     x, y = picture(height + 1, 1, height, 32), picture(height + 1, 1, height, 32, seed=1)
     check("blur", x, std)
@@ -39,7 +39,9 @@ def test_every_number_of_kept_rows(height):
 
 
 # Every stage that the recursion of plan.h can begin with, and odd rests of it, along each axis.
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 56, 64, 72, 80, 112, 128, 192, 256, 512])
+@pytest.mark.parametrize(
+    "size", [1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 56, 64, 72, 80, 112, 128, 192, 256, 512]
+)
 def test_every_kind_of_length(size):
     for shape in ((1, 1, size, 16), (1, 1, 5, size)):
         check("dct2", picture(*shape))
@@ -47,7 +49,7 @@ def test_every_kind_of_length(size):
         check("blur", picture(*shape), 0.3)
 
 
-# Widths that are whole vectors are finished strip by strip, four rows of noise at once; the last group may be cut.
+# Widths of whole vectors are finished strip by strip, four rows of noise at once; the last group may be cut.
 @pytest.mark.parametrize("height", [1, 3, 4, 6, 33])
 @pytest.mark.parametrize("width", [16, 20, 48])
 def test_noise_and_other_images_in_strips(height, width):
@@ -75,4 +77,6 @@ def test_channels_of_a_sample_share_gains_and_samples_do_not():
     for b in range(7):
         assert torch.equal(together[b : b + 1], sk.blur(x[b : b + 1], std[b : b + 1]))
         for c in range(3):
-            assert torch.equal(together[b : b + 1, c : c + 1], sk.blur(x[b : b + 1, c : c + 1], std[b : b + 1]))
+            assert torch.equal(
+                together[b : b + 1, c : c + 1], sk.blur(x[b : b + 1, c : c + 1], std[b : b + 1])
+            )
