@@ -31,7 +31,8 @@ def isa(request):
 
 @pytest.mark.parametrize("height", [32, 48, 61])
 def test_every_number_of_kept_rows(height):
-    # Rows of the spectrum under exp(-20) are dropped, from k = sqrt(40) H / (pi blur_std) on: a sample for each k.
+    # Rows of the spectrum under exp(-20) are dropped, from k = sqrt(40) H / (pi blur_std) on: a sample for
+    # each k.
     std = torch.tensor([math.sqrt(40) * height / (math.pi * (k + 0.5)) for k in range(height + 1)])
     x, y = picture(height + 1, 1, height, 32), picture(height + 1, 1, height, 32, seed=1)
     check("blur", x, std)
@@ -65,7 +66,7 @@ def test_noise_and_other_images_in_strips(height, width):
 
 
 def test_the_noise_of_a_strip_is_that_of_the_stream():
-    # With nothing but noise to see, it is `normal`'s, bit for bit: one vector of it is worth as much as another.
+    # With nothing but noise to see, it is `normal`'s, bit for bit.
     key, zeros = sk.NoiseKey(11, 3, 2), torch.zeros(2, 3, 37, 48)
     assert torch.equal(sk.corrupt(zeros, 1.5, 1.0, key=key), sk.normal(zeros.shape, key))
 
