@@ -83,9 +83,13 @@ void planes(const Args& args, int threads, int copies, Op op) {
   const Kernels& kernels = *chosen().load(std::memory_order_relaxed);
   const Plan *plan_h = plan_of(shape.h), *plan_w = plan_of(shape.w);
   const int64_t bytes = kernels.scratch(shape.h, shape.w, copies);
-  parallel_for(count, useful_threads(threads, count * shape.h * shape.w), [&](int64_t item) {
+  parallel_for(count, useful_threads(threads, count * shape.h * shape.w), [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;
-    op(kernels)(args, item / shape.c, item % shape.c, plan_h, plan_w, scratch.reserve(bytes));
+    void* memory = scratch.reserve(bytes);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t b = item / shape.c, c = item % shape.c;
+      op(kernels)(args, b, c, plan_h, plan_w, memory, item > begin && c > 0);
+    }
   });
 }
 
@@ -111,10 +115,12 @@ void run(const NormalArgs& args, int threads) {
   const Kernels& kernels = *chosen().load(std::memory_order_relaxed);
   constexpr int64_t kRun = 16 * kChunk;
   const int64_t runs = (args.count + kRun - 1) / kRun;
-  parallel_for(args.b * runs, useful_threads(threads, args.b * args.count), [&](int64_t item) {
+  parallel_for(args.b * runs, useful_threads(threads, args.b * args.count), [&](int64_t first, int64_t last) {
     alignas(64) float buffer[kChunk + 64];
-    const int64_t begin = item % runs * kRun, end = begin + kRun < args.count ? begin + kRun : args.count;
-    kernels.normal(args, item / runs, begin, end, buffer);
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t begin = item % runs * kRun, end = begin + kRun < args.count ? begin + kRun : args.count;
+      kernels.normal(args, item / runs, begin, end, buffer);
+    }
   });
 }
 

@@ -3,13 +3,13 @@
 #pragma once
 
 #include "../heat.h"
-#include "plane.h"
+#include "passes.h"
 
 namespace softdiff::SOFTDIFF_ISA {
 
 struct Mask {
   int terms = 1;
-  int64_t rows = 0;  // frequencies along H that are not negligible
+  int64_t rows = 0;  // frequencies along H that are not negligible, up to a multiple of VL or to the last
 };
 
 SD_INLINE float rate_of(double tau, int64_t n) {
@@ -18,11 +18,12 @@ SD_INLINE float rate_of(double tau, int64_t n) {
   return rate < 1e30 ? static_cast<float>(rate) : 1e30f;  // keeps the DC gain at exp(-0 * rate) = 1
 }
 
-// First frequency whose gain is below exp(-20), or n.
+// First frequency whose gain is below exp(-20), up to a multiple of VL, or n.
 SD_INLINE int64_t kept(double tau, int64_t n) {
   const double step = 3.14159265358979323846 / static_cast<double>(n);
   const double last = __builtin_sqrt(20.0 / (step * step * tau));
-  return tau > 0.0 && last + 1.0 < static_cast<double>(n) ? static_cast<int64_t>(last) + 1 : n;
+  const int64_t rows = tau > 0.0 && last + 1.0 < static_cast<double>(n) ? round_up(static_cast<int64_t>(last) + 1) : n;
+  return rows < n ? rows : n;
 }
 
 // k^2 and norm^2 for lanes [at, at + VL), by frequency (rows) or by position (columns).
@@ -40,12 +41,13 @@ struct Axis {
   }
 };
 
-// C_s, or C_s - keep C_t.
-inline Mask filter_gains(Plane& p, const Heat& heat) {
+// C_s, or C_s - keep C_t. `again`: the gains are there already, as they are in `loss_gains`.
+inline Mask filter_gains(Plane& p, const Heat& heat, bool again) {
   Mask mask;
   const bool constant = heat.floor != 0.0;
   mask.terms = (heat.reverse ? 2 : 1) + (constant ? 1 : 0);
   mask.rows = constant ? p.h : kept(heat.tau, p.h);
+  if (again) return mask;
   const float blurred = static_cast<float>((1.0 - heat.floor) * heat.scale);
   const float flat = static_cast<float>(heat.floor * heat.scale * (heat.reverse ? heat.rest : 1.0));
   const float rest = static_cast<float>(heat.rest);
@@ -81,10 +83,11 @@ inline Mask filter_gains(Plane& p, const Heat& heat) {
 }
 
 // m^2 with m = (1 - floor) e + floor.
-inline Mask loss_gains(Plane& p, double tau, double floor) {
+inline Mask loss_gains(Plane& p, double tau, double floor, bool again) {
   Mask mask;
   mask.terms = floor != 0.0 ? 3 : 1;
   mask.rows = floor != 0.0 ? p.h : kept(tau, p.h);
+  if (again) return mask;
   const float part[3] = {static_cast<float>((1 - floor) * (1 - floor)), static_cast<float>(2 * floor * (1 - floor)),
                          static_cast<float>(floor * floor)};
   for (int side = 0; side < 2; ++side) {

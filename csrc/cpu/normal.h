@@ -4,118 +4,117 @@
 
 #include "../args.h"
 #include "../philox.h"
-#include "simd.h"
+#include "box_muller.h"
 
 namespace softdiff::SOFTDIFF_ISA {
 
-// ln u for u = (k + 1/2) 2^-24. Above sqrt(1/2) it is log1p of the complement, which float32 holds
-// exactly where u itself would have lost its last bit: a naive ln is off by up to 2.4e-4 in the normal.
-SD_INLINE V log_uniform(U k) {
-  const V scaled = to_float(reinterpret_cast<I>(k)) + 0.5f;
-  const I bits = as_int(scaled) - 0x3f3504f3;
-  const I exponent = (bits >> 23) - 24;
-  const V mantissa = as_float((bits & 0x007fffff) + 0x3f3504f3);
-  const V complement = (to_float(reinterpret_cast<I>(0x00ffffffu - k)) + 0.5f) * -5.9604645e-8f;
-  const V f = select(exponent == 0, complement, mantissa - 1.0f);
-  V p = -0.07634427f * f + 0.1276155f;
-  p = p * f + -0.13160196f;
-  p = p * f + 0.14201763f;
-  p = p * f + -0.16623357f;
-  p = p * f + 0.20001227f;
-  p = p * f + -0.25000823f;
-  p = p * f + 0.33333331f;
-  const V square = f * f;
-  const V e = to_float(exponent);
-  const V tail = (square * f) * p + e * -2.12194440e-4f;
-  return e * 0.693359375f + (f + (tail - 0.5f * square));
-}
-
-// One Box-Muller pair: radius from word r, angle int32(q) 2 pi / 2^32, reduced to a quarter turn in integers.
-SD_INLINE void box_muller(U r, U q, V& z0, V& z1) {
-  const V radius = sqrt(-2.0f * log_uniform(r >> 8));
-  const U quarter = (q + 0x20000000u) >> 30;
-  const V y = to_float(reinterpret_cast<I>(q << 2) >> 2) * 1.4629180792671596e-9f;
-  const V y2 = y * y;
-  V s = -0.00019517298f * y2 + 0.008332178f;
-  s = s * y2 + -0.16666655f;
-  s = y + y * y2 * s;
-  V c = 2.443845e-05f * y2 + -0.0013887368f;
-  c = c * y2 + 0.041666646f;
-  c = (1.0f - 0.5f * y2) + y2 * y2 * c;
-  const I odd = (quarter & 1u) != 0u;
-  const U sign_cos = ((quarter + 1u) & 2u) << 30, sign_sin = (quarter & 2u) << 30;
-  z0 = radius * as_float(as_int(select(odd, s, c)) ^ reinterpret_cast<I>(sign_cos));
-  z1 = radius * as_float(as_int(select(odd, c, s)) ^ reinterpret_cast<I>(sign_sin));
-}
-
-// The key's words for every round, in memory, where each is an operand and costs no instruction.
-struct RoundKeys {
+// What the counters of one image share: the key's words for every round, in memory, where each is an operand
+// and costs no instruction, and all of the first rounds that does not depend on the block.
+struct Stream {
   uint64_t k[kPhiloxRounds][2];
-  SD_INLINE explicit RoundKeys(uint64_t seed) {
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  uint64_t first, second[2], third;
+  SD_INLINE explicit Stream(const ImageKey& key) {
+    uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
     for (int round = 0; round < kPhiloxRounds; ++round) {
       k[round][0] = k0, k[round][1] = k1;
       k0 += kPhiloxWeyl0;
       k1 += kPhiloxWeyl1;
     }
+    // Words (block, draw, low, high): the first round multiplies block and low, the second block's offspring
+    // and `word0`.
+    const uint64_t low = key.stream & 0xFFFFFFFFu, high = key.stream >> 32;
+    const uint64_t product1 = kPhiloxMul1 * low;
+    const uint64_t word0 = (product1 >> 32) ^ key.draw ^ k[0][0];
+    const uint64_t product0 = kPhiloxMul0 * word0;
+    first = high ^ k[0][1];
+    second[0] = (product1 & 0xFFFFFFFFu) ^ k[1][0];
+    second[1] = (product0 >> 32) ^ k[1][1];
+    third = (product0 & 0xFFFFFFFFu) ^ k[2][1];
   }
 };
 
-// The 4 VL normals of blocks first, ..., first + VL - 1, in element order.
-SD_INLINE void normals(const ImageKey& key, const RoundKeys& keys, uint64_t first, float* out) {
-  // Lane j of the packed words takes block (j % 4) VL / 4 + j / 4, so that the interleave at the end
-  // leaves elements in order. 64-bit lanes hold one counter each: even lanes' words in one set, odd in another.
-  Q even0, odd0;
-  for (int i = 0; i < VL / 2; ++i) {
-    const int je = 2 * i, jo = 2 * i + 1;
-    even0[i] = static_cast<uint64_t>((je % 4) * (VL / 4) + je / 4);
-    odd0[i] = static_cast<uint64_t>((jo % 4) * (VL / 4) + jo / 4);
+// The blocks of one call, from a first one on. Lane j of the packed words takes block (j % 4) step + j / 4, so
+// that the interleave at the end leaves vector v with the elements of blocks v step, v step + 1, ... in order.
+// 64-bit lanes hold one counter each: even lanes' words in one set, odd lanes' in another.
+struct Blocks {
+  Q even, odd;
+  SD_INLINE explicit Blocks(uint64_t step) {
+    for (int i = 0; i < VL / 2; ++i) {
+      even[i] = static_cast<uint64_t>(2 * i % 4) * step + static_cast<uint64_t>(2 * i / 4);
+      odd[i] = static_cast<uint64_t>((2 * i + 1) % 4) * step + static_cast<uint64_t>((2 * i + 1) / 4);
+    }
   }
-  Q a[4] = {even0 + first, Q{} + key.draw, Q{} + (key.stream & 0xFFFFFFFFu), Q{} + (key.stream >> 32)};
-  Q b[4] = {odd0 + first, a[1], a[2], a[3]};
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    // Only the low half of a lane is ever read, so that what gathers in the high half does no harm.
-    const Q q0 = Q{} + keys.k[round][0], q1 = Q{} + keys.k[round][1];
-    const Q a0 = mul_low(a[0], kPhiloxMul0), a1 = mul_low(a[2], kPhiloxMul1);
-    const Q b0 = mul_low(b[0], kPhiloxMul0), b1 = mul_low(b[2], kPhiloxMul1);
-    a[0] = xor3(a1 >> 32, a[1], q0), a[1] = a1, a[2] = xor3(a0 >> 32, a[3], q1), a[3] = a0;
-    b[0] = xor3(b1 >> 32, b[1], q0), b[1] = b1, b[2] = xor3(b0 >> 32, b[3], q1), b[3] = b0;
-  }
-  U w[4];
-  for (int j = 0; j < 4; ++j) w[j] = reinterpret_cast<U>((a[j] & 0xFFFFFFFFu) | (b[j] << 32));
-  V z[4];
-  box_muller(w[0], w[1], z[0], z[1]);
-  box_muller(w[2], w[3], z[2], z[3]);
+};
+
+SD_INLINE void interleave(const V (&z)[4], V (&out)[4]) {
 #if defined(SOFTDIFF_ISA_AVX512)
   __m512 f[4];
   for (int j = 0; j < 4; ++j) f[j] = reinterpret_cast<__m512>(z[j]);
   const __m512d t0 = _mm512_castps_pd(_mm512_unpacklo_ps(f[0], f[1])), t1 = _mm512_castps_pd(_mm512_unpackhi_ps(f[0], f[1]));
   const __m512d t2 = _mm512_castps_pd(_mm512_unpacklo_ps(f[2], f[3])), t3 = _mm512_castps_pd(_mm512_unpackhi_ps(f[2], f[3]));
-  _mm512_storeu_ps(out, _mm512_castpd_ps(_mm512_unpacklo_pd(t0, t2)));
-  _mm512_storeu_ps(out + 16, _mm512_castpd_ps(_mm512_unpackhi_pd(t0, t2)));
-  _mm512_storeu_ps(out + 32, _mm512_castpd_ps(_mm512_unpacklo_pd(t1, t3)));
-  _mm512_storeu_ps(out + 48, _mm512_castpd_ps(_mm512_unpackhi_pd(t1, t3)));
+  out[0] = reinterpret_cast<V>(_mm512_unpacklo_pd(t0, t2));
+  out[1] = reinterpret_cast<V>(_mm512_unpackhi_pd(t0, t2));
+  out[2] = reinterpret_cast<V>(_mm512_unpacklo_pd(t1, t3));
+  out[3] = reinterpret_cast<V>(_mm512_unpackhi_pd(t1, t3));
 #elif defined(SOFTDIFF_ISA_AVX2)
   __m256 f[4];
   for (int j = 0; j < 4; ++j) f[j] = reinterpret_cast<__m256>(z[j]);
   const __m256d t0 = _mm256_castps_pd(_mm256_unpacklo_ps(f[0], f[1])), t1 = _mm256_castps_pd(_mm256_unpackhi_ps(f[0], f[1]));
   const __m256d t2 = _mm256_castps_pd(_mm256_unpacklo_ps(f[2], f[3])), t3 = _mm256_castps_pd(_mm256_unpackhi_ps(f[2], f[3]));
-  _mm256_storeu_ps(out, _mm256_castpd_ps(_mm256_unpacklo_pd(t0, t2)));
-  _mm256_storeu_ps(out + 8, _mm256_castpd_ps(_mm256_unpackhi_pd(t0, t2)));
-  _mm256_storeu_ps(out + 16, _mm256_castpd_ps(_mm256_unpacklo_pd(t1, t3)));
-  _mm256_storeu_ps(out + 24, _mm256_castpd_ps(_mm256_unpackhi_pd(t1, t3)));
+  out[0] = reinterpret_cast<V>(_mm256_unpacklo_pd(t0, t2));
+  out[1] = reinterpret_cast<V>(_mm256_unpackhi_pd(t0, t2));
+  out[2] = reinterpret_cast<V>(_mm256_unpacklo_pd(t1, t3));
+  out[3] = reinterpret_cast<V>(_mm256_unpackhi_pd(t1, t3));
 #else
-  for (int j = 0; j < 4; ++j) {
-    for (int i = 0; i < 4; ++i) out[4 * i + j] = z[j][i];
+  for (int v = 0; v < 4; ++v) {
+    out[v] = V{z[0][v], z[1][v], z[2][v], z[3][v]};
   }
 #endif
 }
 
+// The 4 VL normals of VL blocks.
+SD_INLINE void normals(const Stream& stream, const Blocks& blocks, uint64_t first, V (&out)[4]) {
+  // Of a lane only the low half is ever read, so that what gathers in the high half does no harm.
+  const auto key = [](uint64_t k) SD_LAMBDA { return Q{} + k; };
+  Q a[4], b[4];
+  const auto start = [&](Q block, Q (&x)[4]) SD_LAMBDA {
+    const Q p0 = mul_low(block, kPhiloxMul0);
+    const Q p1 = mul_low((p0 >> 32) ^ key(stream.first), kPhiloxMul1);
+    const Q q0 = mul_low((p1 >> 32) ^ key(stream.second[0]), kPhiloxMul0);
+    const Q q1 = mul_low(p0 ^ key(stream.second[1]), kPhiloxMul1);
+    x[0] = xor3(q1 >> 32, p1, key(stream.k[2][0])), x[1] = q1;
+    x[2] = (q0 >> 32) ^ key(stream.third), x[3] = q0;
+  };
+  start(blocks.even + first, a);
+  start(blocks.odd + first, b);
+  for (int round = 3; round < kPhiloxRounds - 1; ++round) {
+    const Q k0 = key(stream.k[round][0]), k1 = key(stream.k[round][1]);
+    const Q a0 = mul_low(a[0], kPhiloxMul0), a1 = mul_low(a[2], kPhiloxMul1);
+    const Q b0 = mul_low(b[0], kPhiloxMul0), b1 = mul_low(b[2], kPhiloxMul1);
+    a[0] = xor3(a1 >> 32, a[1], k0), a[1] = a1, a[2] = xor3(a0 >> 32, a[3], k1), a[3] = a0;
+    b[0] = xor3(b1 >> 32, b[1], k0), b[1] = b1, b[2] = xor3(b0 >> 32, b[3], k1), b[3] = b0;
+  }
+  // The last round packs both sets into whole words before it combines them.
+  const uint64_t last0 = stream.k[kPhiloxRounds - 1][0], last1 = stream.k[kPhiloxRounds - 1][1];
+  const Q a0 = mul_low(a[0], kPhiloxMul0), a1 = mul_low(a[2], kPhiloxMul1);
+  const Q b0 = mul_low(b[0], kPhiloxMul0), b1 = mul_low(b[2], kPhiloxMul1);
+  const U w0 = reinterpret_cast<U>(xor3(pack_high(a1, b1), pack_low(a[1], b[1]), key(last0 | last0 << 32)));
+  const U w2 = reinterpret_cast<U>(xor3(pack_high(a0, b0), pack_low(a[3], b[3]), key(last1 | last1 << 32)));
+  V z[4];
+  box_muller(w0, reinterpret_cast<U>(pack_low(a1, b1)), z[0], z[1]);
+  box_muller(w2, reinterpret_cast<U>(pack_low(a0, b0)), z[2], z[3]);
+  interleave(z, out);
+}
+
 // Words of blocks first .. first + count - 1 into 4 count floats; writes whole groups of VL blocks,
 // so that `out` must have room for the next multiple of 4 VL floats.
-inline void fill_normals(const ImageKey& key, uint64_t first, int64_t count, float* out) {
-  const RoundKeys keys(key.seed);
-  for (int64_t i = 0; i < count; i += VL) normals(key, keys, first + static_cast<uint64_t>(i), out + 4 * i);
+inline void fill_normals(const Stream& stream, uint64_t first, int64_t count, float* out) {
+  const Blocks blocks(VL / 4);
+  for (int64_t i = 0; i < count; i += VL) {
+    V n[4];
+    normals(stream, blocks, first + static_cast<uint64_t>(i), n);
+    for (int v = 0; v < 4; ++v) store(out + 4 * i + v * VL, n[v]);
+  }
 }
 
 }  // namespace softdiff::SOFTDIFF_ISA

@@ -21,7 +21,7 @@ GompParallel openmp() {
 }
 
 struct Job {
-  const std::function<void(int64_t)>& body;
+  const std::function<void(int64_t, int64_t)>& body;
   int64_t count;
   int64_t run;  // neighbouring items taken at a time, so that one may fetch memory for the next
   std::atomic<int64_t> next{0};
@@ -30,18 +30,17 @@ struct Job {
 void work(void* data) {
   Job& job = *static_cast<Job*>(data);
   for (int64_t item; (item = job.next.fetch_add(job.run, std::memory_order_relaxed)) < job.count;) {
-    const int64_t end = item + job.run < job.count ? item + job.run : job.count;
-    for (; item < end; ++item) job.body(item);
+    job.body(item, item + job.run < job.count ? item + job.run : job.count);
   }
 }
 
 }  // namespace
 
-void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body) {
+void parallel_for(int64_t count, int threads, const std::function<void(int64_t, int64_t)>& body) {
   if (count <= 0) return;
   if (threads > count) threads = static_cast<int>(count);
   if (threads <= 1) {
-    for (int64_t item = 0; item < count; ++item) body(item);
+    body(0, count);
     return;
   }
   const int64_t shares = 8 * static_cast<int64_t>(threads);

@@ -101,14 +101,16 @@ Plan* make(int32_t n) {
   plan->level = built.level;
   const size_t padded = (static_cast<size_t>(n) + 15) / 16 * 16;
   std::vector<float> norm(n), norm_square(padded, 0.0f), square(padded, 0.0f), by_position(padded, 0.0f);
+  std::vector<float> position_norm(padded, 0.0f);
   for (int32_t k = 0; k < n; ++k) {
     const double s2 = (k == 0 ? 1.0 : 2.0) / n;
-    norm[k] = static_cast<float>(std::sqrt(s2));
+    norm[k] = position_norm[built.position2[k]] = static_cast<float>(std::sqrt(s2));
     norm_square[k] = by_position[built.position2[k]] = static_cast<float>(s2);
     square[built.position2[k]] = static_cast<float>(k) * static_cast<float>(k);
   }
   plan->position = keep(std::move(built.position2));
   plan->norm = keep(std::move(norm));
+  plan->position_norm = keep(std::move(position_norm));
   plan->norm_square = keep(std::move(norm_square));
   plan->position_square = keep(std::move(square));
   plan->position_norm_square = keep(std::move(by_position));

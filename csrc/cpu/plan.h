@@ -36,6 +36,7 @@ struct Plan {
   const float* norm = nullptr;         // [n], by frequency
   const float* norm_square = nullptr;  // [n], by frequency
   // The same by position, padded with zeros to a multiple of 16.
+  const float* position_norm = nullptr;
   const float* position_square = nullptr;       // k^2
   const float* position_norm_square = nullptr;  // norm^2
 };

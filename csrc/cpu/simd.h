@@ -19,13 +19,16 @@
 #define SOFTDIFF_VL 4
 #endif
 #if defined(SOFTDIFF_ISA_AVX512) || defined(SOFTDIFF_ISA_AVX2)
+#if !defined(__clang__)
 // GCC 12 takes the deliberately undefined operands inside its own AVX-512 header for mistakes.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
 #endif
 
 #define SD_INLINE inline __attribute__((always_inline))
+#define SD_LAMBDA __attribute__((always_inline))
 
 namespace softdiff::SOFTDIFF_ISA {
 
@@ -85,6 +88,41 @@ SD_INLINE Q xor3(Q a, Q b, Q c) {
   return a ^ b ^ c;
 #endif
 }
+
+// Of 64-bit lanes a and b: the low halves, or the high halves, as neighbours.
+SD_INLINE Q pack_low(Q a, Q b) {
+#if defined(SOFTDIFF_ISA_AVX512)
+  return reinterpret_cast<Q>(_mm512_mask_shuffle_epi32(reinterpret_cast<__m512i>(a), 0xAAAA,
+                                                       reinterpret_cast<__m512i>(b), static_cast<_MM_PERM_ENUM>(0xA0)));
+#elif defined(SOFTDIFF_ISA_AVX2)
+  return reinterpret_cast<Q>(
+      _mm256_blend_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b << 32), 0xAA));
+#else
+  return (a & 0xFFFFFFFFu) | (b << 32);
+#endif
+}
+SD_INLINE Q pack_high(Q a, Q b) {
+#if defined(SOFTDIFF_ISA_AVX512)
+  return reinterpret_cast<Q>(_mm512_mask_shuffle_epi32(reinterpret_cast<__m512i>(b), 0x5555,
+                                                       reinterpret_cast<__m512i>(a), static_cast<_MM_PERM_ENUM>(0xF5)));
+#elif defined(SOFTDIFF_ISA_AVX2)
+  return reinterpret_cast<Q>(
+      _mm256_blend_epi32(reinterpret_cast<__m256i>(a >> 32), reinterpret_cast<__m256i>(b), 0xAA));
+#else
+  return (a >> 32) | (b & 0xFFFFFFFF00000000u);
+#endif
+}
+
+#if SOFTDIFF_VL >= 8
+// table[index % VL] in each lane.
+SD_INLINE V lookup(const float* table, U index) {
+#if defined(SOFTDIFF_ISA_AVX512)
+  return reinterpret_cast<V>(_mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), _mm512_loadu_ps(table)));
+#else
+  return reinterpret_cast<V>(_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), reinterpret_cast<__m256i>(index)));
+#endif
+}
+#endif
 
 // Rows of a VL x VL tile become its columns.
 SD_INLINE void transpose(V (&r)[VL]) {
