@@ -29,6 +29,8 @@ if EMULATED:
 def backend():
     with sk.use_backend("cuda"):
         yield
+    # What has no clusters may have no more shared memory than this.
+    assert all(launch.shared_bytes <= 99 * 1024 for launch in HOOKS.launches() if launch.cluster == 1)
     HOOKS.set_shared_optin(227 * 1024)
     HOOKS.set_clusters(True)
 
