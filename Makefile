@@ -22,7 +22,7 @@ OPS_TESTS := $(wildcard tests/test_ops_*.py tests/test_noise*.py) tests/test_bac
 TRITON_TESTS := $(OPS_TESTS) tests/test_triton_interpreted.py
 # ... and with the CUDA kernels executed on the CPU (tests/cuda_shim), the sanitizer's run among them.
 EMULATED := SOFTDIFF_CUDA_SHIM=1 OMP_NUM_THREADS=1
-CUDA_TESTS := $(OPS_TESTS) tests/test_cuda_emulated.py tests/test_cuda_mistakes.py
+CUDA_TESTS := $(OPS_TESTS) tests/test_cuda_emulated.py tests/test_cuda_clusters.py tests/test_cuda_mistakes.py
 SOURCES := setup.py build_cuda.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
 .DEFAULT_GOAL := help

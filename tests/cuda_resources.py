@@ -22,7 +22,7 @@ _USED = re.compile(r"Used (\d+) registers")
 def short(demangled: str) -> str:
     """plane_kernel<FilterOp, 2> of a kernel's whole name."""
     name = re.sub(r"\(anonymous namespace\)::|softdiff::cuda::|softdiff::|\((?:int|bool)\)", "", demangled)
-    name = re.sub(r"^void |\(.*$", "", name)
+    name = re.sub(r"^void |\(.*$", "", name).replace("> >", ">>")
     return re.sub(r"\bfalse\b", "rows", re.sub(r"\btrue\b", "columns", name))
 
 

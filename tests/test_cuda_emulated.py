@@ -20,6 +20,7 @@ if EMULATED:
     from cuda_shim.hooks import Hooks
 
     from softdiff_kernels import _cuda
+    from softdiff_kernels.backends.cuda import ops
 
     HOOKS = Hooks(_cuda.__file__)
 
@@ -28,6 +29,10 @@ if EMULATED:
 def backend():
     with sk.use_backend("cuda"):
         yield
+    # What has no clusters may have no more shared memory than this.
+    assert all(launch.shared_bytes <= 99 * 1024 for launch in HOOKS.launches() if launch.cluster == 1)
+    HOOKS.set_shared_optin(227 * 1024)
+    HOOKS.set_clusters(True)
 
 
 def launched(op, *args, **kwargs):
@@ -51,18 +56,20 @@ def test_cuda_takes_one_launch_up_to_128_px(side, kernel, blocks):
 
 
 def test_cuda_passes_over_larger_planes_in_chunks_of_the_cache():
-    # 8 planes of 160 x 130 px in chunks whose scratch is a third of the L2 cache (1 MiB here) or, if more,
-    # that fill 4 multiprocessors: 4 planes; slabs of 64 lines: 3 along W, 3 along H.
+    # 8 planes of 160 x 130 px, without clusters, in chunks whose scratch is a third of the L2 cache (1 MiB
+    # here) or, if more, that fill 4 multiprocessors: 4 planes; slabs of 64 lines: 3 along W, 3 along H.
     x = picture(8, 1, 160, 130)
-    assert launched(sk.blur, x, 2.0) == [("lines_kernel", 12)] * 4
     step = {"blur_std_t": 2.0, "blur_std_s": 1.0, "a": 0.5, "b": 0.1}
-    assert launched(sk.reverse_step, x, x, **step) == [("lines_kernel", 12)] * 6
-    assert launched(sk.dct2, x[:5]) == [("lines_kernel", 12)] * 2 + [("lines_kernel", 3)] * 2
+    with ops.clusters(False):
+        assert launched(sk.blur, x, 2.0) == [("lines_kernel", 12)] * 4
+        assert launched(sk.reverse_step, x, x, **step) == [("lines_kernel", 12)] * 6
+        assert launched(sk.dct2, x[:5]) == [("lines_kernel", 12)] * 2 + [("lines_kernel", 3)] * 2
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1024, 20), (2, 1, 3, 1024), (1, 1, 512, 129)], ids=str)
 def test_cuda_takes_up_to_1024_px(shape):
     # The largest sizes, in the 99 KiB of shared memory that the smallest supported GPUs have.
+    HOOKS.set_shared_optin(99 * 1024)
     x = picture(*shape)
     assert launched(sk.corrupt, x, 3.0, 0.1)[0][0] == "lines_kernel"
     check("blur", x, torch.linspace(2.0, 30.0, shape[0]))
@@ -87,14 +94,11 @@ def test_a_cuda_launch_that_fails_says_which(side):
 
 
 def test_cuda_shared_memory_that_does_not_fit_is_an_error():
-    x = picture(1, 1, 128, 128)
-    try:
-        HOOKS.set_shared_optin(60 * 1024)
-        with pytest.raises(RuntimeError, match=r"idct2 for images \[1, 1, 30, 1024\]: cudaErrorInvalidValue"):
-            sk.idct2(picture(1, 1, 30, 1024))
-    finally:
-        HOOKS.set_shared_optin(99 * 1024)
-    check("dct2", x)
+    HOOKS.set_shared_optin(60 * 1024)
+    with pytest.raises(RuntimeError, match=r"idct2 for images \[1, 1, 30, 1024\]: cudaErrorInvalidValue"):
+        sk.idct2(picture(1, 1, 30, 1024))
+    HOOKS.set_shared_optin(99 * 1024)
+    check("dct2", picture(1, 1, 128, 128))
 
 
 def results(shape):
@@ -116,7 +120,9 @@ def results(shape):
     ]
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 12, 9), (1, 2, 31, 64), (1, 1, 96, 128), (1, 2, 140, 33)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 3, 12, 9), (1, 2, 31, 64), (1, 1, 96, 128), (1, 2, 140, 33), (1, 1, 20, 257)], ids=str
+)
 def test_cuda_results_do_not_depend_on_the_order_of_threads(shape, monkeypatch):
     # Bit for bit: a missing barrier would show in one of the orders.
     expected = results(shape)
@@ -126,7 +132,7 @@ def test_cuda_results_do_not_depend_on_the_order_of_threads(shape, monkeypatch):
             assert torch.equal(got, wanted), order
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 20, 20), (1, 1, 64, 64), (1, 1, 130, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 20, 20), (1, 1, 64, 64), (1, 1, 130, 64), (1, 1, 20, 258)], ids=str)
 @pytest.mark.parametrize("size", [1e-30, 1e-8, 1.0, 1e8, 1e30])
 def test_cuda_keeps_its_digits_at_any_size(shape, size):
     # float16 parts reach from 6e-8 to 65504: planes are scaled, and so is what a mask leaves of them.
@@ -140,7 +146,7 @@ def test_cuda_keeps_its_digits_at_any_size(shape, size):
     assert relative_l2(got, truth) <= 2 * relative_l2(eager, truth) + 1e-6
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 20, 20), (1, 1, 64, 64), (1, 1, 130, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 20, 20), (1, 1, 64, 64), (1, 1, 130, 64), (1, 1, 20, 258)], ids=str)
 def test_cuda_zeros_stay_zeros(shape):
     zero = torch.zeros(shape)
     assert torch.equal(sk.dct2(zero), zero) and torch.equal(sk.blur(zero, 2.0), zero)

@@ -31,6 +31,13 @@ MISTAKES = {
         "reverse",
         NUMBERS,
     ),
+    "a cluster's barrier left out": (
+        "cluster.h",
+        "    cluster_arrive();\n    cluster_wait();  // neither",
+        "    // neither",
+        "forward",
+        NUMBERS,
+    ),
     "a place outside shared memory": (
         "small.h",
         "table_w[i] = tables.w[i]",
@@ -46,7 +53,7 @@ MISTAKES = {
         "AddressSanitizer: heap-buffer-overflow",
     ),
 }
-SHAPES = "2x1x11x9 1x1x33x61"
+SHAPES = "2x1x11x9 1x1x33x61 1x1x129x20"
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -23,7 +23,7 @@ def hooks(k):
     hooks = Hooks(k.__file__)
     hooks.forget_launches()
     yield hooks
-    hooks.set_shared_optin(99 << 10)
+    hooks.set_shared_optin(227 << 10)
 
 
 def wrong_orders(run, monkeypatch):
@@ -145,7 +145,7 @@ def test_partial_warps_are_refused(k):
     [
         ((1, 1, 1), (1024, 1, 1), 0, 0, 0),
         ((3, 2, 1), (8, 8, 1), 48 << 10, 48 << 10, 0),
-        ((1, 1, 1), (32, 1, 1), 99 << 10, 99 << 10, 0),
+        ((1, 1, 1), (32, 1, 1), 227 << 10, 227 << 10, 0),
         ((1, 1, 1), (1056, 1, 1), 0, 0, INVALID_CONFIGURATION),
         ((1, 1, 1), (32, 33, 1), 0, 0, INVALID_CONFIGURATION),
         ((1, 1, 1), (1, 1, 96), 0, 0, INVALID_CONFIGURATION),
@@ -155,7 +155,7 @@ def test_partial_warps_are_refused(k):
         ((1, 1, 65536), (32, 1, 1), 0, 0, INVALID_CONFIGURATION),
         ((2**31, 1, 1), (32, 1, 1), 0, 0, INVALID_CONFIGURATION),
         ((1, 1, 1), (32, 1, 1), 1025, 1024, INVALID_VALUE),
-        ((1, 1, 1), (32, 1, 1), 0, (99 << 10) + 1, INVALID_VALUE),
+        ((1, 1, 1), (32, 1, 1), 0, (227 << 10) + 1, INVALID_VALUE),
     ],
 )
 def test_launch_limits(k, hooks, grid, block, shared, allowed, code):
@@ -178,7 +178,7 @@ def test_hooks(k, hooks):
     k.movmatrix(address(words), address(words))
     assert [launch.kernel for launch in hooks.launches()] == ["(anonymous namespace)::movmatrix_kernel"]
     assert [k.attribute(which) for which in (16, 38, 75, 76)] == [4, 1 << 20, 9, 0]
-    assert k.attribute(97) == 99 << 10 and k.occupancy(256, 0) == 8 and k.occupancy(128, 48 << 10) == 2
+    assert k.attribute(97) == 227 << 10 and k.occupancy(256, 0) == 8 and k.occupancy(128, 48 << 10) == 4
     hooks.set_shared_optin(64 << 10)
     assert k.attribute(97) == 64 << 10 and k.occupancy(128, 48 << 10) == 1
     assert k.empty(1, 1, 1, 32, 1, 1, 0, 99 << 10) == INVALID_VALUE

@@ -140,6 +140,7 @@ def test_which_backend_was_faster():
     pairs += [row(dtype="bfloat16", us=50.0), row(dtype="bfloat16", backend="cuda", us=60.0)]
     loss = {"op": "soft_score_loss, op alone"}
     pairs += [row(**loss, us=3.0), row(**loss, us=2.0, backend="cuda"), row(op="soft_score_loss", us=1.0)]
+    pairs += [row(backend="cuda, no clusters", us=1.0)]  # is no backend of its own
     pairs += [row(kind="small", size=64, us=1.0), row(kind="small", backend="cuda", us=2.0)]
     found = choice.faster(pairs[:3] + pairs[5:])
     assert found == {

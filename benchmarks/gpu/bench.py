@@ -24,7 +24,7 @@ import torch
 import softdiff_kernels as sk
 from softdiff_kernels.bench import clock
 
-from . import choice, rivals, rows
+from . import choice, engines, rivals, rows
 from .parts import write
 from .rows import IN_ONE_LAUNCH, OPS, Row, Setup
 
@@ -135,7 +135,8 @@ def steps(
         op, size, dtype = entry
         batch = rows.full_batch(size, dtype, setup.image_bytes)
         found = candidates(rows.named(op), size, dtype, setup.device)
-        return rows.compare(op, size, batch, dtype, setup, found, kind="full")
+        ours = engines.candidates(setup.backends, op, size, setup.device)
+        return rows.compare(op, size, batch, dtype, replace(setup, backends=ours), found, kind="full")
 
     def first(entry: Entry) -> None:
         for row in full(entry, (lambda *a: []) if only_ours else rivals.eager):

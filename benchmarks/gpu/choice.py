@@ -9,6 +9,7 @@ from typing import Any
 # The loss as the backends see it: without autograd, which is the same around both.
 _NAMES = {"soft_score_loss, op alone": "soft_score_loss"}
 _WITHIN = ("soft_score_loss",)
+_BACKENDS = ("triton", "cuda")  # not what was timed to compare a backend with itself
 _VERSIONS = ("python", "torch", "triton", "softdiff_kernels")
 
 
@@ -21,7 +22,7 @@ def faster(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """op -> size -> backend, by the medians of batches that fill the GPU; what only one ran is left out."""
     times: dict[tuple[str, int, str], dict[str, float]] = {}
     for row in rows:
-        if row["kind"] == "full" and row["op"] not in _WITHIN:
+        if row["kind"] == "full" and row["op"] not in _WITHIN and row["backend"] in _BACKENDS:
             place = (_NAMES.get(row["op"], row["op"]), row["size"], row["dtype"])
             times.setdefault(place, {})[row["backend"]] = row["us"]
     found: dict[str, dict[str, str]] = {}

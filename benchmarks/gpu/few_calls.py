@@ -19,8 +19,8 @@ import softdiff_kernels as sk
 
 from . import rows
 
-# For each form of either backend's kernels; the CUDA ones change at 8, 16, 24, 32, 64 and 128 px.
-SIZES = (8, 13, 24, 33, 64, 128, 136)
+# For each form of either backend's kernels; the CUDA ones change at 8, 16, 24, 32, 64, 128 and 256 px.
+SIZES = (8, 13, 24, 33, 64, 128, 136, 260)
 
 
 def _images(side: int, count: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:

@@ -18,6 +18,7 @@ from softdiff_kernels.bench.cases import Case
 from softdiff_kernels.bench.clock import Timing
 
 from . import rivals
+from .engines import using
 from .rivals import Rival
 from .tables import OURS, label
 
@@ -136,7 +137,7 @@ def _errors(op: str, case: Case, candidates: Sequence[Rival], backends: Sequence
     exact = cases.truth(few)
     out = {}
     for backend in backends:
-        with sk.use_backend(backend):
+        with using(backend):
             out[label(backend)] = cases.relative_error(ours(op, few, few.noise), exact)
     given = {} if few.noise is None else {"noise": few.noise}
     if case.op != "normal":
@@ -166,7 +167,7 @@ def compare(
     count = clock.rotations(moved, setup.l2_bytes) if kind == "full" else 1
     working, failures, backends = [], {}, []
     for backend in setup.backends:
-        with sk.use_backend(backend):
+        with using(backend):
             problem = _attempt(lambda: ours(op, case))
         if problem is None:
             backends.append(backend)
@@ -183,7 +184,7 @@ def compare(
     errors = _errors(op, case, [r for r in working if not r.name.endswith("compiled")], backends)
     sets = copies(case, count)
     values = [tuple(c.arguments.values()) for c in sets]
-    within: dict[str, clock.Within] = {label(b): partial(sk.use_backend, b) for b in backends}
+    within: dict[str, clock.Within] = {label(b): partial(using, b) for b in backends}
     calls: dict[str, clock.Call] = dict.fromkeys(within, lambda i: ours(op, sets[i % count]))
     for rival in working:
         calls[rival.name] = lambda i, r=rival: r.call(*values[i % count])
@@ -193,7 +194,7 @@ def compare(
     timings = clock.interleaved(calls, device, budget=setup.budget, block=block, within=within)
     found = []
     for backend in backends:
-        with sk.use_backend(backend):
+        with using(backend):
             peak = clock.peak_bytes(calls[label(backend)], device)
         found.append(
             _row(op, backend, case, dtype, kind, setup, timings, working, errors, failures, peak, count)
@@ -214,7 +215,7 @@ def _add_graphs(
     values = tuple(case.arguments.values())
 
     def by(backend: str) -> None:
-        with sk.use_backend(backend):
+        with using(backend):
             ours(op, case)
 
     eager = {label(b): partial(by, b) for b in backends}

@@ -35,12 +35,20 @@ Plan plan_from(const py::tuple& fields) {
   return plan;
 }
 
-py::tuple plan(int kind, const py::tuple& sizes, int64_t inputs, int device) {
+// `clusters`: whether to take them where the device has them.
+py::tuple plan(int kind, const py::tuple& sizes, int64_t inputs, int device, bool clusters) {
   const Shape s = shape(sizes);
-  int l2 = 0, multiprocessors = 0;
-  check("plan", s, cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device));
-  check("plan", s, cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  const Plan p = plan_of(static_cast<Kind>(kind), s, inputs, l2, multiprocessors);
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check("plan", s, cudaDeviceGetAttribute(&value, attribute, device));
+    return value;
+  };
+  Machine machine;
+  machine.l2_bytes = ask(cudaDevAttrL2CacheSize), machine.multiprocessors = ask(cudaDevAttrMultiProcessorCount);
+  machine.shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  // A GPU may run code that was compiled for an older one without clusters.
+  machine.clusters = clusters && ptx_architecture() >= 90 && ask(cudaDevAttrClusterLaunch) != 0;
+  const Plan p = plan_of(static_cast<Kind>(kind), s, inputs, machine);
   return py::make_tuple(static_cast<int>(p.engine), p.side_h, p.side_w, p.chunk, p.scratch, p.parts);
 }
 

@@ -2,6 +2,7 @@
 // An op's launches, for each engine.
 #pragma once
 
+#include "cluster.h"
 #include "launch.h"
 #include "lines.h"
 #include "plan.h"
@@ -10,7 +11,7 @@
 
 namespace softdiff::cuda {
 
-static_assert(kMostSmall == kSmallSide && kMostPlane == kPlaneSide && kMostLines == kLongestLine);
+static_assert(kMostSmall == kSmallSide && kMostPlane == kPlaneSide && kMostCluster == kClusterSide && kMostLines == kLongestLine);
 
 template <class Op, int kN>
 void launch_small_of(const char* what, const typename Op::Args& a, const Place& place) {
@@ -39,10 +40,13 @@ void launch_plane_of(const char* what, const typename Op::Args& a, const Place& 
                                     Shape_::shared(tables.h.tiles), a, tables);
 }
 
+inline PlaneTables plane_tables(const Shape& s, const Place& place) {
+  return {{static_cast<const uint4*>(place.table_h), tiles_of(s.h)}, {static_cast<const uint4*>(place.table_w), tiles_of(s.w)}};
+}
+
 template <class Op>
 void launch_plane(const char* what, const typename Op::Args& a, const Place& place) {
-  const PlaneTables tables{{static_cast<const uint4*>(place.table_h), tiles_of(a.shape.h)},
-                           {static_cast<const uint4*>(place.table_w), tiles_of(a.shape.w)}};
+  const PlaneTables tables = plane_tables(a.shape, place);
   if (tables.w.tiles == 1) {
     launch_plane_of<Op, 1>(what, a, place, tables);
   } else if (tables.w.tiles == 2) {
@@ -50,6 +54,13 @@ void launch_plane(const char* what, const typename Op::Args& a, const Place& pla
   } else if constexpr (!Op::kMix) {
     launch_plane_of<Op, 4>(what, a, place, tables);
   }
+}
+
+template <class Op>
+void launch_cluster(const char* what, const typename Op::Args& a, const Place& place) {
+  const PlaneTables tables = plane_tables(a.shape, place);
+  launch<&cluster_kernel<Op>, 2>(what, a.shape, place, 2 * a.shape.b * a.shape.c, ClusterShape::threads(tables.h.tiles),
+                                 static_cast<size_t>(cluster_bytes(tables.h.tiles, tables.w.tiles)), a, tables);
 }
 
 // The passes over one chunk of planes.

@@ -9,6 +9,7 @@ void run(const char* what, const FilterArgs& args, const Place& place, const Pla
   const OnDevice here(what, args.shape, place.device);
   if (plan.engine == Engine::small) return launch_small<FilterOp>(what, args, place, plan.side_h);
   if (plan.engine == Engine::plane) return launch_plane<FilterOp>(what, args, place);
+  if (plan.engine == Engine::cluster) return launch_cluster<FilterOp>(what, args, place);
   Lines<FilterOp>(what, args, place, plan).each_chunk([&](const auto& lines) {
     if (!args.reverse && args.floor == 0.0) {
       // The mask is a product: one axis after the other, each there and back in one pass.

@@ -9,9 +9,9 @@ namespace softdiff::cuda {
 
 // What a sample's coefficients come to, computed in float64 by one thread and shared.
 struct Values {
-  float tau, step, keep, rest, scale, noise_std, floor, weight;
+  float tau, step, keep, rest, scale, noise_std, floor;
   int reverse, identity;
-  int kept_h, kept_w;  // frequencies of each axis that are not left out
+  int kept_h, kept_w;  // tiles of each axis's frequencies that are not left out (plane.h)
 };
 
 // Keeps the mean's gain, exp(-0 tau), from becoming a NaN.
@@ -23,7 +23,6 @@ SOFTDIFF_DEVICE Values values_of(const Heat& heat) {
   v.keep = static_cast<float>(heat.keep), v.rest = static_cast<float>(heat.rest);
   v.scale = static_cast<float>(heat.scale), v.noise_std = static_cast<float>(heat.noise_std);
   v.floor = static_cast<float>(heat.floor);
-  v.weight = 1.0f;
   v.reverse = heat.reverse;
   v.identity = heat.identity();
   v.kept_h = v.kept_w = 0;

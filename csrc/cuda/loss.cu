@@ -29,6 +29,8 @@ void run(const LossArgs& args, const Place& place, const Plan& plan, float* loss
     launch_small<LossOp>(what, a, place, plan.side_h);
   } else if (plan.engine == Engine::plane) {
     launch_plane<LossOp>(what, a, place);
+  } else if (plan.engine == Engine::cluster) {
+    launch_cluster<LossOp>(what, a, place);
   } else {
     Lines<LossOp>(what, a, place, plan).each_chunk([&](const auto& lines) {
       lines.rows(lines.pass(Stage::forward, 0, false, false));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What each op adds to the transform: its images, its mask, and what becomes of the result. The three engines
-// (small.h, plane.h, lines.h) are templates over these.
+// What each op adds to the transform: its images, its mask, and what becomes of the result. The four engines
+// (small.h, plane.h, cluster.h, lines.h) are templates over these.
 #pragma once
 
 #include "gains.h"
@@ -22,12 +22,6 @@ struct MixParameters {
 };
 
 SOFTDIFF_DEVICE int64_t element(const Shape& s, int c, int y, int x) { return (static_cast<int64_t>(c) * s.h + y) * s.w + x; }
-
-// Keeps what follows from x inside a rare branch: moved ahead of the loop around it, it would hold registers there.
-SOFTDIFF_DEVICE int here(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 
 struct FilterOp {
   using Args = FilterArgs;

@@ -9,10 +9,10 @@
 
 namespace softdiff::cuda {
 
-enum class Engine : int { small = 0, plane = 1, lines = 2 };
+enum class Engine : int { small = 0, plane = 1, lines = 2, cluster = 3 };
 enum class Kind : int { filter = 0, loss = 1, transform = 2, mix = 3 };
 
-constexpr int64_t kMostSmall = 24, kMostPlane = 128, kMostLines = 1024, kMostMixedPlane = 64;
+constexpr int64_t kMostSmall = 24, kMostPlane = 128, kMostCluster = 256, kMostLines = 1024, kMostMixedPlane = 64;
 
 struct Plan {
   Engine engine = Engine::small;
@@ -28,7 +28,19 @@ inline int lines_of(int tiles) { return tiles <= 8 ? 64 : tiles <= 16 ? 32 : 16;
 inline int64_t slabs_of(int64_t across, int tiles) { return (across + lines_of(tiles) - 1) / lines_of(tiles); }
 inline int64_t scratch_row(const Shape& s) { return (s.w + 3) / 4 * 4; }
 
-inline Plan plan_of(Kind kind, const Shape& s, int64_t inputs, int64_t l2_bytes, int64_t multiprocessors) {
+// Of a block of cluster.h: two quadrants as words in rows of this length, free of bank conflicts for ldmatrix, and what
+// the gains and the warps' sums take.
+SOFTDIFF_HD int cluster_stride(int tiles_w) { return 16 * tiles_w + 8; }
+inline int64_t cluster_bytes(int tiles_h, int tiles_w) { return 4 * 32 * tiles_h * cluster_stride(tiles_w) + 5 * 1024; }
+
+// What the choice of an engine asks of a device.
+struct Machine {
+  int64_t l2_bytes = 0, multiprocessors = 0;
+  int64_t shared_bytes = 0;  // of a block, at most
+  bool clusters = false;
+};
+
+inline Plan plan_of(Kind kind, const Shape& s, int64_t inputs, const Machine& machine) {
   Plan p;
   const int64_t side = std::max(s.h, s.w);
   p.parts = s.c;
@@ -42,14 +54,20 @@ inline Plan plan_of(Kind kind, const Shape& s, int64_t inputs, int64_t l2_bytes,
     p.engine = Engine::plane;
     return p;
   }
+  const int tiles_h = p.side_h / 16, tiles_w = p.side_w / 16;
+  if (side <= kMostCluster && kind != Kind::mix && machine.clusters && cluster_bytes(tiles_h, tiles_w) <= machine.shared_bytes) {
+    p.engine = Engine::cluster;
+    if (kind == Kind::loss) p.parts = 2 * s.c;
+    return p;
+  }
   p.engine = Engine::lines;
-  const int64_t slabs = std::min(slabs_of(s.w, p.side_h / 16), slabs_of(s.h, p.side_w / 16));
+  const int64_t slabs = std::min(slabs_of(s.w, tiles_h), slabs_of(s.h, tiles_w));
   const int64_t plane = s.h * scratch_row(s) * inputs, planes = s.b * s.c;
   // A third of the L2 cache holds what passes hand over, but the chip is filled first.
-  p.chunk = std::max(l2_bytes / 3 / (4 * plane), (multiprocessors + slabs - 1) / slabs);
+  p.chunk = std::max(machine.l2_bytes / 3 / (4 * plane), (machine.multiprocessors + slabs - 1) / slabs);
   p.chunk = std::min(std::max<int64_t>(p.chunk, 1), std::max<int64_t>(planes, 1));
   p.scratch = p.chunk * plane;
-  if (kind == Kind::loss) p.parts = s.c * slabs_of(s.w, p.side_h / 16);
+  if (kind == Kind::loss) p.parts = s.c * slabs_of(s.w, tiles_h);
   return p;
 }
 

@@ -4,6 +4,7 @@
 // axis in registers; shared memory is crossed once between the two products along the columns.
 #pragma once
 
+#include "masks.h"
 #include "plane_block.h"
 
 namespace softdiff::cuda {
@@ -53,33 +54,6 @@ SOFTDIFF_DEVICE void load_plane(const Op& op, const Sizes& s, int b, int c, int 
     }
   }
   __syncthreads();
-}
-
-// The strip's spectrum by the mask of the gains; returns the energy of what the mask leaves, where the op wants it.
-template <bool kTwoTerms, class Op, int kTiles, class S>
-SOFTDIFF_DEVICE float mask_strip(const Op& op, const PlaneMemory<kTiles>& m, const PlaneRole<kTiles>& role, float factor,
-                                 S& strip) {
-  const float constant = mask_constant(*m.values);
-  const int across = role.parity_w * m.gains.half_w;
-  float energy = 0.0f;
-#pragma unroll
-  for (int r = 0; r < PlaneShape<kTiles>::kRows; ++r)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int k = role.parity_h * m.gains.half_h + role.row(r, 2 * half);
-      const float h0 = m.gains.h[0][k], h1 = kTwoTerms ? m.gains.h[1][k] : 0.0f;
-#pragma unroll
-      for (int n = 0; n < 2 * kTiles; ++n)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int l = across + role.column(n, i);
-          float mask = fmaf(h0, m.gains.w[0][l], constant);
-          if constexpr (kTwoTerms) mask = fmaf(h1, m.gains.w[1][l], mask);
-          float& u = strip.at[r][n][2 * half + i];
-          u = op.apply(u * factor, mask, energy);
-        }
-    }
-  return energy;
 }
 
 // Adds an input's spectrum under its own mask, and masked noise once.
@@ -155,10 +129,10 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
   const PlaneMemory<kTiles> m(arena, tables);
   if (threadIdx.x == 0) {
     Values v = op.values(b);
-    v.kept_h = kept(v, s.h), v.kept_w = kept(v, s.w);
+    v.kept_h = tiles_of(kept(v, s.h)), v.kept_w = tiles_of(kept(v, s.w));
     *m.values = v;
   }
-  const auto cut = [&](int all, int frequencies) { return kMasked && !Op::kMix ? tiles_of(frequencies) : all; };
+  const auto cut = [&](int all, int kept) { return kMasked && !Op::kMix ? kept : all; };
 
   S strip, mixed;
   if constexpr (Op::kMix) mixed.clear();
@@ -185,7 +159,6 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
     }
   }
   const Role role(tiles_h);
-  float down = Op::kMix ? 1.0f : inverse_power(m.scale_in()) * (1.0f / kTableGain);
   if constexpr (kMasked) {
     const Values& v = *m.values;
     if constexpr (Op::kMix) {
@@ -195,16 +168,15 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
       const float factor = Op::kEnergy ? 1.0f / kTableGain : 1.0f;
       const float energy = v.reverse ? mask_strip<true>(op, m, role, factor, strip) : mask_strip<false>(op, m, role, factor, strip);
       if constexpr (Op::kEnergy) {
-        down *= kTableGain;
         const float sum = warp_sum(energy);
         if (role.lane == 0) m.energies[role.warp] = sum;
       }
     }
-    const bool rows_kept = role.first < cut(tiles_h, v.kept_h);
+    const auto rows_kept = [&] { return role.first < cut(tiles_h, v.kept_h); };
     if (op.backward()) {
       // A strip's masked spectrum, then all of what it gives, are scaled again: a mask may leave little.
       const float up = power(warp_largest(strip.largest()));
-      if (rows_kept) {
+      if (rows_kept()) {
         const Operand<kRows, kTiles> operand(strip, up);
         times_transposed<kRows, kTiles>(operand, tables.w, true, role.parity_w, tiles_w, cut(tiles_w, v.kept_w), strip);
       }
@@ -222,7 +194,7 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
     if (!op.backward()) return;
     const float up = power(block_largest(m.largest_mid));
     const Tile own = m.quadrant(role.quadrant);
-    if (rows_kept) {
+    if (rows_kept()) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if (role.first + r >= tiles_h) continue;
@@ -237,8 +209,11 @@ __global__ void __launch_bounds__(PlaneShape<kTiles>::kMostThreads, kTiles == 2 
     __syncthreads();
     times_shared<kRows, kTiles>(tables.h, true, role.parity_h, role.first, tiles_h, own, tiles_w, cut(tiles_h, v.kept_h),
                                 strip);
-    down *= inverse_power(up) * (1.0f / kTableGain);
   }
+  // From shared memory once more: kept over the products, the two scales would cost registers that are not there.
+  float down = Op::kMix ? 1.0f : inverse_power(m.scale_in());
+  if constexpr (!Op::kMix && !Op::kEnergy) down *= 1.0f / kTableGain;
+  if constexpr (kMasked) down *= inverse_power(power(block_largest(m.largest_mid))) * (1.0f / kTableGain);
   finish_plane(op, s, m, role, tiles_h, down, strip);
 }
 

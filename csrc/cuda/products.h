@@ -12,6 +12,7 @@
 
 #include "plan.h"
 #include "ptx.h"
+#include "scales.h"
 
 namespace softdiff::cuda {
 
@@ -24,8 +25,9 @@ struct Table {
   const uint4* data;
   int tiles;  // of 16, along a side of one parity's square
 
-  SOFTDIFF_DEVICE const uint4* fragment(bool transposed, int parity, int row, int column) const {
-    return data + ((((transposed ? 2 : 0) + parity) * tiles + row) * tiles + column) * 64 + (threadIdx.x & 31);
+  SOFTDIFF_DEVICE const uint4* fragment(bool transposed, int parity, int row, int column,
+                                        int lane = threadIdx.x & 31) const {
+    return data + ((((transposed ? 2 : 0) + parity) * tiles + row) * tiles + column) * 64 + lane;
   }
 };
 
@@ -52,9 +54,11 @@ SOFTDIFF_DEVICE void split(float x, float y, uint32_t& high, uint32_t& low) {
 template <int kRows, int kTiles>
 struct Strip {
   float at[kRows][2 * kTiles][4];
-  SOFTDIFF_DEVICE void clear() {
+  SOFTDIFF_DEVICE void clear() { clear_from(0); }
+  SOFTDIFF_DEVICE void clear_from(int row) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
+      if (r >= row)
 #pragma unroll
       for (int n = 0; n < 2 * kTiles; ++n)
 #pragma unroll
@@ -111,6 +115,7 @@ template <int kRows, int kTiles>
 SOFTDIFF_DEVICE void times_transposed(const Operand<kRows, kTiles>& in, const Table& table, bool transposed, int parity,
                                       int columns, int depth, Strip<kRows, kTiles>& out) {
   out.clear();
+  const int lane = here(static_cast<int>(threadIdx.x)) & 31;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
     if (n >= columns) continue;
@@ -125,13 +130,13 @@ SOFTDIFF_DEVICE void times_transposed(const Operand<kRows, kTiles>& in, const Ta
 #pragma unroll
     for (int k = 0; k < kTiles; ++k) {
       if (k >= depth) continue;
-      const uint4* at = table.fragment(transposed, parity, n, k);
+      const uint4* at = table.fragment(transposed, parity, n, k, lane);
       add(in.low, k, Fragment(at));
       add(in.high, k, Fragment(at, true));
     }
 #pragma unroll
     for (int k = 0; k < kTiles; ++k) {
-      if (k < depth) add(in.high, k, Fragment(table.fragment(transposed, parity, n, k)));
+      if (k < depth) add(in.high, k, Fragment(table.fragment(transposed, parity, n, k, lane)));
     }
   }
 }
@@ -146,47 +151,58 @@ struct Tile {
     const int at = row * stride + column;
     split(x, y, *reinterpret_cast<uint32_t*>(high + at), *reinterpret_cast<uint32_t*>(low + at));
   }
+  // Four neighbours of a row, times a factor.
+  SOFTDIFF_DEVICE void put(int row, int column, const float (&x)[4], float factor) const {
+    const int at = row * stride + column;
+    uint2 h, l;
+    split(x[0] * factor, x[1] * factor, h.x, l.x);
+    split(x[2] * factor, x[3] * factor, h.y, l.y);
+    *reinterpret_cast<uint2*>(high + at) = h;
+    *reinterpret_cast<uint2*>(low + at) = l;
+  }
   // 16 x 16 of one of them as a product's second operand: words 0 and 1 for eight columns, 2 and 3 for the next.
-  SOFTDIFF_DEVICE Fragment second(bool lows, int row, int column) const {
+  SOFTDIFF_DEVICE Fragment second(bool lows, int row, int column, int lane = threadIdx.x & 31) const {
     Fragment f;
-    ldmatrix_x4_trans(f.at, (lows ? low : high) + place(row, column));
+    ldmatrix_x4_trans(f.at, (lows ? low : high) + place(row, column, lane));
     return f;
   }
   // ... and as its first.
-  SOFTDIFF_DEVICE Fragment first(bool lows, int row, int column) const {
+  SOFTDIFF_DEVICE Fragment first(bool lows, int row, int column, int lane = threadIdx.x & 31) const {
     Fragment f;
-    ldmatrix_x4(f.at, (lows ? low : high) + place(row, column));
+    ldmatrix_x4(f.at, (lows ? low : high) + place(row, column, lane));
     return f;
   }
 
  private:
   // The row of an 8 x 8 tile that this lane names.
-  SOFTDIFF_DEVICE int place(int row, int column) const {
-    const int lane = threadIdx.x & 31;
+  SOFTDIFF_DEVICE int place(int row, int column, int lane) const {
     return (row + (lane & 15)) * stride + column + (lane >> 4) * 8;
   }
 };
 
 // out = M X for kRows tiles of rows from `first`, M a matrix of the table of `limit` tiles of rows, X in shared
-// memory with `columns` tiles of columns; over `depth` tiles. Rows beyond the limit are zeros.
-template <int kRows, int kTiles>
+// memory with `columns` tiles of columns; over `depth` tiles. Rows beyond the limit are zeros, or (kRepeat) repeat
+// the last tile, so that no branch comes between the products.
+template <int kRows, int kTiles, bool kRepeat = false>
 SOFTDIFF_DEVICE void times_shared(const Table& table, bool transposed, int parity, int first, int limit, const Tile& x,
                                   int columns, int depth, Strip<kRows, kTiles>& out) {
   out.clear();
+  const int lane = here(static_cast<int>(threadIdx.x)) & 31;
   const auto matrix = [&](int k, bool low, Fragment(&m)[kRows]) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (first + r < limit) m[r] = Fragment(table.fragment(transposed, parity, first + r, k), low);
+      const int row = kRepeat ? min(first + r, limit - 1) : first + r;
+      if (kRepeat || row < limit) m[r] = Fragment(table.fragment(transposed, parity, row, k, lane), low);
     }
   };
   const auto add = [&](const Fragment(&m)[kRows], int k, bool low) {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       if (n >= columns) continue;
-      const Fragment b = x.second(low, 16 * k, 16 * n);
+      const Fragment b = x.second(low, 16 * k, 16 * n, lane);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        if (first + r >= limit) continue;
+        if (!kRepeat && first + r >= limit) continue;
         mma_f16(out.at[r][2 * n], m[r].at, b.at[0], b.at[1]);
         mma_f16(out.at[r][2 * n + 1], m[r].at, b.at[2], b.at[3]);
       }
@@ -207,37 +223,47 @@ SOFTDIFF_DEVICE void times_shared(const Table& table, bool transposed, int parit
   }
 }
 
-// The power of two that brings `magnitude` into [16, 32), as far as it and its inverse are normal numbers.
-SOFTDIFF_DEVICE float power(float magnitude) {
-  const int exponent = static_cast<int>(__float_as_uint(magnitude) >> 23 & 255u);
-  return __uint_as_float(static_cast<uint32_t>(min(max(258 - exponent, 1), 253)) << 23);
-}
-
-SOFTDIFF_DEVICE float inverse_power(float p) { return __uint_as_float((254u << 23) - __float_as_uint(p)); }
-
-SOFTDIFF_DEVICE float warp_largest(float x) {
+// out = X M^T for kRows tiles of rows of X from `first`, of `limit`, X in shared memory: `columns` tiles of the result,
+// over `depth` tiles. Rows beyond the limit repeat the last tile, so that no branch comes between the products.
+template <int kRows, int kTiles>
+SOFTDIFF_DEVICE void rows_transposed(const Tile& x, int first, int limit, const Table& table, bool transposed, int parity,
+                                     int columns, int depth, Strip<kRows, kTiles>& out) {
+  out.clear();
+  const int lane = here(static_cast<int>(threadIdx.x)) & 31;
+  const auto operand = [&](int k, bool low, Fragment(&f)[kRows]) {
 #pragma unroll
-  for (int i = 16; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, i));
-  return x;
-}
-
-SOFTDIFF_DEVICE float warp_sum(float x) {
+    for (int r = 0; r < kRows; ++r) {
+      f[r] = x.first(low, 16 * min(first + r, limit - 1), 16 * k, lane);
+    }
+  };
+  const auto add = [&](const Fragment(&f)[kRows], int n, const Fragment& m) {
 #pragma unroll
-  for (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(0xFFFFFFFFu, x, i);
-  return x;
-}
-
-// The largest, or the sum, of the warps' numbers, which lie in shared memory.
-SOFTDIFF_DEVICE float block_largest(const float* of_warps) {
-  float most = 0.0f;
-  for (int i = 0; i < static_cast<int>(blockDim.x) / 32; ++i) most = fmaxf(most, of_warps[i]);
-  return most;
-}
-
-SOFTDIFF_DEVICE double block_sum(const float* of_warps) {
-  double sum = 0.0;
-  for (int i = 0; i < static_cast<int>(blockDim.x) / 32; ++i) sum += of_warps[i];
-  return sum;
+    for (int r = 0; r < kRows; ++r) {
+      mma_f16(out.at[r][2 * n], f[r].at, m.at[0], m.at[2]);
+      mma_f16(out.at[r][2 * n + 1], f[r].at, m.at[1], m.at[3]);
+    }
+  };
+  Fragment high[kRows], low[kRows];
+#pragma unroll 1
+  for (int k = 0; k < depth; ++k) {
+    operand(k, false, high);
+    operand(k, true, low);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      if (n >= columns) continue;
+      const uint4* at = table.fragment(transposed, parity, n, k, lane);
+      add(low, n, Fragment(at));
+      add(high, n, Fragment(at, true));
+    }
+  }
+#pragma unroll 1
+  for (int k = 0; k < depth; ++k) {
+    operand(k, false, high);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      if (n < columns) add(high, n, Fragment(table.fragment(transposed, parity, n, k, lane)));
+    }
+  }
 }
 
 }  // namespace softdiff::cuda

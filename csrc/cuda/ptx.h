@@ -53,6 +53,25 @@ SOFTDIFF_DEVICE float lg2_approx(float x) {
   return y;
 }
 
+// A barrier of a cluster's threads in two halves, by whole warps; what was written before the first is seen after the
+// second. For sm_90 and later, as all about clusters.
+SOFTDIFF_DEVICE void cluster_arrive() {
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;" : : : "memory");
+}
+SOFTDIFF_DEVICE void cluster_wait() {
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
+}
+
+// The same place in the shared memory of the cluster's block `rank`.
+template <class T>
+SOFTDIFF_DEVICE T* in_block(T* shared, int rank) {
+  T* there;
+  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+  return there;
+}
+
 // Hands out dynamic shared memory. Every thread of a block makes the same calls; `room` counts what they take.
 struct Arena {
   char* at;
@@ -73,6 +92,12 @@ struct Arena {
 #endif
 
 namespace softdiff::cuda {
+
+// Keeps what follows from x where it stands: moved ahead of a loop or a product, it would hold registers there.
+SOFTDIFF_DEVICE int here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 template <class T>
 inline size_t room(int64_t count) {

@@ -17,6 +17,9 @@ void run(const TransformArgs& args, const Place& place, const Plan& plan) {
   if (plan.engine == Engine::plane) {
     return args.inverse ? launch_plane<Inverse>(what, args, place) : launch_plane<Forward>(what, args, place);
   }
+  if (plan.engine == Engine::cluster) {
+    return args.inverse ? launch_cluster<Inverse>(what, args, place) : launch_cluster<Forward>(what, args, place);
+  }
   const Stage stage = args.inverse ? Stage::inverse : Stage::forward;
   Lines<Forward>(what, args, place, plan).each_chunk([&](const auto& lines) {
     lines.columns(lines.pass(stage, 0, false, false));

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which implementation takes a call: by the user's choice, then by device and dtype.
+"""Which implementation takes a call: by the user's choice, then by device, measurements and dtype.
 
 A backend is a module with the functions of `_ops.py`. Nothing here imports a compiled module or
 Triton before it is asked for, and what cannot be imported is a reason in words, never an error at
@@ -10,20 +10,21 @@ a single call that it does not cover (float64 images, another device) takes the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from . import cuda, eager, native, triton
+from . import _measured, cuda, eager, native, triton
 
 NAMES = ("reference", "native", "triton", "cuda")
 
 # What `auto` takes first on each kind of device. On the CPU the fused kernels beat the reference at every
 # size tried from 8 to 1024 px: blur, float32, one thread of an AMD EPYC with AVX-512, by 2.9 (509 px, a
-# prime, where the transform is dense) to 100 times (1024 px). On a GPU nothing has been measured yet.
+# prime, where the transform is dense) to 100 times (1024 px). On a GPU the order is this where faster.json
+# names nothing.
 _PREFERENCE = {"cpu": ("native",), "cuda": ("triton", "cuda")}
 _FUSED: dict[str, Any] = {"native": native, "triton": triton, "cuda": cuda}
 
@@ -88,9 +89,18 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def _implementation(op: str, device: torch.device, arguments: tuple[Any, ...]) -> Any:
+def _order(op: str, device: torch.device, shape: Sequence[int], dtype: torch.dtype) -> tuple[str, ...]:
+    """The backends that `auto` asks, one after the other."""
+    usual = _PREFERENCE.get(device.type, ())
+    first = _measured.fastest(op, shape, dtype) if len(usual) > 1 else None
+    return usual if first is None else (first, *(name for name in usual if name != first))
+
+
+def _implementation(
+    op: str, device: torch.device, shape: Sequence[int], dtype: torch.dtype, arguments: tuple[Any, ...]
+) -> Any:
     name = chosen()
-    for candidate in _PREFERENCE.get(device.type, ()) if name == "auto" else (name,):
+    for candidate in _order(op, device, shape, dtype) if name == "auto" else (name,):
         fused = _FUSED.get(candidate)
         if fused is not None and fused.covers(op, device, arguments) and fused.status()[0]:
             return fused
@@ -102,12 +112,11 @@ def dispatcher(op: str) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         if op == "normal":
-            device = args[4]
-        elif op == "spectral_mix":
-            device = args[0][0].device
+            shape, _, _, dtype, device = args
         else:
-            device = (args[1] if args[0] is None else args[0]).device
-        return getattr(_implementation(op, device, args), op)(*args)
+            x = args[0][0] if op == "spectral_mix" else args[1] if args[0] is None else args[0]
+            shape, dtype, device = x.shape, x.dtype, x.device
+        return getattr(_implementation(op, device, shape, dtype, args), op)(*args)
 
     call.__name__ = op
     return call

@@ -10,28 +10,30 @@ namespace softdiff_shim {
 // A heap block for each array, of exactly its size, so that ASan's redzones lie between them.
 void* Engine::take_shared(Site site, int index, size_t bytes) {
   const size_t i = static_cast<size_t>(index);
+  std::vector<Shared>& shared = blocks_[static_cast<size_t>(current_->block)].shared;
+  size_t& taken = blocks_[static_cast<size_t>(current_->block)].shared_used;
   if (bytes == SIZE_MAX) fail(site, "a negative count");
-  if (i < shared_.size()) {
-    if (shared_[i].bytes != bytes) {
+  if (i < shared.size()) {
+    if (shared[i].bytes != bytes) {
       fail(site, "array " + std::to_string(index) + " of shared memory has " + std::to_string(bytes) +
-                     " bytes here and " + std::to_string(shared_[i].bytes) + " in another thread");
+                     " bytes here and " + std::to_string(shared[i].bytes) + " in another thread");
     }
-    return shared_[i].memory.get();
+    return shared[i].memory.get();
   }
-  const size_t used = shared_used_ + (bytes + 15) / 16 * 16;
+  const size_t used = taken + (bytes + 15) / 16 * 16;
   if (used > shared_limit_) {
     fail(site, "the arrays take " + std::to_string(used) +
                    " bytes of shared memory, the launch gave dynamicSmemBytes = " + std::to_string(shared_limit_));
   }
-  shared_used_ = used;
-  shared_.push_back({{std::malloc(bytes), &std::free}, bytes});
-  return std::memset(shared_.back().memory.get(), 0xff, bytes);
+  taken = used;
+  shared.push_back({{std::malloc(bytes), &std::free}, bytes});
+  return std::memset(shared.back().memory.get(), 0xff, bytes);
 }
 
 void Engine::check_shared16(Site site, const void* address) {
   const auto at = reinterpret_cast<uintptr_t>(address);
   if (at % 16 != 0) fail(site, "the address is not a multiple of 16");
-  for (const Shared& array : shared_) {
+  for (const Shared& array : blocks_[static_cast<size_t>(current_->block)].shared) {
     const auto begin = reinterpret_cast<uintptr_t>(array.memory.get());
     if (at >= begin && at + 16 <= begin + array.bytes) return;
   }

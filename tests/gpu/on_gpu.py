@@ -237,15 +237,16 @@ def kernels_of(function: Callable[[], Any]) -> list[str]:
 def launches_of(backend: str, op: str, shape: Sequence[int]) -> int:
     """The most launches of its own that a backend may take for `call` of an op; scratch is the caller's.
 
-    CUDA: one up to 128 px, 64 px wide for spectral_mix; a loss has a second, which adds its planes up.
-    Beyond, each of a call's passes along rows or columns is one for each chunk of planes: by axis for what
-    is separable, there and back around a mask that is not, and for spectral_mix two an input.
+    CUDA: one up to 128 px, 64 px wide for spectral_mix, and up to 256 px where the GPU has clusters; a loss
+    has a second, which adds its planes up. Beyond, each of a call's passes along rows or columns is one for
+    each chunk of planes: by axis for what is separable, there and back around a mask that is not, and for
+    spectral_mix two an input.
     """
     if backend == "triton":
         return 1
     sums = int(op == "soft_score_loss")
     engine, _, _, chunk, _, _ = (0, 0, 0, 1, 0, 0) if op == "normal" else _plan(op, shape)
-    if engine < 2:
+    if engine != 2:
         return 1 + sums
     passes = {"reverse_step": 3, "momentum_step": 3, "soft_score_loss": 3, "spectral_mix": 6}.get(op, 2)
     return passes * -(-shape[0] * shape[1] // chunk) + sums
@@ -254,7 +255,8 @@ def launches_of(backend: str, op: str, shape: Sequence[int]) -> int:
 def _plan(op: str, shape: Sequence[int]) -> tuple[int, ...]:
     kinds = {"soft_score_loss": 1, "dct2": 2, "idct2": 2, "spectral_mix": 3}
     module = import_module("softdiff_kernels._cuda")
-    return module.plan(kinds.get(op, 0), tuple(shape), 2 if op == "spectral_mix" else 1, DEVICE.index or 0)
+    inputs = 2 if op == "spectral_mix" else 1
+    return module.plan(kinds.get(op, 0), tuple(shape), inputs, DEVICE.index or 0, True)
 
 
 def forget(backend: str) -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -20,14 +22,34 @@ _cuda: Any = import_module("softdiff_kernels._cuda")
 
 _FILTER, _LOSS, _TRANSFORM, _MIX = range(4)
 _RULES = {"given": 0, "large": 1, "small": 2}
-_SMALL = 0
+_SMALL, _CLUSTER = 0, 3  # engines of plan.h
 _NOWHERE = (0, 0, 0, 0)
 
 
+# Whether planes of 129 to 256 px go to clusters of two blocks where a GPU has them; else passes take them.
+_clusters = os.environ.get("SOFTDIFF_CUDA_CLUSTERS", "1") != "0"
+
+
+@contextmanager
+def clusters(wanted: bool) -> Iterator[None]:
+    """With or without clusters inside the block, to compare both."""
+    global _clusters
+    before, _clusters = _clusters, wanted
+    try:
+        yield
+    finally:
+        _clusters = before
+
+
 @lru_cache(maxsize=4096)
-def _plan(kind: int, shape: tuple[int, ...], inputs: int, device: int) -> tuple[int, ...]:
+def _plan(kind: int, shape: tuple[int, ...], inputs: int, device: int, clusters: bool) -> tuple[int, ...]:
     """(engine, table sides of H and W, planes at a time, floats of scratch, parts of a loss): plan.h."""
-    return _cuda.plan(kind, shape, inputs, device)
+    return _cuda.plan(kind, shape, inputs, device, clusters)
+
+
+def takes_clusters(height: int, width: int, device: int) -> bool:
+    """Whether clusters take planes of this size on a device (but for spectral_mix)."""
+    return _plan(_FILTER, (1, 1, height, width), 1, device, True)[0] == _CLUSTER
 
 
 class _Call:
@@ -36,7 +58,7 @@ class _Call:
     def __init__(self, kind: int, x: Tensor, inputs: int = 1) -> None:
         device = x.device
         self.shape = tuple(x.shape)
-        self.plan = _plan(kind, self.shape, inputs, device.index or 0)
+        self.plan = _plan(kind, self.shape, inputs, device.index or 0, _clusters)
         engine, side_h, side_w, _, scratch, parts = self.plan
         table = tables.plain if engine == _SMALL else tables.fragments
         self.tables = table(self.shape[2], side_h, device), table(self.shape[3], side_w, device)

@@ -23,6 +23,7 @@ enum cudaError_t {
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchOutOfResources = 701,
   cudaErrorLaunchFailure = 719,
+  cudaErrorInvalidClusterSize = 912,
   cudaErrorUnknown = 999,
 };
 
@@ -32,6 +33,7 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+  cudaDevAttrClusterLaunch = 120,
 };
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -43,7 +45,17 @@ enum cudaStreamCaptureStatus {
 };
 
 using cudaStream_t = struct CUstream_st*;
-struct cudaLaunchAttribute;  // none is known here: a launch with attributes is refused
+
+// The one attribute that is known here; a launch with another is refused.
+enum cudaLaunchAttributeID { cudaLaunchAttributeIgnore = 0, cudaLaunchAttributeClusterDimension = 4 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id = cudaLaunchAttributeIgnore;
+  struct {
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val{};
+};
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;

@@ -17,6 +17,9 @@ void* take_shared(Site site, int index, size_t bytes);
 void cp_async16(Site site, void* shared, const void* global);
 void cp_async_commit();
 void cp_async_wait(int groups_left);
+void cluster_arrive(Site site);
+void cluster_wait(Site site);
+void* in_block(Site site, void* address, int rank);
 
 }  // namespace softdiff_shim
 
@@ -47,6 +50,13 @@ inline void cp_async_commit() { softdiff_shim::cp_async_commit(); }
 template <int N>
 void cp_async_wait() {
   softdiff_shim::cp_async_wait(N);
+}
+
+inline void cluster_arrive(SOFTDIFF_SHIM_HERE) { softdiff_shim::cluster_arrive({"cluster_arrive", file, line}); }
+inline void cluster_wait(SOFTDIFF_SHIM_HERE) { softdiff_shim::cluster_wait({"cluster_wait", file, line}); }
+template <class T>
+T* in_block(T* shared, int rank, SOFTDIFF_SHIM_HERE) {
+  return static_cast<T*>(softdiff_shim::in_block({"in_block", file, line}, shared, rank));
 }
 
 // Dynamic shared memory, array by array: every thread makes the same calls and gets the same addresses.

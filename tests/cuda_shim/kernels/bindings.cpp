@@ -15,6 +15,10 @@ PYBIND11_MODULE(shim_kernels, m) {
   m.def("warp_rows", &warp_rows);
   m.def("copies", &copies);
   m.def("offsets", &offsets);
+  m.def("exchange", &exchange);
+  m.def("cluster_halves", &cluster_halves);
+  m.def("cluster_mistake", &cluster_mistake);
+  m.def("empty_clusters", &empty_clusters);
   m.def("to_half", &to_half);
   m.def("from_half", &from_half);
   m.def("bits", &bits);

@@ -58,3 +58,9 @@ int empty(unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsig
 int never_allowed(int shared_bytes);
 int attribute(int which);
 int occupancy(int threads, size_t shared_bytes);
+
+// cluster.cu
+void exchange(bool begun, bool written, bool read, int past, Address out, unsigned blocks, unsigned threads);
+void cluster_halves(Address out);
+void cluster_mistake(const std::string& name, Address out);
+int empty_clusters(unsigned blocks, unsigned cluster, unsigned threads);
