@@ -108,7 +108,7 @@ def test_calls_are_interleaved_and_ratios_are_of_medians(monkeypatch: pytest.Mon
     clock = Clock()
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock.now)
     calls = {"fast": clock.call("fast", 2.0), "slow": clock.call("slow", 64.0)}
-    timings = measure.interleaved(calls, budget=80.0, least=4, most=1000, settle=False)
+    timings = measure.interleaved(calls, budget=80.0, least=4, most=1000)
     assert (timings["fast"].rounds, timings["slow"].rounds) == (40, 4)
     assert timings["slow"].median == timings["slow"].low == timings["slow"].high == 64.0
     assert measure.ratios(timings, "fast") == {"fast": 1.0, "slow": 32.0}

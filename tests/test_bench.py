@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,22 @@ def test_what_a_row_holds() -> None:
     assert (row.px, row.batch, row.dtype, row.device, row.backend) == (8, 2, "float32", "cpu", "auto")
 
 
+def test_a_second_visit_adds_to_the_first() -> None:
+    """Rule: timings of both visits are pooled; compiled baselines keep those of the first."""
+    found = rows.prepare("blur", 8, rows.Place(budget=1e-4, least=3), batch=2, compile=False)
+    late = replace(found.working["four-product"], name="late", compiled=True)
+    found.working["late"] = late
+    found.time()
+    first = {name: list(samples) for name, samples in found.samples.items()}
+    found.time()
+    assert len(first[rows.OURS]) >= 3 and found.samples["late"] == first["late"]
+    for name in first.keys() - {"late"}:
+        assert found.samples[name][: len(first[name])] == first[name]
+        assert len(found.samples[name]) >= len(first[name]) + 3
+    row = found.row()
+    assert row.timings[rows.OURS]["rounds"] == len(found.samples[rows.OURS])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_timed(dtype: torch.dtype) -> None:
     """Rule: images in half precision are timed beside baselines that give the same to its rounding.
@@ -112,13 +129,13 @@ def test_half_precision_is_timed(dtype: torch.dtype) -> None:
 def test_the_backend_asked_for_is_the_one_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: within a row of a backend, that backend is in force."""
     seen = set()
-    real = rows.time_calls
+    real = rows.take
 
     def spy(calls: object, place: rows.Place) -> object:
         seen.add(chosen())
         return real(calls, place)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rows, "time_calls", spy)
+    monkeypatch.setattr(rows, "take", spy)
     row = rows.compare("blur", 8, rows.Place(backend="reference", budget=1e-4), batch=2, compile=False)
     assert seen == {"reference"} and row.backend == "reference"
 
@@ -170,7 +187,8 @@ def test_every_plot_is_drawn(tmp_path: Path) -> None:
     run = suite.Run(config, "test")
     place = rows.Place(budget=1e-4)
     assert plots.draw(run.finish(tmp_path)[0], tmp_path) == []
-    run.rows.append(rows.compare("corrupt", 8, place, batch=2, compile=False))
+    run.found["corrupt"] = rows.prepare("corrupt", 8, place, batch=2, compile=False)
+    run.found["corrupt"].time()
     run.result["limits"]["1"] = {"copy_gb_s": 10.0, "gemm_gflop_s": 50.0, "normal_ns": 1.0, "randn_ns": 5.0}
     run.result["sweeps"] = {
         "blur": sweeps.by_blur(8, place),
@@ -200,14 +218,14 @@ def test_ctrl_c_keeps_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rule: a run that is stopped leaves a result that says so, with the rows that were done."""
-    real = suite.rows.compare
+    real = suite.rows.prepare
 
-    def stop(op: str, *args: object, **options: object) -> rows.Row:
+    def stop(op: str, *args: object, **options: object) -> rows.Found:
         if op == "dct2":
             raise KeyboardInterrupt
         return real(op, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(suite.rows, "compare", stop)
+    monkeypatch.setattr(suite.rows, "prepare", stop)
     out = tmp_path / "one"
     assert main(["bench", "--ops", "blur", "dct2", "idct2", *TINY, "--out", str(out)]) == 130
     found, timed = result.load(str(out))

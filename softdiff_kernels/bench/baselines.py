@@ -182,4 +182,4 @@ def compiled(
 
 
 def _late(form: Form, name: str, call: Op) -> Baseline:
-    return Baseline(f"{name} compiled", form.group, "torch.compile", call)
+    return Baseline(f"{name} compiled", form.group, "torch.compile", call, compiled=True)

@@ -39,6 +39,7 @@ class Baseline:
     call: Op
     same: bool = True
     difference: str = ""
+    compiled: bool = False
 
 
 def by(form: Form, call: Op) -> Baseline:

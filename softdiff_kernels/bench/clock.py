@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -45,7 +46,12 @@ def _block(call: Call, first: int, count: int, device: torch.device) -> Callable
     return lambda: before.elapsed_time(after) * 1e-3 / count
 
 
-def interleaved(
+def interleaved(calls: Mapping[str, Call], device: torch.device, **limits: Any) -> dict[str, Timing]:
+    """The timings of `take`."""
+    return {name: summary(taken) for name, taken in take(calls, device, **limits).items()}
+
+
+def take(
     calls: Mapping[str, Call],
     device: torch.device,
     *,
@@ -54,8 +60,8 @@ def interleaved(
     most: int = 60,
     block: int = 1,
     within: Mapping[str, Within] | None = None,
-) -> dict[str, Timing]:
-    """Times blocks of `block` calls in turn, each call for about `budget` seconds; medians and quantiles.
+) -> dict[str, list[float]]:
+    """Times blocks of `block` calls in turn, each call for about `budget` seconds: seconds of a call.
 
     Single calls of a round are enqueued behind some work that lets the host run ahead, so that what is timed
     is the device's own time. Blocks of calls are not: where the host limits them, that is their time.
@@ -87,7 +93,7 @@ def interleaved(
         synchronize(device)
         for name, seconds in pending:
             samples[name].append(seconds())
-    return {name: summary(taken) for name, taken in samples.items()}
+    return samples
 
 
 def host_seconds(call: Call, device: torch.device, *, calls: int = 1000, blocks: int = 10) -> float:

@@ -39,7 +39,8 @@ class BenchConfig:
     out: str | None = None
     """Folder for bench.json, bench.md and the plots. Default: benchmark-results/DATE-DEVICE."""
     quick: bool = False
-    """Few sizes, a third of the time for each, no torch.compile, no large networks: to see that it works."""
+    """Few sizes, small batches, little time for each, no torch.compile, no large networks: to see that it
+    works. Its times are rough."""
     ops: tuple[Op, ...] = ()
     """Ops to time. Default: all. Naming ops, sizes, a batch, dtypes or backends leaves out all sections
     but ops, unless --sections says otherwise."""
@@ -61,8 +62,9 @@ class BenchConfig:
     sections: tuple[Section, ...] = ()
     """Parts of the run: ops; sweeps over blur_std, batch size and host time; end-to-end steps of the
     trainer; cases where the ops dominate; memory. Default: all."""
-    unsettled: bool = False
-    """Time each call right after another's, with the page faults that this leaves to it."""
+    default_allocator: bool = False
+    """Leave the C library's allocator as it is. By default it is told to keep what is freed, as a process
+    that has run for long mostly does, so that results do not come with page faults, or without, by chance."""
     isa: Literal["avx512", "avx2", "portable"] | None = None
     """Instruction set of our CPU kernels; PyTorch keeps its own."""
     plots: bool = True

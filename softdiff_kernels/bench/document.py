@@ -11,7 +11,7 @@ from .tables import shown
 
 _LEGEND = """\
 Times are ns per value of the result (batch x 3 channels x height x width): medians with their 20 % and
-80 % quantiles, each op timed in turn with all its baselines{settled}, noise and the set-up of the
+80 % quantiles, each op timed in turn with all its baselines, noise and the set-up of the
 operator included, blur_std drawn for each sample, log-uniformly from 0.01 px to a third of the side. A
 ratio says how many times as long the other takes. "Fastest" is the fastest of all that compute the same
 and that people write, compile or install; it leaves out the DCTs by FFT, which have a ratio of their
@@ -19,6 +19,8 @@ own, and what few would write, which is under "other". "Noise" is how far from 1
 chance: the same call timed twice, or the 95 % intervals of the medians, whichever is more; a difference
 below it is printed as none. Errors are relative (L2), against the specification in float64, with the
 noise given to both. An unsteady ratio was taken while other programs ran."""
+_KEPT = "The C library was told to keep freed memory, so that no time is for page faults of fresh results."
+_NOT_KEPT = "The C library's allocator was left as it is: some times include page faults of fresh results."
 _PARTS = """\
 The fused op writes its result once and makes the noise in cache; the noise alone is written, too."""
 _LIMITS = """\
@@ -69,8 +71,8 @@ def _limits(result: dict[str, Any]) -> str:
 
 
 def _ops(result: dict[str, Any], rows: list[Row]) -> list[str]:
-    untimed = "" if result["config"]["unsettled"] else ", each after one untimed call of its own"
-    sections = [_LEGEND.format(settled=untimed), tables.comparison(rows)]
+    kept = _KEPT if result["memory_kept"] else _NOT_KEPT
+    sections = [f"{_LEGEND} {kept}", tables.comparison(rows)]
     sections += [
         "## The machine's limits, measured",
         _limits(result),

@@ -74,4 +74,4 @@ def cold_loop(device: torch.device, size: int, batch: int, steps: int, budget: f
     for name, loop in others.items():
         agree(f"Cold Diffusion's loop, {name}", exact, loop())
     about = {"case": _CASE, "what": f"a step, of {steps}", "size": size, "batch": batch}
-    return compete(about, fused, others, device, budget=budget, unit="ms", count=steps, least=3, settle=False)
+    return compete(about, fused, others, device, budget=budget, unit="ms", count=steps, least=3)

@@ -114,7 +114,6 @@ def _pipeline(
         unit="images/s",
         count=count,
         least=3,
-        settle=False,
     )
     if missing:
         found.append(absent(about, _SCIPY, "images/s", missing))

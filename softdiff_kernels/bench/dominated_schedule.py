@@ -97,7 +97,7 @@ def statistics(device: torch.device, size: int, count: int, budget: float) -> li
     same_loop = by(_Fused(size, size))
     others = {name: by(form) for name, form in forms.items()}
     about = {"case": _CASE, "size": size, "batch": count}
-    limits: dict[str, Any] = {"budget": budget, "unit": "ms", "least": 3, "settle": False}
+    limits: dict[str, Any] = {"budget": budget, "unit": "ms", "least": 3}
     loop = "power spectrum, one loop for all"
     found = compete({**about, "what": loop}, same_loop, others, device, **limits)
     fastest = min(found, key=lambda row: float(row["other"]))["other_name"]
@@ -153,4 +153,4 @@ def sheet(device: torch.device, size: int, images: int, count: int, budget: floa
         "size": size,
         "batch": count,
     }
-    return compete(about, ours, others, device, budget=budget, unit="ms", least=3, settle=False)
+    return compete(about, ours, others, device, budget=budget, unit="ms", least=3)

@@ -162,7 +162,7 @@ def _whole(trainer: Trainer, form: Form, budget: float) -> dict[str, Any]:
 
     try:
         calls = {"fused": by(fused), "eager": by(eager)}
-        taken = in_turn(calls, trainer.device, budget=budget, least=3, most=40, settle=False)
+        taken = in_turn(calls, trainer.device, budget=budget, least=3, most=40)
     finally:
         trainer.denoiser = fused
     return {

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -55,9 +58,19 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _seconds(call: Call, settle: bool = False) -> float:
-    if settle:
-        call()
+def keep_memory() -> bool:
+    """Has the C library keep what is freed, where it is glibc; whether it will.
+
+    By default it gives large blocks back, so that a fresh result costs page faults or not, depending on what
+    was freed before: 0.7 ns per float32 on the machine of benchmarks/results, and most of what two runs
+    differ by. A process that has run for long mostly has memory to reuse.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h.
+    return mallopt is not None and bool(mallopt(-1, 2**31 - 1) and mallopt(-3, 2**30))
+
+
+def _seconds(call: Call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -72,25 +85,24 @@ def warm_up(call: Call, seconds: float) -> float:
     return shortest
 
 
-def interleaved(
+def interleaved(calls: Mapping[str, Call], **limits: Any) -> dict[str, Timing]:
+    """The timings of `take`."""
+    return {name: summary(taken) for name, taken in take(calls, **limits).items()}
+
+
+def take(
     calls: Mapping[str, Call],
     *,
     budget: float = 0.3,
     least: int = 7,
     most: int = 200,
     warmup: float = 0.02,
-    settle: bool = True,
-) -> dict[str, Timing]:
-    """Times the calls in turn, round after round, each for about `budget` seconds in all.
+) -> dict[str, list[float]]:
+    """Seconds of the calls, made in turn, round after round, each for about `budget` seconds in all.
 
     A slow call sits out some rounds, evenly spread, but is timed at least `least` times. The order turns by
     one each round, so that no call always follows the same other. Each call is first made for `warmup`
     seconds; what has to be compiled must be so before.
-
-    With `settle`, each turn begins with one call that is not timed. Without it a call is timed in the state
-    that another one left: C's allocator has given memory back, and what is timed is largely page faults
-    (0.7 ns per float32 of a fresh result, on the machine of benchmarks/results), most of all for a call that
-    allocates nothing but its result.
     """
     if not calls:
         raise ValueError("interleaved: expected at least one call, got none")
@@ -98,16 +110,14 @@ def interleaved(
     samples: dict[str, list[float]] = {name: [] for name in names}
     with _no_collection():
         estimate = {name: max(warm_up(calls[name], warmup), 1e-7) for name in names}
-        # A turn that settles takes two calls.
-        cost = {name: estimate[name] * (2 if settle else 1) for name in names}
-        counts = {name: min(max(int(budget / cost[name]), least), most) for name in names}
+        counts = {name: min(max(int(budget / estimate[name]), least), most) for name in names}
         rounds = max(counts.values())
         for i in range(rounds):
             start = i % len(names)
             for name in names[start:] + names[:start]:
                 if (i + 1) * counts[name] // rounds > i * counts[name] // rounds:
-                    samples[name].append(_seconds(calls[name], settle))
-    return {name: summary(taken) for name, taken in samples.items()}
+                    samples[name].append(_seconds(calls[name]))
+    return samples
 
 
 def summary(samples: list[float]) -> Timing:

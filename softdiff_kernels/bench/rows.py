@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,9 +13,9 @@ import torch
 
 import softdiff_kernels as sk
 
-from . import cases, clock
+from . import cases, clock, measure
 from .baselines import Baseline, baselines, compiled
-from .measure import AGAIN, OURS, Timing, interleaved, noise_floor, ratios
+from .measure import AGAIN, OURS, Timing, noise_floor, ratios, summary
 
 # The relative L2 error that a result may have before it is not worth timing. Float32 has 6e-8; sums over
 # 2 x 512 terms and the FFT's twiddles stay under some tens of that, a wrong formula is over 1e-2. The loss by
@@ -63,13 +62,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how an op is timed. l2_bytes: what inputs have to leave between two calls, on a GPU."""
+    """Where and how an op is timed. budget, least: seconds of each call, and how often at least. l2_bytes:
+    what inputs have to leave between two calls, on a GPU."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     backend: str | None = None
     budget: float = 0.3
-    settle: bool = True
+    least: int = 7
     l2_bytes: int = 0
 
     def forced(self) -> AbstractContextManager[None]:
@@ -100,18 +100,51 @@ def errors(case: cases.Case, candidates: list[Baseline]) -> dict[str, float]:
     return out
 
 
-def time_calls(calls: Mapping[str, Callable[[int], object]], place: Place) -> dict[str, Timing]:
-    """The calls in turn, by the device's clock. A call is told how many were before it."""
+def take(calls: Mapping[str, Callable[[int], object]], place: Place) -> dict[str, list[float]]:
+    """Seconds of the calls, in turn, by the device's clock. A call is told how many were before it."""
     if place.device.type == "cuda":
-        return clock.interleaved(calls, place.device, budget=place.budget)
+        return clock.take(calls, place.device, budget=place.budget, least=place.least)
     bound = {name: (lambda c=call: c(0)) for name, call in calls.items()}
-    return interleaved(bound, budget=place.budget, warmup=place.budget / 10, settle=place.settle)
+    return measure.take(bound, budget=place.budget, least=place.least, warmup=place.budget / 10)
 
 
-def compare(
+def time_calls(calls: Mapping[str, Callable[[int], object]], place: Place) -> dict[str, Timing]:
+    """Their timings."""
+    return {name: summary(taken) for name, taken in take(calls, place).items()}
+
+
+@dataclass
+class Found:
+    """What is known of an op at a size: which baselines work, their errors, and every timing so far."""
+
+    case: cases.Case
+    place: Place
+    threads: int
+    working: dict[str, Baseline]
+    error: dict[str, float]
+    failures: dict[str, str]
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def time(self) -> None:
+        """Times everything once more; compiled baselines the first time alone, since another row may have
+        had torch forget them meanwhile."""
+        again = bool(self.samples)
+        working = {n: b for n, b in self.working.items() if not (again and b.compiled)}
+        with self.place.forced():
+            taken = take(_calls(self.case, working, self.place), self.place)
+        for name, samples in taken.items():
+            self.samples.setdefault(name, []).extend(samples)
+
+    def row(self) -> Row:
+        """The line of the table."""
+        timings = {name: summary(samples) for name, samples in self.samples.items()}
+        return _row(self, timings)
+
+
+def prepare(
     op: str, size: int, place: Place | None = None, *, batch: int | None = None, compile: bool = True
-) -> Row:
-    """Times an op at a size, at the current thread count, beside every baseline that works here.
+) -> Found:
+    """An op at a size, at the current thread count, with every baseline that works here; not timed yet.
 
     compile: whether those under torch.compile take part. Raises AssertionError if a result is wrong.
     """
@@ -135,12 +168,20 @@ def compare(
         admit(compiled(op, size, size, place.dtype, place.device))
     with place.forced():
         error = errors(case, eager)
-        bound = _WRONG[place.dtype]
-        # What is only the nearest thing that a package has is shown with its error, however large.
-        wrong = {n: e for n, e in error.items() if not e < bound and (n == OURS or working[n].same)}
-        assert not wrong, f"{op} at {size} px: relative errors over {bound}: {wrong}"
-        timings = time_calls(_calls(case, working, place), place)
-    return _row(case, place, timings, working, error, failures)
+    bound = _WRONG[place.dtype]
+    # What is only the nearest thing that a package has is shown with its error, however large.
+    wrong = {n: e for n, e in error.items() if not e < bound and (n == OURS or working[n].same)}
+    assert not wrong, f"{op} at {size} px: relative errors over {bound}: {wrong}"
+    return Found(case, place, torch.get_num_threads(), working, error, failures)
+
+
+def compare(
+    op: str, size: int, place: Place | None = None, *, batch: int | None = None, compile: bool = True
+) -> Row:
+    """`prepare`, timed once."""
+    found = prepare(op, size, place, batch=batch, compile=compile)
+    found.time()
+    return found.row()
 
 
 def _calls(
@@ -162,14 +203,8 @@ def _calls(
     return calls
 
 
-def _row(
-    case: cases.Case,
-    place: Place,
-    timings: dict[str, Timing],
-    working: dict[str, Baseline],
-    error: dict[str, float],
-    failures: dict[str, str],
-) -> Row:
+def _row(found: Found, timings: dict[str, Timing]) -> Row:
+    case, place, working, error = found.case, found.place, found.working, found.error
     to_ns = 1e9 / case.values
     against = ratios(timings, OURS)
     own, again = timings[OURS], timings[AGAIN]
@@ -189,7 +224,7 @@ def _row(
 
     main, fft, extra = fastest("main"), fastest("fft"), fastest("extra")
     if main is None:
-        raise RuntimeError(f"{case.op} at {case.width} px: no baseline works here: {failures}")
+        raise RuntimeError(f"{case.op} at {case.width} px: no baseline works here: {found.failures}")
     return Row(
         op=case.op,
         px=case.width,
@@ -197,7 +232,7 @@ def _row(
         dtype=str(place.dtype).removeprefix("torch."),
         device=place.device.type,
         backend=place.backend or "auto",
-        threads=torch.get_num_threads(),
+        threads=found.threads,
         ours=own.median * to_ns,
         low=own.low * to_ns,
         high=own.high * to_ns,
@@ -213,10 +248,5 @@ def _row(
         error=error.get(OURS),
         fastest_error=error.get(main.removesuffix(" compiled")),
         timings={name: described(name, timing) for name, timing in timings.items()},
-        failures=failures,
+        failures=found.failures,
     )
-
-
-def geometric_mean(values: list[float]) -> float:
-    """Of ratios, which multiply."""
-    return math.exp(sum(map(math.log, values)) / len(values))

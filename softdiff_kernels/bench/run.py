@@ -53,9 +53,12 @@ class Run:
         self.device = pick_device(config.device)
         self.gpu = self.device.type == "cuda"
         self.threads = self._threads()
-        # Seconds for each call of a row; a GPU's are so short that there are rounds enough in less.
-        self.full = 0.03 if config.quick else 0.05 if self.gpu else 0.25
-        self.rows: list[rows.Row] = []
+        # Seconds for each call of a row, in each pass. A GPU's calls are so short that less has rounds enough
+        # in it, and its clock is steady. On a CPU other programs and the machine's own moods last seconds:
+        # two visits, minutes apart, see more of them than one that is twice as long.
+        self.full = 0.03 if config.quick else 0.05 if self.gpu else 0.12
+        self.passes = 1 if config.quick or self.gpu else 2
+        self.found: dict[tuple[Any, ...], rows.Found] = {}
         self.noise: dict[tuple[int, int], float] = {}  # ns of a normal, by size and threads
         self.started = time.monotonic()
         self.result: dict[str, Any] = {
@@ -64,6 +67,7 @@ class Run:
             "machine": machine.description(self.device),
             "backends": {name: [b.usable, b.reason] for name, b in sk.backends().items()},
             "seed": cases.SEED,
+            "memory_kept": False,
             "absent": absent(),
             "complete": False,
             "seconds": 0.0,
@@ -75,6 +79,7 @@ class Run:
             "dominated": [],
             "memory": [],
             "problems": {},
+            "step_seconds": {},
         }
 
     def _threads(self) -> tuple[int, ...]:
@@ -88,7 +93,8 @@ class Run:
         backends: Sequence[str | None] = self.config.backends or usable or (None,)
         dtypes = self.config.dtypes or (("float32", "bfloat16") if self.gpu else ("float32",))
         l2 = getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0) if self.gpu else 0
-        base = rows.Place(self.device, budget=self.full, settle=not self.config.unsettled, l2_bytes=l2)
+        least = 3 if self.config.quick else 4
+        base = rows.Place(self.device, budget=self.full, least=least, l2_bytes=l2)
         return [
             replace(base, dtype=getattr(torch, dtype), backend=None if backend == "auto" else backend)
             for dtype in dtypes
@@ -98,9 +104,10 @@ class Run:
     def steps(self) -> Iterator[Step]:
         """Everything to do, in order."""
         sections = self.config.chosen_sections()
+        for turn in range(self.passes if "ops" in sections else 0):
+            for count in self.threads:
+                yield from self._op_steps(count, turn)
         for count in self.threads:
-            if "ops" in sections:
-                yield from self._op_steps(count)
             if "memory" in sections and not self.gpu:
                 for size in self.config.chosen_sizes():
                     yield Step(f"memory, {size} px", partial(self._memory, size, count))
@@ -113,15 +120,16 @@ class Run:
         if "dominated" in sections:
             yield Step("cases where the ops dominate", partial(self._dominated, quick), last)
 
-    def _op_steps(self, count: int) -> Iterator[Step]:
-        yield Step("the machine's limits", partial(self._limits, count), count)
+    def _op_steps(self, count: int, turn: int) -> Iterator[Step]:
+        if turn == 0:
+            yield Step("the machine's limits", partial(self._limits, count), count)
         for size in self.config.chosen_sizes():
-            if not self.gpu:
+            if turn == 0 and not self.gpu:
                 yield Step(f"parts of corrupt, {size} px", partial(self._parts, size, count), count)
             for op in self.config.chosen_ops():
                 for place in self.places():
                     kind = "" if place.dtype == torch.float32 else f", {str(place.dtype).split('.')[1]}"
-                    name = f"{op}, {size} px{kind}, {count} threads"
+                    name = f"{op}, {size} px{kind}, {count} threads" + (", again" if turn else "")
                     compile = self._compiles(op, size, count)
                     yield Step(name, partial(self._row, op, size, place, compile), count)
 
@@ -151,30 +159,42 @@ class Run:
         key = "gpu" if self.gpu else str(count)
         self.result["limits"][key] = machine.limits(self.full, self.device)
 
-    def _limit(self) -> dict[str, float] | None:
-        key = "gpu" if self.gpu else str(torch.get_num_threads())
-        return self.result["limits"].get(key)
-
     def _parts(self, size: int, count: int) -> None:
         parts = breakdown.parts(size, budget=self.full / 2)
         self.noise[size, count] = parts["noise alone"]
         self.result["parts"].append({"px": size, "threads": count, **parts})
 
-    def _batch(self, size: int, place: rows.Place) -> int | None:
-        if self.config.batch is not None or not self.gpu:
+    def _batch(self, size: int, place: rows.Place) -> int:
+        if self.config.batch is not None:
             return self.config.batch
+        if not self.gpu:
+            whole = cases.batch_of(size)
+            return max(1, whole // 8) if self.config.quick else whole
         return max(1, _GPU_IMAGES // (cases.CHANNELS * size * size * place.dtype.itemsize))
 
     def _row(self, op: str, size: int, place: rows.Place, compile: bool) -> str:
         if op not in HEADLINE:
             place = replace(place, budget=place.budget / 2)
-        row = rows.compare(op, size, place, batch=self._batch(size, place), compile=compile)
-        self.rows.append(row)
-        limits = self._limit()
-        if limits is not None and place.dtype == torch.float32:
-            normal = self.noise.get((size, row.threads), limits["normal_ns"])
-            self.result["shares"].append(breakdown.shares(row, limits, normal))
+        key = (op, size, place.dtype, place.backend, torch.get_num_threads())
+        if key not in self.found:
+            found = rows.prepare(op, size, place, batch=self._batch(size, place), compile=compile)
+            self.found[key] = found
+        self.found[key].time()
+        row = self.found[key].row()
         return f"{row.ours:.2f} ns/px, {row.ratio:.2f} times as fast as {row.fastest}"
+
+    def timed(self) -> list[rows.Row]:
+        """The lines of the table so far."""
+        return [found.row() for found in self.found.values() if found.samples]
+
+    def _shares(self, timed: Sequence[rows.Row]) -> list[dict[str, Any]]:
+        shares = []
+        for row in timed:
+            limits = self.result["limits"].get("gpu" if self.gpu else str(row.threads))
+            if limits is not None and row.dtype == "float32":
+                normal = self.noise.get((row.px, row.threads), limits["normal_ns"])
+                shares.append(breakdown.shares(row, limits, normal))
+        return shares
 
     def _memory(self, size: int, count: int) -> None:
         found = memory.extra(size, count)
@@ -190,9 +210,11 @@ class Run:
 
     def finish(self, folder: Path) -> tuple[Path, str]:
         """Writes what there is; the Markdown, too."""
+        timed = self.timed()
         self.result["seconds"] = time.monotonic() - self.started
-        path = result.save(folder, self.result, self.rows)
-        text = document(self.result, self.rows)
+        self.result["shares"] = self._shares(timed)
+        path = result.save(folder, self.result, timed)
+        text = document(self.result, timed)
         (folder / result.MARKDOWN).write_text(text, encoding="utf-8")
         return path, text
 
@@ -222,6 +244,8 @@ def bench(config: BenchConfig, argv: Sequence[str] = ()) -> Path:
     """
     _check(config)
     run = Run(config, shlex.join(["softdiff", "bench", *argv]))
+    if not config.default_allocator:
+        run.result["memory_kept"] = measure.keep_memory()
     folder = result.new_folder(config.out, run.device.type)
     if not run.gpu and not config.backends and not sk.backends()["native"].usable:
         print(f"Timing plain PyTorch: {sk.backends()['native'].reason}", file=sys.stderr)
@@ -243,6 +267,7 @@ def bench(config: BenchConfig, argv: Sequence[str] = ()) -> Path:
 
 
 def _take(run: Run, step: Step, progress: Progress) -> None:
+    start = time.monotonic()
     try:
         with step.within():
             told = step.call()
@@ -253,12 +278,14 @@ def _take(run: Run, step: Step, progress: Progress) -> None:
     else:
         line = f"{step.name}: {told}" if told else step.name
         progress.numbers(line, line)
+    run.result["step_seconds"][step.name] = time.monotonic() - start
     progress.advance()
 
 
 def _tell(run: Run, config: BenchConfig, folder: Path, path: Path) -> None:
-    if run.rows:
-        print(comparison(run.rows))
+    timed = run.timed()
+    if timed:
+        print(comparison(timed))
     if config.plots:
         from .plots import draw
 

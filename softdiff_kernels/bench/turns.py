@@ -48,7 +48,6 @@ def in_turn(
     budget: float,
     least: int = 7,
     most: int = 100,
-    settle: bool = True,
 ) -> dict[str, Timing]:
     """Seconds of each call, interleaved: by the clock on a CPU, by events around blocks of 8 on a GPU.
 
@@ -57,7 +56,7 @@ def in_turn(
     if device.type == "cuda":
         numbered = {name: (lambda i, call=call: call()) for name, call in calls.items()}
         return clock.interleaved(numbered, device, budget=budget, least=least, most=most, block=_BLOCK)
-    return measure.interleaved(calls, budget=budget, least=least, most=most, settle=settle)
+    return measure.interleaved(calls, budget=budget, least=least, most=most)
 
 
 def a_few(call: Call, device: torch.device, budget: float, most: int = 5) -> Timing:
