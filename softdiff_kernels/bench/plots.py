@@ -39,6 +39,15 @@ def _axis(ax: Any, title: str, x: str, y: str, ticks: Sequence[float] = ()) -> N
         ax.minorticks_off()
 
 
+def _logarithmic(ax: Any) -> None:
+    """A logarithmic y axis with 1, 2 and 5 of each decade written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def _line(ax: Any, x: Sequence[float], y: Sequence[float], name: str) -> None:
     own = name == OURS
     ax.plot(
@@ -104,8 +113,8 @@ def time_per_value(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> N
                 ax.axhline(
                     limits["normal_ns"], color=_LIMITS, linewidth=1.1, linestyle=":", label="noise alone"
                 )
-        ax.set_yscale("log")
         _axis(ax, op, "image side, px", "ns per value" if ax is axes[0] else "", sizes)
+        _logarithmic(ax)
     figure.legend(*_labels(axes), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
 
 
@@ -152,7 +161,7 @@ def by_blur(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
         ax.set_xscale("symlog", linthresh=0.1)
         ticks = [t for t in (0, 0.1, 1, 10, 100) if t <= max(x)]
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
-        ax.set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.1 * max(max(e["ours"], e["other"]) for e in entries))
     axes[0].legend(fontsize=8, frameon=False)
 
 
@@ -166,8 +175,8 @@ def by_batch(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
         x = [e["batch"] for e in chosen]
         _line(ax, x, [e["ours"] for e in chosen], OURS)
         _line(ax, x, [e["other"] for e in chosen], chosen[0]["other_name"])
-        ax.set_yscale("log")
         _axis(ax, f"{op}, {chosen[0]['px']} px", "batch", "us an image" if ax is axes[0] else "", x)
+        _logarithmic(ax)
     axes[0].legend(fontsize=8, frameon=False)
 
 
