@@ -187,8 +187,7 @@ def test_every_plot_is_drawn(tmp_path: Path) -> None:
     run = suite.Run(config, "test")
     place = rows.Place(budget=1e-4)
     assert plots.draw(run.finish(tmp_path)[0], tmp_path) == []
-    run.found["corrupt"] = rows.prepare("corrupt", 8, place, batch=2, compile=False)
-    run.found["corrupt"].time()
+    run.lines["corrupt",] = rows.compare("corrupt", 8, place, batch=2, compile=False)
     run.result["limits"]["1"] = {"copy_gb_s": 10.0, "gemm_gflop_s": 50.0, "normal_ns": 1.0, "randn_ns": 5.0}
     run.result["sweeps"] = {
         "blur": sweeps.by_blur(8, place),
@@ -209,7 +208,7 @@ def test_a_step_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(suite.breakdown, "parts", broken)
     assert main(["bench", "--ops", "blur", *TINY, "--out", str(tmp_path / "one"), "--no-plots"]) == 0
     found, timed = result.load(str(tmp_path / "one"))
-    assert found["problems"] == {"parts of corrupt, 8 px": "RuntimeError: no luck"}
+    assert found["problems"] == {"parts of corrupt, 8 px, 1 threads": "RuntimeError: no luck"}
     assert [row.op for row in timed] == ["blur"] and found["complete"]
     assert "no luck" in (tmp_path / "one" / "bench.md").read_text()
 

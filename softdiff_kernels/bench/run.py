@@ -58,7 +58,8 @@ class Run:
         # two visits, minutes apart, see more of them than one that is twice as long.
         self.full = 0.03 if config.quick else 0.05 if self.gpu else 0.12
         self.passes = 1 if config.quick or self.gpu else 2
-        self.found: dict[tuple[Any, ...], rows.Found] = {}
+        self.found: dict[tuple[Any, ...], rows.Found] = {}  # what a later pass comes back to
+        self.lines: dict[tuple[Any, ...], rows.Row] = {}
         self.noise: dict[tuple[int, int], float] = {}  # ns of a normal, by size and threads
         self.started = time.monotonic()
         self.result: dict[str, Any] = {
@@ -110,7 +111,7 @@ class Run:
         for count in self.threads:
             if "memory" in sections and not self.gpu:
                 for size in self.config.chosen_sizes():
-                    yield Step(f"memory, {size} px", partial(self._memory, size, count))
+                    yield Step(f"memory, {size} px, {count} threads", partial(self._memory, size, count))
         last = self.threads[-1]
         if "sweeps" in sections:
             yield from self._sweep_steps(last)
@@ -122,16 +123,18 @@ class Run:
 
     def _op_steps(self, count: int, turn: int) -> Iterator[Step]:
         if turn == 0:
-            yield Step("the machine's limits", partial(self._limits, count), count)
+            yield Step(f"the machine's limits, {count} threads", partial(self._limits, count), count)
         for size in self.config.chosen_sizes():
             if turn == 0 and not self.gpu:
-                yield Step(f"parts of corrupt, {size} px", partial(self._parts, size, count), count)
+                name = f"parts of corrupt, {size} px, {count} threads"
+                yield Step(name, partial(self._parts, size, count), count)
             for op in self.config.chosen_ops():
                 for place in self.places():
                     kind = "" if place.dtype == torch.float32 else f", {str(place.dtype).split('.')[1]}"
-                    name = f"{op}, {size} px{kind}, {count} threads" + (", again" if turn else "")
+                    by = "" if place.backend is None else f", {place.backend}"
+                    name = f"{op}, {size} px{kind}{by}, {count} threads" + (", again" if turn else "")
                     compile = self._compiles(op, size, count)
-                    yield Step(name, partial(self._row, op, size, place, compile), count)
+                    yield Step(name, partial(self._row, op, size, place, compile, turn), count)
 
     def _sweep_steps(self, count: int) -> Iterator[Step]:
         place = replace(self.places()[0], dtype=torch.float32, budget=self.full / 2)
@@ -172,20 +175,18 @@ class Run:
             return max(1, whole // 8) if self.config.quick else whole
         return max(1, _GPU_IMAGES // (cases.CHANNELS * size * size * place.dtype.itemsize))
 
-    def _row(self, op: str, size: int, place: rows.Place, compile: bool) -> str:
+    def _row(self, op: str, size: int, place: rows.Place, compile: bool, turn: int) -> str:
         if op not in HEADLINE:
             place = replace(place, budget=place.budget / 2)
         key = (op, size, place.dtype, place.backend, torch.get_num_threads())
-        if key not in self.found:
+        found = self.found.pop(key, None)
+        if found is None:
             found = rows.prepare(op, size, place, batch=self._batch(size, place), compile=compile)
+        found.time()
+        row = self.lines[key] = found.row()
+        if turn + 1 < self.passes:
             self.found[key] = found
-        self.found[key].time()
-        row = self.found[key].row()
         return f"{row.ours:.2f} ns/px, {row.ratio:.2f} times as fast as {row.fastest}"
-
-    def timed(self) -> list[rows.Row]:
-        """The lines of the table so far."""
-        return [found.row() for found in self.found.values() if found.samples]
 
     def _shares(self, timed: Sequence[rows.Row]) -> list[dict[str, Any]]:
         shares = []
@@ -210,7 +211,7 @@ class Run:
 
     def finish(self, folder: Path) -> tuple[Path, str]:
         """Writes what there is; the Markdown, too."""
-        timed = self.timed()
+        timed = list(self.lines.values())
         self.result["seconds"] = time.monotonic() - self.started
         self.result["shares"] = self._shares(timed)
         path = result.save(folder, self.result, timed)
@@ -283,7 +284,7 @@ def _take(run: Run, step: Step, progress: Progress) -> None:
 
 
 def _tell(run: Run, config: BenchConfig, folder: Path, path: Path) -> None:
-    timed = run.timed()
+    timed = list(run.lines.values())
     if timed:
         print(comparison(timed))
     if config.plots:
