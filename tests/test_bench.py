@@ -266,7 +266,7 @@ def test_bad_options_are_one_sentence(
 
 def test_results_that_cannot_be_read(tmp_path: Path) -> None:
     """Rule: a missing file, another format and a torn file are told apart, each by its path."""
-    with pytest.raises(UserError, match=r"nothing\.json"):
+    with pytest.raises(UserError, match=r"nothing\.json: no such file"):
         result.load(str(tmp_path / "nothing.json"))
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"format": "something else"}))

@@ -52,7 +52,9 @@ def save(folder: Path, result: dict[str, Any], rows: list[Row]) -> Path:
 def load(path: str) -> tuple[dict[str, Any], list[Row]]:
     """A result from its file or folder. UserError where it is none, or has another format."""
     file = Path(path) / JSON if Path(path).is_dir() else Path(path)
-    with user_errors():
+    if not file.is_file():
+        raise UserError(f"{file}: no such file (expected {JSON} of a run of `softdiff bench`, or its folder)")
+    with user_errors(f"{file}: "):
         text = file.read_text(encoding="utf-8")
     try:
         result = json.loads(text)
