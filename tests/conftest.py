@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data that several files of tests train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty smooth 8 x 8 pictures, so that batches of 6 straddle epochs."""
+    noise = np.random.default_rng(0).normal(size=(20, 8, 8))
+    smooth = np.cumsum(np.cumsum(noise, axis=1), axis=2)
+    scaled = (smooth - smooth.min()) / (smooth.max() - smooth.min()) * 255
+    path = tmp_path_factory.mktemp("data") / "blobs.npz"
+    np.savez(path, images=scaled.astype(np.uint8))
+    return path

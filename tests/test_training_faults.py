@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes wrong in a training run: full disks, damaged files, losses that are no numbers, signals."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from training_runs import CPU, losses, make_trainer, small, tensors
+
+from softdiff_kernels.training import checkpoint as checkpoint_module
+from softdiff_kernels.training.checkpoint import load_checkpoint
+from softdiff_kernels.training.errors import UserError
+from softdiff_kernels.training.loop import resolve_resume, train, with_resume_defaults
+from softdiff_kernels.training.meter import Meter
+from softdiff_kernels.training.trainer import Advance, Trainer
+
+
+def test_a_disk_that_fills_while_training_keeps_the_checkpoint_before(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    whole = checkpoint_module.write_atomically
+
+    def full(path: Path, data: bytes) -> None:
+        # The new weights still find room, the larger state does not.
+        if path.name == "state-00000006.safetensors":
+            raise UserError(f"cannot write {path}: {os.strerror(errno.ENOSPC)}")
+        whole(path, data)
+
+    monkeypatch.setattr(checkpoint_module, "write_atomically", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        train(small(blobs, run, keep=1))
+    monkeypatch.undo()
+    # keep=1 may delete the old checkpoint only once the new one is there.
+    assert sorted(p.name for p in run.glob("state-*")) == ["state-00000003.safetensors"]
+    assert train(dataclasses.replace(small(blobs, run, keep=1), resume=str(run))).step == 6
+    for kind in ("weights", "state"):
+        assert [p.name for p in run.glob(f"{kind}-*")] == [f"{kind}-00000006.safetensors"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: the run ends with the step, the t and the statistics; the last good checkpoint is kept."""
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"no longer finite since step \d, .*no checkpoint was written"):
+        train(small(blobs, run, lr=1e30, warmup=0, grad_clip=0.0, steps=9, save_every=9, log_every=9))
+    assert not list(run.glob("*.safetensors"))
+
+    real = Trainer.advance
+
+    def spoiled(trainer: Trainer) -> Any:
+        found = real(trainer)
+        if trainer.step >= 5:
+            found.losses[2] = math.nan
+            found.t[2] = 0.4375
+        return found
+
+    monkeypatch.setattr(Trainer, "advance", spoiled)
+    said = r"since step 5, where an image at t = 0\.4375 .*quarters of t are .*checkpoint of step 3 is kept"
+    with pytest.raises(UserError, match=said):
+        train(small(blobs, tmp_path / "other", steps=9, save_every=3, log_every=7))
+    states = [p.name for p in (tmp_path / "other").glob("state-*")]
+    assert states == ["state-00000003.safetensors"]
+
+
+def test_losses_are_told_by_quarters_of_t(blobs: Path, tmp_path: Path) -> None:
+    """Rule: a line's mean over all images is the mean of its quarters, weighted by their images."""
+    trainer = make_trainer(blobs)
+    meter = Meter(CPU)
+    losses = torch.tensor([1.0, 2.0, 3.0, 5.0])
+    t = torch.tensor([0.1, 0.2, 0.3, 0.99])
+    meter.add(1, Advance(losses, t, torch.tensor(2.0)))
+    meter.add(2, Advance(losses, t, torch.tensor(4.0)))
+    line = meter.line(trainer, -1)
+    assert line["loss_by_t"] == [1.5, 3.0, None, 5.0]
+    assert line["loss"] == 2.75 and line["grad_norm"] == 3.0
+    meter.add(3, Advance(losses, 1 - t, torch.tensor(1.0)))
+    assert meter.line(trainer, -1)["loss_by_t"] == [5.0, None, 3.0, 1.5]
+
+
+def test_a_damaged_state_is_passed_over_with_a_warning(
+    blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: the run goes on from the newest state that is whole, says so, and ends as an unbroken one."""
+    unbroken, run = tmp_path / "unbroken", tmp_path / "run"
+    train(small(blobs, unbroken))
+    train(small(blobs, run))
+    newest = run / "state-00000006.safetensors"
+    whole = newest.read_bytes()
+    for damage in (whole[: len(whole) // 2], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
+        newest.write_bytes(damage)
+        for resume in (str(run), "auto"):
+            assert resolve_resume(small(blobs, run, resume=resume)) == run / "state-00000003.safetensors"
+            told = capsys.readouterr().err
+            assert told.startswith("warning: ") and str(newest) in told and told.count("\n") == 1
+        with pytest.raises(UserError, match=r"state-00000006"):
+            train(small(blobs, run, resume=str(newest)))
+    train(small(blobs, run, resume=str(run)))
+    for name, tensor in tensors(unbroken, 6).items():
+        assert torch.equal(tensor, tensors(run, 6)[name]), name
+    for path in run.glob("state-*"):
+        path.write_bytes(whole[:1000])
+    with pytest.raises(UserError, match=r"none of its 2 state files can be read whole"):
+        train(small(blobs, run, resume=str(run)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are delivered otherwise on Windows")
+def test_ctrl_c_saves_and_the_run_can_go_on(blobs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = "--width 8 --blocks 1 --batch 6 --schedule paper --sample-count 0 --log-every 1 --no-progress"
+    command = [sys.executable, "-m", "softdiff_kernels", "train", "--data", str(blobs), "--outdir", str(run)]
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen([*command, *flags.split()], cwd=root, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        deadline = time.monotonic() + 120
+        for line in process.stdout:
+            if line.startswith("step 3/") or time.monotonic() > deadline:
+                break
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    # 128 + SIGINT, as shells report it.
+    assert process.returncode == 130
+    assert "go on by: softdiff train --resume" in said
+    (state,) = run.glob("state-*.safetensors")
+    step = load_checkpoint(state, "state").meta["step"]
+    assert step >= 3 and losses(run)[-1][0] == step
+    again = with_resume_defaults(str(run), None)
+    assert again is not None
+    assert train(dataclasses.replace(again, steps=step + 1)).step == step + 1
+    assert math.isfinite(losses(run)[-1][1])
