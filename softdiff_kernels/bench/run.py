@@ -298,6 +298,4 @@ def _tell(run: Run, config: BenchConfig, folder: Path, path: Path) -> None:
     problems = run.result["problems"]
     if problems:
         print(f"{len(problems)} of the steps failed: {', '.join(problems)}", file=sys.stderr)
-    print(
-        f"{run.result['seconds']:.0f} s; everything is in {folder}: {result.MARKDOWN}, {result.JSON}, plots"
-    )
+    print(f"{run.result['seconds']:.0f} s; everything is in {folder}, the tables in {result.MARKDOWN}")
