@@ -152,17 +152,6 @@ def std_range(batch: int, low: float = 1e-2, high: float = 30.0) -> Tensor:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch's thread count inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def poisoned() -> Iterator[None]:
     """Memory that an op allocates and does not write reads as NaN (or as the largest integer)."""
     before = (

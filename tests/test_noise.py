@@ -8,10 +8,11 @@ import math
 
 import pytest
 import torch
-from checks import BACKENDS, needs_native, threads
+from checks import BACKENDS, needs_native
 
 import softdiff_kernels as sk
 from softdiff_kernels import noise
+from softdiff_kernels.bench.measure import threads
 
 LOW = 0xFFFFFFFF
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checks import NATIVE, WHY_NOT, picture, std_range, threads
+from checks import NATIVE, WHY_NOT, picture, std_range
 
 import softdiff_kernels as sk
 from softdiff_kernels.backends import native
+from softdiff_kernels.bench.measure import threads
 
 pytestmark = pytest.mark.skipif(not NATIVE, reason=WHY_NOT)
 

@@ -237,6 +237,12 @@ def test_another_run_is_not_a_resumed_one(blobs: Path, tmp_path: Path) -> None:
         train(small(blobs, run, resume=str(tmp_path)))
 
 
+def test_an_unknown_option_is_named_with_its_nearest() -> None:
+    """Rule: an option that this version does not know is refused, and a known name that is near is told."""
+    with pytest.raises(UserError, match=r"does not know: qqqq; widht \(did you mean width\?\)$"):
+        TrainConfig.from_dict({"data": "digits", "widht": 3, "qqqq": 1})
+
+
 def test_resume_takes_its_options_from_the_run(blobs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(small(blobs, run, steps=1))

@@ -62,8 +62,7 @@ def keep_memory() -> bool:
     """Has the C library keep what is freed, where it is glibc; whether it will.
 
     By default it gives large blocks back, so that a fresh result costs page faults or not, depending on what
-    was freed before: 0.7 ns per float32 on the machine of benchmarks/results, and most of what two runs
-    differ by. A process that has run for long mostly has memory to reuse.
+    was freed before. A process that has run for long mostly has memory to reuse.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h.

@@ -129,8 +129,8 @@ def load_checkpoint(path: Path, kind: str) -> Checkpoint:
                 raise UserError(f"{path}: expected format version {VERSION}, got {version or 'none'}")
             meta = json.loads(metadata["softdiff"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            # Files from before there was a digest have none.
-            if metadata.get("digest", found_digest := _digest(metadata["softdiff"], tensors)) != found_digest:
+            digest = metadata.get("digest")  # files from before there was one have none
+            if digest is not None and digest != _digest(metadata["softdiff"], tensors):
                 raise DamagedCheckpoint(f"{path}: expected {wanted}, got a damaged one (its digest is wrong)")
     except UserError:
         raise
