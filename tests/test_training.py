@@ -23,7 +23,7 @@ from softdiff_kernels.training.config import TrainConfig
 from softdiff_kernels.training.errors import UserError
 from softdiff_kernels.training.images import tile, to_uint8
 from softdiff_kernels.training.loop import options_of, train, with_resume_defaults
-from softdiff_kernels.training.model import UNet, build_model, default_multipliers, residual_scale
+from softdiff_kernels.training.model import UNet, build_model, default_multipliers, scales
 from softdiff_kernels.training.sampling import generate, load_model, parse_seeds
 from softdiff_kernels.training.trainer import ema_decay, learning_rate
 
@@ -147,17 +147,18 @@ def test_levels_follow_the_shorter_side() -> None:
         UNet(1, (8, 8), 6, (1,), 1)
 
 
-def test_residual_scale_is_the_deviation_of_the_residual() -> None:
+def test_scales_are_the_deviations_of_the_residual_and_of_x_t() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (400, 2, 8, 6), dtype=torch.uint8, generator=generator)
     corruption = Corruption.paper((8, 6))
-    scale = residual_scale(power_spectrum([pixels]), corruption)
+    scale, input_scale = scales(power_spectrum([pixels]), corruption)
     for node in (0, 37, 128, 256):
         noise = torch.randn(400, 2, 8, 6, generator=generator)
-        _, residual = corruption.corrupt(pixels, node / 256, noise=noise, return_residual=True)
+        x_t, residual = corruption.corrupt(pixels, node / 256, noise=noise, return_residual=True)
         # 38 400 nearly independent residuals: the mean square is off by some sqrt(2 / 38400) = 0.7 %,
         # its root by half of that; four deviations.
         assert float(residual.square().mean().sqrt()) == pytest.approx(float(scale[node]), rel=0.015)
+        assert float(x_t.square().mean().sqrt()) == pytest.approx(float(input_scale[node]), rel=0.015)
 
 
 def test_a_weights_file_is_all_that_sampling_needs(blobs: Path, tmp_path: Path) -> None:
@@ -261,6 +262,6 @@ def test_a_schedule_for_another_image_size_is_refused_before_anything_is_written
     shortest_path_schedule(power_spectrum([pixels]), nodes=4, levels=16).save(tmp_path / "s.json")
     with pytest.raises(UserError, match=r"expected one for images of 8 x 8, got one for 6 x 7"):
         train(small(blobs, tmp_path / "run", schedule=str(tmp_path / "s.json")))
-    with pytest.raises(UserError, match="--schedule: expected wasserstein, paper or a schedule file"):
-        train(small(blobs, tmp_path / "run", schedule="linear"))
+    with pytest.raises(UserError, match="--schedule: expected wasserstein, linear, geometric, noise or a schedule file"):
+        train(small(blobs, tmp_path / "run", schedule="lineal"))
     assert not (tmp_path / "run").exists()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _FORMAT = "softdiff-corruption"
 # Between two nodes whose logarithms differ by h, the chord of an exponential is off by h^2 / 8.
 _LOG_STEP = 0.05
+_GEOMETRIC_FROM = 0.01
 
 PAPER_BLUR_STD_MAX = 23.0
 PAPER_SIDE = 64
@@ -214,6 +215,50 @@ class Corruption:
         blur = blur_std_min + (most - blur_std_min) * t
         return cls.from_tables(
             size, t.tolist(), blur.tolist(), geometric_noise_std(t, *noise).tolist(), "paper"
+        )
+
+    @classmethod
+    def geometric(
+        cls,
+        image_size: tuple[int, int],
+        *,
+        blur_std_min: float = 0.5,
+        blur_std_max: float | None = None,
+        noise_std_min: float = 0.01,
+        noise_std_max: float = 0.10,
+        noise_full_at: float = 0.25,
+    ) -> Corruption:
+        """Blur geometric in t, as IHDM has it (Rissanen et al. 2022: from 0.5 px), with the paper's noise.
+
+        The first hundredth of t leads from a blur of 0.01 px to blur_std_min. Otherwise as `paper`.
+        """
+        size = _images.image_size("Corruption.geometric", image_size)
+        most = paper_blur_std_max(size) if blur_std_max is None else float(blur_std_max)
+        least = min(float(blur_std_min), most)
+        if not 0 < least:
+            raise ValueError(f"Corruption.geometric: expected blur_std_min over 0, got {blur_std_min!r}")
+        parts = max(1, math.ceil(math.log(most / least) / _LOG_STEP))
+        blur_t = np.linspace(_GEOMETRIC_FROM, 1.0, parts + 1)
+        noise = (noise_std_min, noise_std_max, noise_full_at)
+        t = np.union1d(blur_t, noise_nodes(*noise))
+        blur = np.interp(t, np.append(0.0, blur_t), np.append(0.01, np.geomspace(least, most, parts + 1)))
+        return cls.from_tables(
+            size, t.tolist(), blur.tolist(), geometric_noise_std(t, *noise).tolist(), "geometric"
+        )
+
+    @classmethod
+    def noise_only(
+        cls, image_size: tuple[int, int], *, noise_std_min: float = 0.01, noise_std_max: float
+    ) -> Corruption:
+        """No blur, noise geometric in t: the variance-exploding process of Song et al. 2021.
+
+        noise_std_max: about the largest distance between two images (Song & Ermon 2020, technique 1).
+        """
+        size = _images.image_size("Corruption.noise_only", image_size)
+        noise = (noise_std_min, noise_std_max, 1.0)
+        t = noise_nodes(*noise)
+        return cls.from_tables(
+            size, t.tolist(), [0.0] * len(t), geometric_noise_std(t, *noise).tolist(), "noise-only"
         )
 
     @classmethod

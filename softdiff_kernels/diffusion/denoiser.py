@@ -25,8 +25,10 @@ class SoftDenoiser(nn.Module):
 
     prediction_type: "residual" where the network gives phi = x_0 - x_t, so `x0_hat = phi + x_t`
     (the paper's), "sample" where it gives x0_hat. weight, of the loss at t: "paper", 1 /
-    noise_std(t)^2; "uniform", 1; or a function of t [B] that gives [B]. The network may return a
-    tensor or an object with a tensor `.sample`, and may work in bfloat16 under autocast.
+    noise_std(t)^2; "uniform", 1; or a function of t [B] that gives [B]. soft: whether the loss sees
+    errors through C_t (Soft Score Matching) or plainly, `w(t) ||phi - (x_0 - x_t)||^2`, kept for
+    comparison. The network may return a tensor or an object with a tensor `.sample`, and may work in
+    bfloat16 under autocast.
 
     Networks preconditioned for plain noise (EDM's) do not drop in: they take x_t for x_0 plus noise.
     """
@@ -37,6 +39,7 @@ class SoftDenoiser(nn.Module):
         corruption: Corruption,
         prediction_type: str = "residual",
         weight: str | Callable[[Tensor], Tensor] = "paper",
+        soft: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(corruption, Corruption):
@@ -52,6 +55,7 @@ class SoftDenoiser(nn.Module):
         self.corruption = corruption
         self.prediction_type = prediction_type
         self.weight = weight
+        self.soft = soft
 
     def forward(self, x: Tensor, t: float | Tensor, **kw: Any) -> Tensor:
         """The estimate x0_hat of x_0, [B, C, H, W] in x's dtype.
@@ -92,7 +96,7 @@ class SoftDenoiser(nn.Module):
         return functional.soft_score_loss(
             out,
             target.to(out.dtype),
-            self.corruption.blur_std(time),
+            self.corruption.blur_std(time) if self.soft else 0.0,
             weight=self._weight(time),
             reduction=reduction,
         )

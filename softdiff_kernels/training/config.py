@@ -51,20 +51,26 @@ class TrainConfig:
     """Channels at each level, in units of --width. Default: 1 2 2 2, as many as the image size allows."""
     blocks: int = 2
     """Residual blocks a level."""
+    patch: int = 1
+    """Pixels a side that the network takes as one, as channels (space-to-depth): 2 costs a quarter."""
     prediction: Literal["residual", "sample"] = "residual"
     """What the network predicts: x_0 - x_t (the paper's), or x_0."""
 
+    loss: Literal["soft", "plain"] = "soft"
+    """soft (Soft Score Matching: errors seen through the blur), or plain (the residual's own error)."""
+
     schedule: str = "wasserstein"
-    """wasserstein (the shortest path for this data), paper (levels linear in t), or a file from
-    `softdiff schedule`."""
+    """wasserstein (the shortest path for this data), linear (the paper's ranges, blur linear in t),
+    geometric (blur geometric in t, as IHDM), noise (no blur: VE), or a file from `softdiff schedule`."""
     nodes: int = 32
     """Distributions on the shortest path."""
     blur_std_max: float | None = None
     """Strongest blur in pixels. Default: the paper's 23 px at 64 px, in proportion to the longer side."""
     noise_std_min: float = 0.01
     """Noise at t = 0, for images in [-1, 1]."""
-    noise_std_max: float = 0.1
-    """Noise from t = 1/4 on. These three do not apply to a schedule file."""
+    noise_std_max: float | None = None
+    """Noise from t = 1/4 on. Default: the paper's 0.1; for --schedule noise, at t = 1, the largest
+    distance between two images. These three do not apply to a schedule file."""
     prior: Literal["gaussian", "blurred", "plain"] = "gaussian"
     """What sampling starts from: a Gaussian fitted to the data's surviving frequencies, blurred
     training images (kept inside the weights file), or a plain Gaussian."""
@@ -99,6 +105,7 @@ class TrainConfig:
             "batch",
             "width",
             "blocks",
+            "patch",
             "sample_steps",
             "log_every",
             "sample_every",
@@ -112,7 +119,7 @@ class TrainConfig:
         blur, least, most = self.blur_std_max, self.noise_std_min, self.noise_std_max
         _check(self, "blur_std_max", blur is None or 0.01 < blur < math.inf, "over 0.01")
         _check(self, "noise_std_min", 0 < least < math.inf, "a positive number")
-        _check(self, "noise_std_max", least <= most < math.inf, "at least --noise-std-min")
+        _check(self, "noise_std_max", most is None or least <= most < math.inf, "at least --noise-std-min")
         _check(self, "lr", math.isfinite(self.lr) and self.lr > 0, "a positive number")
         _check(self, "ema", 0 <= self.ema < 1, "in [0, 1)")
         _check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")

@@ -42,28 +42,44 @@ class RunResult:
     stopped_by: int | None = None
 
 
+PAPER_NOISE_STD_MAX = 0.1
+FARTHEST_OF = 2000
+
+
+def farthest(images: ImageSet) -> float:
+    """The largest distance between two of (at most 2000, evenly spaced) images in [-1, 1]."""
+    chosen = torch.linspace(0, len(images.pixels) - 1, min(len(images.pixels), FARTHEST_OF)).round().long()
+    flat = images.pixels[chosen].flatten(1).float() / 127.5
+    return float(torch.cdist(flat, flat).max())
+
+
 def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, Schedule | None]:
-    """What `--schedule` names, for these images: `wasserstein`, `paper`, or a schedule file."""
+    """What `--schedule` names, for these images: a word, or a schedule file."""
     _, height, width = images.shape
-    ranges: dict[str, Any] = {
-        "blur_std_max": config.blur_std_max,
-        "noise_std_min": config.noise_std_min,
-        "noise_std_max": config.noise_std_max,
-    }
-    if config.schedule == "paper":
-        with user_errors("--schedule paper: "):
+    with user_errors(f"--schedule {config.schedule}: "):
+        if config.schedule == "noise":
+            most = config.noise_std_max or max(farthest(images), config.noise_std_min)
+            least = config.noise_std_min
+            return Corruption.noise_only((height, width), noise_std_min=least, noise_std_max=most), None
+        ranges: dict[str, Any] = {
+            "blur_std_max": config.blur_std_max,
+            "noise_std_min": config.noise_std_min,
+            "noise_std_max": config.noise_std_max or max(PAPER_NOISE_STD_MAX, config.noise_std_min),
+        }
+        if config.schedule in ("linear", "paper"):
             return Corruption.paper((height, width), **ranges), None
-    if config.schedule == "wasserstein":
-        need("scipy.sparse", "the Wasserstein schedule")
-        with user_errors("--schedule wasserstein: "):
+        if config.schedule == "geometric":
+            return Corruption.geometric((height, width), **ranges), None
+        if config.schedule == "wasserstein":
+            need("scipy.sparse", "the Wasserstein schedule")
             spectrum = power_spectrum(images.batches())
             found = shortest_path_schedule(spectrum, nodes=config.nodes, dataset=images.name, **ranges)
-    else:
-        if not Path(config.schedule).is_file():
-            wanted = "wasserstein, paper or a schedule file"
-            raise UserError(f"--schedule: expected {wanted}, got {config.schedule!r}")
-        with user_errors():
-            found = Schedule.load(config.schedule, image_size=(height, width))
+            return Corruption.from_schedule(found), found
+    if not Path(config.schedule).is_file():
+        wanted = "wasserstein, linear, geometric, noise or a schedule file"
+        raise UserError(f"--schedule: expected {wanted}, got {config.schedule!r}")
+    with user_errors():
+        found = Schedule.load(config.schedule, image_size=(height, width))
     return Corruption.from_schedule(found), found
 
 

@@ -30,15 +30,17 @@ class UNet(nn.Module):
     """`f(x, t) -> [B, C, H, W]` for images of any size, t in [0, 1].
 
     The image is padded at its lower and right edge, by repeating the last row and column, to what
-    the levels divide, and cut back after. t goes in as 1000 t: the sine embedding's wavelengths are
+    the levels divide, and cut back after. patch x patch pixels go in and come out as channels of one. t goes in as 1000 t: the sine embedding's wavelengths are
     made for 0 to 1000, and would hardly tell two t in [0, 1] apart.
 
     What the last layer gives is multiplied by `scale`, float32 [257], linear in t between its nodes:
     the deviation of what is to be predicted. A residual x_0 - x_t grows sixtyfold from t = 0 to 1, and
-    without it the network would spend its training on learning that. The last layer starts at 0.
+    without it the network would spend its training on learning that. What goes in is divided by
+    `input_scale`, the deviation of x_t. The last layer starts at 0.
     """
 
     scale: Tensor
+    input_scale: Tensor
 
     def __init__(
         self,
@@ -47,19 +49,23 @@ class UNet(nn.Module):
         width: int,
         multipliers: tuple[int, ...],
         blocks: int,
+        patch: int = 1,
         scale: Tensor | None = None,
+        input_scale: Tensor | None = None,
     ) -> None:
         super().__init__()
         unet_class = need("diffusers", "the U-Net").UNet2DModel
+        size = (-(-size[0] // patch), -(-size[1] // patch))
         multipliers = multipliers or default_multipliers(*size)
-        self.stride = 2 ** (len(multipliers) - 1)
+        self.patch = patch
+        self.stride = patch * 2 ** (len(multipliers) - 1)
         if width % 4:
             raise UserError(f"--width: expected a multiple of 4, got {width}")
         side = max(size)
         attends = [i > 0 and side / 2**i <= ATTENTION_UP_TO for i in range(len(multipliers))]
         self.net = unet_class(
-            in_channels=channels,
-            out_channels=channels,
+            in_channels=channels * patch**2,
+            out_channels=channels * patch**2,
             layers_per_block=blocks,
             block_out_channels=tuple(width * m for m in multipliers),
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
@@ -72,36 +78,55 @@ class UNet(nn.Module):
         nn.init.zeros_(self.net.conv_out.weight)
         nn.init.zeros_(self.net.conv_out.bias)
         self.register_buffer("scale", torch.ones(SCALE_NODES) if scale is None else scale)
+        self.register_buffer("input_scale", torch.ones(SCALE_NODES) if input_scale is None else input_scale)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x: [B, C, H, W]; t: [B]."""
         height, width = x.shape[-2:]
         below, right = -height % self.stride, -width % self.stride
+        x = x / _at(self.input_scale, t).to(x.dtype)
         padded = F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
-        out: Tensor = self.net(padded, t * TIME_SCALE).sample
-        return out[..., :height, :width] * self._scale(t).view(-1, 1, 1, 1).to(out.dtype)
-
-    def _scale(self, t: Tensor) -> Tensor:
-        place = t.float().clamp(0, 1) * (SCALE_NODES - 1)
-        left = place.long().clamp(max=SCALE_NODES - 2)
-        return torch.lerp(self.scale[left], self.scale[left + 1], place - left)
+        out: Tensor = self.net(F.pixel_unshuffle(padded, self.patch), t * TIME_SCALE).sample
+        return F.pixel_shuffle(out, self.patch)[..., :height, :width] * _at(self.scale, t).to(out.dtype)
 
 
-def residual_scale(spectrum: PowerSpectrum, corruption: Corruption) -> Tensor:
-    """Root mean square of x_0 - x_t over images and elements at 257 even times, float32 [257].
+def _at(nodes: Tensor, t: Tensor) -> Tensor:
+    """Linear between even nodes over [0, 1]: [B, 1, 1, 1] of t [B]."""
+    place = t.float().clamp(0, 1) * (SCALE_NODES - 1)
+    left = place.long().clamp(max=SCALE_NODES - 2)
+    return torch.lerp(nodes[left], nodes[left + 1], place - left).view(-1, 1, 1, 1)
 
-    `mean_k (1 - m_t(k))^2 P_k + noise_std(t)^2`, by Parseval.
+
+def scales(spectrum: PowerSpectrum, corruption: Corruption) -> tuple[Tensor, Tensor]:
+    """Root mean squares of x_0 - x_t and of x_t over images and elements at 257 even times, float32 [257].
+
+    `mean_k (1 - m_t(k))^2 P_k + noise_std(t)^2` and `mean_k m_t(k)^2 P_k + noise_std(t)^2`, by Parseval.
     """
     t = torch.linspace(0, 1, SCALE_NODES, dtype=torch.float64)
-    height, width = spectrum.image_size
-    gain = heat_gain(corruption.blur_std(t), height, width)
+    gain = heat_gain(corruption.blur_std(t), *spectrum.image_size)
+    noise = corruption.noise_std(t).square()
     lost = ((1 - gain).square() * spectrum.power).mean(dim=(1, 2, 3))
-    return (lost + corruption.noise_std(t).square()).sqrt().float()
+    left = (gain.square() * spectrum.power).mean(dim=(1, 2, 3))
+    return (lost + noise).sqrt().float(), (left + noise).sqrt().float()
 
 
-def build_model(config: TrainConfig, shape: tuple[int, int, int], scale: Tensor | None = None) -> UNet:
+def build_model(
+    config: TrainConfig,
+    shape: tuple[int, int, int],
+    scale: Tensor | None = None,
+    input_scale: Tensor | None = None,
+) -> UNet:
     """The network for images of shape (C, H, W), with weights drawn from the run's seed alone; torch's
     global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return UNet(shape[0], shape[1:], config.width, config.multipliers, config.blocks, scale)
+        return UNet(
+            shape[0],
+            shape[1:],
+            config.width,
+            config.multipliers,
+            config.blocks,
+            config.patch,
+            scale,
+            input_scale,
+        )

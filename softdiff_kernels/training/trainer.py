@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .data import ImageOrder, ImageSet
 from .errors import UserError
-from .model import build_model, residual_scale
+from .model import build_model, scales
 
 FLIP_DRAW = 1
 """The corruption and t use draw 0 of an image's stream."""
@@ -66,11 +66,11 @@ class Trainer:
         self.device = device
         self.pixels = images.pixels.to(device)
         self.order = ImageOrder(len(images.pixels), config.seed)
-        scale = None
-        if config.prediction == "residual":
-            scale = residual_scale(power_spectrum(images.batches()), corruption)
-        self.model = build_model(config, images.shape, scale).to(device)
-        self.denoiser = SoftDenoiser(self.model, corruption, config.prediction)
+        scale, input_scale = scales(power_spectrum(images.batches()), corruption)
+        residual = config.prediction == "residual"
+        self.model = build_model(config, images.shape, scale if residual else None, input_scale).to(device)
+        soft = config.loss == "soft"
+        self.denoiser = SoftDenoiser(self.model, corruption, config.prediction, soft=soft)
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
         self.averaged = SoftDenoiser(self.average.module, corruption, config.prediction).eval()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
