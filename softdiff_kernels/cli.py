@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -87,17 +88,30 @@ def _train(argv: Sequence[str]) -> int:
     from .training.config import TrainConfig
 
     default = None
-    if "--help" not in argv and "-h" not in argv and (resume := _flag(argv, "--resume")) is not None:
+    helped = "--help" in argv or "-h" in argv
+    if not helped:
+        from .training.options import beginning, merged
+
+        argv = ["--dry-run" if word == "-n" else word for word in argv]
+        argv = merged(argv, beginning(_flag(argv, "--preset"), _flag(argv, "--config")))
+    if not helped and "-h" not in argv and (resume := _flag(argv, "--resume")) is not None:
         need("safetensors", "softdiff train")
         from .training.loop import with_resume_defaults
 
         default = with_resume_defaults(resume, _flag(argv, "--outdir"))
-    config = parse(TrainConfig, "train", argv, default)
+    config = parse(TrainConfig, "train", argv, default).resolved()
+    if config.dry_run:
+        from .training.options import describe, to_yaml
+
+        print(f"{to_yaml(config)}# {describe(config, int(os.environ.get('WORLD_SIZE', 1)))}")
+        return 0
     for module in ("safetensors", "PIL", "diffusers"):
         need(module, "softdiff train")
     from .training.loop import train
 
     result = train(config)
+    if int(os.environ.get("RANK", 0)):
+        return 0 if result.stopped_by is None else 128 + result.stopped_by
     if result.stopped_by is not None:
         print(f"stopped at step {result.step}; go on by: softdiff train --resume {result.folder}")
         return 128 + result.stopped_by
@@ -106,7 +120,7 @@ def _train(argv: Sequence[str]) -> int:
 
 
 def _sample(argv: Sequence[str]) -> int:
-    from .training.config import SampleConfig
+    from .training.command_configs import SampleConfig
 
     config = parse(SampleConfig, "sample", argv)
     for module in ("safetensors", "PIL", "diffusers"):
@@ -118,7 +132,7 @@ def _sample(argv: Sequence[str]) -> int:
 
 
 def _schedule(argv: Sequence[str]) -> int:
-    from .training.config import ScheduleConfig
+    from .training.command_configs import ScheduleConfig
 
     config = parse(ScheduleConfig, "schedule", argv)
     from .training.schedule import make_schedule
@@ -146,7 +160,7 @@ def _bench(argv: Sequence[str]) -> int:
 
 
 def _demo(argv: Sequence[str]) -> int:
-    from .training.config import DemoConfig
+    from .training.command_configs import DemoConfig
 
     config = parse(DemoConfig, "demo", argv)
     for module in ("safetensors", "PIL", "diffusers", "sklearn"):
@@ -191,7 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"expected a command ({', '.join(RUN)}), got {words[0]!r}")
         return RUN[words[0]](words[1:])
     except UserError as error:
-        print(f"softdiff: error: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = os.environ.get("RANK")
+        who = f"softdiff (process {rank})" if rank is not None else "softdiff"
+        print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("softdiff: stopped", file=sys.stderr)

@@ -191,7 +191,7 @@ def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "missing.safetensors", "weights")
     later = safetensors.torch.save({}, {"format": "softdiff-weights", "version": "9", "softdiff": "{}"})
     (tmp_path / "later.safetensors").write_bytes(later)
-    with pytest.raises(UserError, match="expected format version 1, got 9"):
+    with pytest.raises(UserError, match="expected format version 2, got 9"):
         load_checkpoint(tmp_path / "later.safetensors", "weights")
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import softdiff_kernels
@@ -54,10 +55,10 @@ def run(dots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_what_the_manual_says(run: Path) -> None:
     assert sorted(p.name for p in run.iterdir()) == [
-        *("config.json", "corruption.png", "real.png", "samples-00000002.png", "schedule.json"),
+        *("config.yaml", "corruption.png", "real.png", "samples-00000002.png", "schedule.json"),
         *("state-00000002.safetensors", "stats.jsonl", "weights-00000002.safetensors"),
     ]
-    config = json.loads((run / "config.json").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["width"] == 8 and config["seed"] == 0 and config["outdir"] == str(run)
     # Four samples stand 2 x 2, at 48 px a side with 2 px between and around.
     assert Image.open(run / "samples-00000002.png").size == (102, 102)
@@ -69,7 +70,7 @@ def test_runs_are_numbered(dots: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     argv = ["train", "--data", str(dots), "--steps", "1", *TINY, "--schedule", "paper", "--sample-count", "0"]
     assert main(argv) == main(argv) == 0
-    assert sorted(p.name for p in Path("runs").iterdir()) == [f"0000{i}-{dots.name}" for i in (0, 1)]
+    assert sorted(p.name for p in Path("runs").iterdir()) == [f"0000{i}-{dots.name}-bs4-fp32" for i in (0, 1)]
 
 
 def test_sample_writes_a_png_a_seed_and_names_the_prior(
@@ -80,7 +81,7 @@ def test_sample_writes_a_png_a_seed_and_names_the_prior(
     assert main([*argv, str(tmp_path / "a")]) == 0
     said = capsys.readouterr().out
     assert "momentum sampler in 2 steps" in said and "gaussian-dct" in said
-    names = ["000003.png", "000005.png", "000006.png", "grid.png"]
+    names = ["000003.png", "000005.png", "000006.png", "grid.png", "samples.json"]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == names
     assert main([*argv, str(tmp_path / "b"), "--batch", "1", "--no-grid"]) == 0
     for name in names[:3]:

@@ -122,7 +122,7 @@ def _sampler_step(trainer: Trainer, x_t: Tensor, x0_hat: Tensor, key: Any, budge
 
 def _look_up(trainer: Trainer) -> tuple[Tensor, ...]:
     """What both ways do before and beside the ops: the batch, t, and the schedule's values at t."""
-    x0, key = trainer.batch(0, trainer.config.batch)
+    x0, key, _ = trainer.batch(0, trainer.config.batch)
     denoiser = trainer.denoiser
     time = denoiser._time(x0, denoiser.draw_time(x0, key))
     corruption, weight = denoiser.corruption, denoiser._weight(time)
@@ -131,7 +131,7 @@ def _look_up(trainer: Trainer) -> tuple[Tensor, ...]:
 
 
 def _optimiser(trainer: Trainer) -> None:
-    """As `Trainer.advance` ends: clipping, Adam, the average."""
+    """As `Trainer.advance` ends: clipping, Adam, the averages."""
     from ..training.trainer import learning_rate
 
     config = trainer.config
@@ -139,7 +139,8 @@ def _optimiser(trainer: Trainer) -> None:
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate(config, trainer.step)
     trainer.optimizer.step()
-    trainer.average.update_parameters(trainer.model)
+    for average in trainer.averages:
+        average.update_parameters(trainer.model)
 
 
 def _network(trainer: Trainer, x_t: Tensor, time: Tensor) -> None:
@@ -215,7 +216,7 @@ def _setting(name: str, size: int, batch: int, device: torch.device, budget: flo
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
     }
     each = min(0.2, budget / 10)
-    x0, key = trainer.batch(0, batch)
+    x0, key, _ = trainer.batch(0, batch)
     time = trainer.denoiser._time(x0, trainer.denoiser.draw_time(x0, key))
     ops = {
         "corruption": _corruption(trainer, x0, time, key, forms, each),

@@ -94,7 +94,7 @@ def make_trainer(network: Network, size: int, batch: int, device: torch.device) 
     images = ImageSet(natural_images(max(2 * batch, 16), size), "synthetic")
     trainer = Trainer(config, images, Corruption.paper((size, size)), None, device)
     generator = torch.Generator(device).manual_seed(SEED)
-    unets: tuple[Any, ...] = (trainer.model, trainer.average.module)
+    unets: tuple[Any, ...] = (trainer.model, trainer.averages[0].module)
     for unet in unets:
         nn.init.normal_(unet.net.conv_out.weight, std=_LAST_STD, generator=generator)
     return trainer

@@ -3,6 +3,7 @@
 
 from .corruption import Corruption
 from .denoiser import SoftDenoiser
+from .guidance import Guided
 from .power_spectrum import PowerSpectrum, power_spectrum
 from .priors import PRIORS, BlurredImagesPrior, GaussianDCTPrior, PlainGaussianPrior, Prior, prior_from_state
 from .samplers import SAMPLERS, sample_ddim, sample_momentum, sample_naive, sample_tacos, time_steps
@@ -15,6 +16,7 @@ __all__ = [
     "BlurredImagesPrior",
     "Corruption",
     "GaussianDCTPrior",
+    "Guided",
     "PlainGaussianPrior",
     "PowerSpectrum",
     "Prior",

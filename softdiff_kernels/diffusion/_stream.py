@@ -40,6 +40,11 @@ def uniform_from_words(words: Tensor) -> Tensor:
     return ((words >> 8).double() + 0.5).mul(2.0**-24).float()
 
 
+def uniforms(key: NoiseKey, batch: int, device: torch.device) -> Tensor:
+    """One uniform in (0, 1) an image, of the first word of its draw: float32 [batch]."""
+    return uniform_from_words(words_after(key, batch, 0, 1, device)[:, 0])
+
+
 def fresh_key(stream: int | Tensor = 0) -> NoiseKey:
     """A key from torch's default CPU generator, so that `torch.manual_seed` rules it."""
     return NoiseKey(int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)), stream)

@@ -235,7 +235,7 @@ class Corruption:
         size = _images.image_size("Corruption.geometric", image_size)
         most = paper_blur_std_max(size) if blur_std_max is None else float(blur_std_max)
         least = min(float(blur_std_min), most)
-        if not 0 < least:
+        if not least > 0:
             raise ValueError(f"Corruption.geometric: expected blur_std_min over 0, got {blur_std_min!r}")
         parts = max(1, math.ceil(math.log(most / least) / _LOG_STEP))
         blur_t = np.linspace(_GEOMETRIC_FROM, 1.0, parts + 1)

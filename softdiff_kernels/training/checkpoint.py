@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .errors import UserError
 
-VERSION = 1
+VERSION = 2
 PARTIAL = ".partial"
 KINDS = {"weights": "weights", "state": "training state"}
 
@@ -83,11 +83,13 @@ class DamagedCheckpoint(UserError):
 
 @dataclass
 class Checkpoint:
-    """One file's content. kind: `weights` or `state`; tensors by dotted name; meta as JSON takes it."""
+    """One file's content. kind: `weights` or `state`; tensors by dotted name; meta as JSON takes it; digest:
+    of the file that it was read from."""
 
     kind: str
     meta: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    digest: str | None = None
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under `prefix.`, by the rest of their names."""
@@ -129,19 +131,24 @@ def load_checkpoint(path: Path, kind: str) -> Checkpoint:
                 raise UserError(f"{path}: expected format version {VERSION}, got {version or 'none'}")
             meta = json.loads(metadata["softdiff"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            digest = metadata.get("digest")  # files from before there was one have none
-            if digest is not None and digest != _digest(metadata["softdiff"], tensors):
+            digest = metadata["digest"]
+            if digest != _digest(metadata["softdiff"], tensors):
                 raise DamagedCheckpoint(f"{path}: expected {wanted}, got a damaged one (its digest is wrong)")
     except UserError:
         raise
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         got = f"a truncated file or one of another kind ({error})"
         raise DamagedCheckpoint(f"{path}: expected {wanted}, got {got}") from error
-    return Checkpoint(kind, meta, tensors)
+    return Checkpoint(kind, meta, tensors, digest)
+
+
+def weights_kind(ema: float | None) -> str:
+    """What names of weights files begin with: of the first average, or of another by its decay."""
+    return "weights" if ema is None else f"weights-ema{ema:g}"
 
 
 def numbered(folder: Path, kind: str) -> list[Path]:
-    """The folder's checkpoints of a kind, oldest first."""
+    """The folder's checkpoints of a kind (or `weights_kind`), oldest first."""
     files = [p for p in folder.glob(f"{kind}-*.safetensors") if p.stem.removeprefix(f"{kind}-").isdigit()]
     return sorted(files, key=lambda p: int(p.stem.removeprefix(f"{kind}-")))
 
@@ -181,9 +188,11 @@ def newest_whole(folder: Path, kind: str, warn: Callable[[str], None]) -> Path |
 
 def prune(folder: Path, keep: int) -> None:
     """Leaves the newest `keep` checkpoints of each kind (0: all)."""
-    for kind in KINDS:
-        for old in numbered(folder, kind)[:-keep] if keep else ():
-            old.unlink(missing_ok=True)
+    if keep:
+        others = {p.name.rpartition("-")[0] for p in folder.glob("weights-ema*.safetensors")}
+        for kind in (*KINDS, *others):
+            for old in numbered(folder, kind)[:-keep]:
+                old.unlink(missing_ok=True)
 
 
 def remove_partial(folder: Path) -> None:

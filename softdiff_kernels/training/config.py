@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every option of a training run, as one flat dataclass: the flags, the file in the run folder, and
+"""Every option of a training run, as one flat dataclass: the flags, the YAML file in the run folder, and
 the record inside each checkpoint."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,38 +20,66 @@ class TrainConfig:
     """Train a Soft Diffusion model on a folder of images, an .npz file, or the built-in digits."""
 
     data: str
-    """Folder of images (searched recursively), .npz with uint8 `images` or `arr_0`, or the word digits."""
+    """Folder of images (searched recursively), .npz, .zip, hf:NAME[:SPLIT], or the word digits."""
+    preset: str | None = None
+    """Options to begin with: digits, mnist, cifar10 or celeba64. --config and flags override them."""
+    config: str | None = None
+    """YAML file of options, such as a run's config.yaml. Flags override it."""
     outdir: str | None = None
-    """Run folder. Default: the next numbered folder under runs/, such as runs/00000-digits."""
+    """Run folder. Default: the next number under runs/, such as runs/00000-digits-bs64-fp32."""
+    desc: str | None = None
+    """Words to end the name of a numbered run folder with."""
+    dry_run: bool = False
+    """Print the options as they are resolved, and end. Also -n."""
     resume: str | None = None
     """Training state to go on from: a state file, a run folder (its newest state), or the word auto
     (the newest state in --outdir; a fresh start if it holds none). Flags given beside it override."""
-    image_size: int | None = None
-    """Resize the shorter side to this many pixels and cut out the centre square. Digits: 8 or more."""
+    image_size: tuple[int, ...] = ()
+    """Side, or height and width: images are resized to cover it, and its centre is cut out."""
+    channels: int | None = None
+    """Channels that the images must have; `softdiff dataset --channels` converts."""
     flip: bool = False
     """Mirror every other image at random. For photographs; not for text or digits."""
+    conditional: bool = False
+    """Train on the data's class labels."""
+    class_dropout: float = 0.1
+    """Share of the images whose label is hidden, so that sampling can be guided."""
 
     steps: int = 50_000
     """Optimiser steps in all."""
+    duration: str | None = None
+    """Length in images instead of steps: 500k, 8Mi, 200M."""
     batch: int = 64
-    """Images a step."""
+    """Images a step, over all processes."""
+    batch_gpu: int | None = None
+    """Images at a time in each process; the rest of a step's are accumulated."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Of the network: float32, with TF32 products, or under autocast; weights stay in float32."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
     lr: float = 2e-4
     """Learning rate of Adam, reached after --warmup steps."""
+    beta2: float = 0.99
+    """Adam's decay of squared gradients."""
     warmup: int = 500
     """Steps over which the learning rate rises from 0."""
     decay: Literal["none", "cosine"] = "none"
     """What the learning rate does after the warm-up: stays, or falls to 5 % by the last step."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
-    ema: float = 0.9995
-    """Decay of the averaged weights, which are the ones that are sampled from."""
+    ema: tuple[float, ...] = (0.9995,)
+    """Decays of the averaged weights; the first are those that are sampled from unless said otherwise."""
 
+    network: Literal["ddpm", "ncsnpp"] = "ddpm"
+    """U-Net of DDPM's blocks, or of NCSN++'s, with progressive input and output."""
     width: int = 64
     """Channels of the U-Net at full resolution."""
     multipliers: tuple[int, ...] = ()
     """Channels at each level, in units of --width. Default: 1 2 2 2, as many as the image size allows."""
     blocks: int = 2
     """Residual blocks a level."""
+    dropout: float = 0.0
+    """Share of activations dropped in residual blocks."""
     patch: int = 1
     """Pixels a side that the network takes as one, as channels (space-to-depth): 2 costs a quarter."""
     prediction: Literal["residual", "sample"] = "residual"
@@ -90,6 +119,10 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep: int = 2
     """Checkpoints kept; 0 keeps all."""
+    tensorboard: bool = False
+    """Also log for TensorBoard, into tensorboard/ of the run folder."""
+    timeout: float = 600.0
+    """Seconds that a process waits for the others before it gives up."""
 
     seed: int = 0
     """Rules the weights at the start, the order of the images, t and the noise."""
@@ -121,25 +154,63 @@ class TrainConfig:
         _check(self, "noise_std_min", 0 < least < math.inf, "a positive number")
         _check(self, "noise_std_max", most is None or least <= most < math.inf, "at least --noise-std-min")
         _check(self, "lr", math.isfinite(self.lr) and self.lr > 0, "a positive number")
-        _check(self, "ema", 0 <= self.ema < 1, "in [0, 1)")
+        good = len(self.ema) == len(set(self.ema)) > 0 and all(0 <= decay < 1 for decay in self.ema)
+        _check(self, "ema", good, "one or more different decays in [0, 1)")
+        _check(self, "class_dropout", 0 <= self.class_dropout < 1, "in [0, 1)")
+        _check(self, "beta2", 0 < self.beta2 < 1, "in (0, 1)")
+        _check(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
+        _check(self, "timeout", 0 < self.timeout < math.inf, "a positive number")
+        _check(self, "channels", self.channels is None or 1 <= self.channels <= 4, "1 to 4")
+        _check(self, "batch_gpu", self.batch_gpu is None or self.batch_gpu >= 1, "at least 1")
         _check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")
-        _check(self, "image_size", self.image_size is None or self.image_size >= 1, "at least 1")
+        sizes = len(self.image_size) <= 2 and all(side >= 1 for side in self.image_size)
+        _check(self, "image_size", sizes, "one or two whole numbers of at least 1")
         _check(self, "multipliers", all(m >= 1 for m in self.multipliers), "whole numbers of at least 1")
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """--image-size as (height, width), None where it is not given."""
+        return (self.image_size[0], self.image_size[-1]) if self.image_size else None
+
+    def resolved(self) -> TrainConfig:
+        """With --duration turned into steps."""
+        if self.duration is None:
+            return self
+        steps = math.ceil(images_of(self.duration) / self.batch)
+        return dataclasses.replace(self, steps=max(1, steps), duration=None)
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
-        return dataclasses.asdict(self)
+        """As JSON and YAML take it."""
+        fields = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """From `to_dict`'s form. Options that this version does not know are refused by name."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = [described(name, known) for name in sorted(set(values) - set(known))]
-        if unknown:
-            raise UserError(
-                f"options that this version of softdiff_kernels does not know: {'; '.join(unknown)}"
-            )
-        return cls(**{**values, "multipliers": tuple(values.get("multipliers", ()))})
+        check_known(values)
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+
+def check_known(names: Iterable[str]) -> None:
+    """Refuses names that are no options, each with the nearest one that is."""
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    unknown = [described(name, known) for name in sorted(set(names) - set(known))]
+    if unknown:
+        raise UserError(
+            f"options that this version of softdiff_kernels does not know: {'; '.join(unknown)}"
+        )
+
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def images_of(text: str) -> int:
+    """A number of images: 50000, 500k, 1.5M, 8Mi."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?|)\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"--duration: expected a number of images such as 500k, 8Mi or 200M, got {text!r}")
+    return math.ceil(float(match[1]) * UNITS[match[2].lower()])
 
 
 def described(name: str, known: Iterable[str]) -> str:
@@ -157,7 +228,8 @@ def _check(config: TrainConfig, name: str, good: bool, wanted: str) -> None:
 MAY_CHANGE = frozenset(
     {
         *("data", "outdir", "resume", "steps", "log_every", "sample_every", "save_every", "keep"),
-        *("sampler", "sample_steps", "sample_count", "device", "progress"),
+        *("sampler", "sample_steps", "sample_count", "device", "progress", "preset", "config", "desc"),
+        *("dry_run", "duration", "batch_gpu", "compile", "tensorboard", "timeout"),
     }
 )
 """Options that a resumed run may change and still be the same run."""
@@ -174,71 +246,3 @@ def check_resumed(old: TrainConfig, new: TrainConfig) -> None:
         raise UserError(f"these options differ from those of the run being resumed: {'; '.join(changed)}")
 
 
-@dataclass(frozen=True)
-class SampleConfig:
-    """Draw images from a weights file."""
-
-    weights: str
-    """Weights file, or a run folder (its newest weights)."""
-    outdir: str = "samples"
-    """Folder for one PNG a seed, named by its seed, and grid.png."""
-    seeds: str = "0-63"
-    """Seeds: a range such as 0-63, a list such as 3,5,8-10, or one number. A seed's image does not
-    depend on the others or on --batch."""
-    sampler: Literal["momentum", "naive", "ddim", "tacos"] = "momentum"
-    """momentum (the paper's Algorithm 2), naive (its Algorithm 1), ddim (deterministic), or tacos
-    (Cold Diffusion's Algorithm 2)."""
-    steps: int = 64
-    """Sampler steps: one network evaluation each."""
-    batch: int = 64
-    """Images at a time."""
-    grid: bool = True
-    """Also write grid.png."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
-
-    def __post_init__(self) -> None:
-        """Refuses numbers that no run could mean."""
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}: expected at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Compute the Wasserstein shortest-path schedule of a data set and save it as JSON."""
-
-    data: str
-    """Folder of images, .npz, or the word digits: as in `softdiff train`."""
-    out: str = "schedule.json"
-    """File to write."""
-    image_size: int | None = None
-    """As in `softdiff train`."""
-    nodes: int = 32
-    """Distributions on the path."""
-    levels: int = 256
-    """Candidate blur levels."""
-    noise_term: Literal["shared", "gaussian"] = "shared"
-    """How noise enters the distance: shared (an upper bound) or gaussian (a closed form)."""
-    blur_std_max: float | None = None
-    """As in `softdiff train`."""
-    noise_std_min: float = 0.01
-    """As in `softdiff train`."""
-    noise_std_max: float = 0.1
-    """As in `softdiff train`."""
-    plot: str | None = None
-    """Also draw the schedule into this PNG."""
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """Train on scikit-learn's digits for a few minutes and draw momentum beside naive samples."""
-
-    outdir: str = "demo"
-    """Folder for digits.png and the run."""
-    steps: int | None = None
-    """Optimiser steps, for a shorter or longer demo."""
-    sampler_steps: int | None = None
-    """Steps of both samplers."""
-    seed: int = 0
-    """Rules the training."""

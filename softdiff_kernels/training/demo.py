@@ -13,43 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import DemoConfig, TrainConfig
+from .command_configs import DemoConfig
+from .config import TrainConfig
 from .data import load_images
 from .errors import UserError, user_errors
+from .generate import generate
 from .images import labelled, save_png, tile
+from .loaded import load_model
 from .loop import train
+from .presets import preset
 from .run_folder import next_run_folder
-from .sampling import generate, load_model
 
-STEPS = 1800
 SAMPLER_STEPS = 1500
 ROWS, COLUMNS = 4, 15
 ENLARGED = 5
 
 
 def options(config: DemoConfig, folder: Path) -> TrainConfig:
-    """How the demo trains: as anyone could with `softdiff train --data digits` and these flags."""
-    steps = STEPS if config.steps is None else config.steps
-    return TrainConfig(
-        data="digits",
-        outdir=str(folder),
-        steps=steps,
-        batch=128,
-        lr=1.5e-3,
-        warmup=100,
-        decay="cosine",
-        ema=0.998,
-        width=32,
-        multipliers=(1, 2),
-        blocks=1,
-        # The paper's 0.10 is for 64 px. Of 8 px there are too few to average it away, so it takes less.
-        noise_std_min=0.003,
-        noise_std_max=0.03,
-        sample_count=0,
-        log_every=100,
-        save_every=steps,
-        seed=config.seed,
-    )
+    """How the demo trains: as `softdiff train --preset digits` does, without its grids."""
+    settings = {name: setting.value for name, setting in preset("digits").items()}
+    if config.steps is not None:
+        settings["steps"] = config.steps
+    settings.update(outdir=str(folder), sample_count=0, save_every=settings["steps"], seed=config.seed)
+    return TrainConfig(preset="digits", **settings)
 
 
 def enlarge(pixels: Tensor) -> Tensor:

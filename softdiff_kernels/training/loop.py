@@ -4,29 +4,42 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..diffusion import PRIORS, Corruption, Schedule, power_spectrum, prior_from_state, shortest_path_schedule
+from ..diffusion import PRIORS, Corruption, prior_from_state
 from ..noise import NoiseKey
-from .checkpoint import checkpoint_name, find, load_checkpoint, newest_whole, prune, remove_partial
+from .checkpoint import (
+    checkpoint_name,
+    find,
+    load_checkpoint,
+    newest_whole,
+    prune,
+    remove_partial,
+    weights_kind,
+)
 from .config import TrainConfig, check_resumed
+from .corruptions import make_corruption
 from .data import ImageSet, load_images
-from .errors import UserError, need, user_errors
+from .device import autocast, pick_device, set_precision
+from .errors import UserError, user_errors
+from .generate import SAMPLING_SEED, generate
 from .images import save_png, tile, to_uint8
+from .log import Log
 from .meter import Meter
+from .options import describe, share, to_yaml
+from .processes import Processes, abandon, join, local_rank
 from .progress import Progress, StopFlag, stop_on_signals
-from .run_folder import append_stats, drop_stats_after, fresh_folder, next_run_folder, save_json
-from .sampling import SAMPLING_SEED, generate, pick_device
+from .run_folder import drop_stats_after, fresh_folder, next_run_folder, save_text
+from .sampling import PRIOR_NAMES
 from .trainer import Trainer
 
-PRIOR_NAMES = {"gaussian": "gaussian-dct", "blurred": "blurred-images", "plain": "plain-gaussian"}
 SHOWN_TIMES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 SHOWN_IMAGES = 6
 
@@ -40,47 +53,6 @@ class RunResult:
     weights: Path
     step: int
     stopped_by: int | None = None
-
-
-PAPER_NOISE_STD_MAX = 0.1
-FARTHEST_OF = 2000
-
-
-def farthest(images: ImageSet) -> float:
-    """The largest distance between two of (at most 2000, evenly spaced) images in [-1, 1]."""
-    chosen = torch.linspace(0, len(images.pixels) - 1, min(len(images.pixels), FARTHEST_OF)).round().long()
-    flat = images.pixels[chosen].flatten(1).float() / 127.5
-    return float(torch.cdist(flat, flat).max())
-
-
-def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, Schedule | None]:
-    """What `--schedule` names, for these images: a word, or a schedule file."""
-    _, height, width = images.shape
-    with user_errors(f"--schedule {config.schedule}: "):
-        if config.schedule == "noise":
-            most = config.noise_std_max or max(farthest(images), config.noise_std_min)
-            least = config.noise_std_min
-            return Corruption.noise_only((height, width), noise_std_min=least, noise_std_max=most), None
-        ranges: dict[str, Any] = {
-            "blur_std_max": config.blur_std_max,
-            "noise_std_min": config.noise_std_min,
-            "noise_std_max": config.noise_std_max or max(PAPER_NOISE_STD_MAX, config.noise_std_min),
-        }
-        if config.schedule in ("linear", "paper"):
-            return Corruption.paper((height, width), **ranges), None
-        if config.schedule == "geometric":
-            return Corruption.geometric((height, width), **ranges), None
-        if config.schedule == "wasserstein":
-            need("scipy.sparse", "the Wasserstein schedule")
-            spectrum = power_spectrum(images.batches())
-            found = shortest_path_schedule(spectrum, nodes=config.nodes, dataset=images.name, **ranges)
-            return Corruption.from_schedule(found), found
-    if not Path(config.schedule).is_file():
-        wanted = "wasserstein, linear, geometric, noise or a schedule file"
-        raise UserError(f"--schedule: expected {wanted}, got {config.schedule!r}")
-    with user_errors():
-        found = Schedule.load(config.schedule, image_size=(height, width))
-    return Corruption.from_schedule(found), found
 
 
 def corruption_sheet(images: ImageSet, corruption: Corruption) -> Tensor:
@@ -120,27 +92,53 @@ def options_of(state: Path) -> TrainConfig:
         raise UserError(f"{state}: expected the run's options in it, found none") from error
 
 
-def _begin(config: TrainConfig, device: torch.device) -> tuple[Trainer, Path]:
+def load_data(config: TrainConfig) -> ImageSet:
+    """The run's images; UserError where they lack what the options ask for."""
+    images = load_images(config.data, config.size[0] if config.size else None, **({'need_labels': True} if config.conditional else {}))
+    found = images.shape[0]
+    if config.channels not in (None, found):
+        preset = f" (preset {config.preset})" if config.preset else ""
+        raise UserError(
+            f"{config.data}: expected images of {config.channels} channels{preset}, got {found}; convert "
+            f"them by `softdiff dataset --channels {config.channels}`, or give --channels {found}"
+        )
+    return images
+
+
+def _begin(config: TrainConfig, device: torch.device, processes: Processes) -> tuple[Trainer, Path]:
     """A new run: its schedule, prior and folder."""
-    images = load_images(config.data, config.image_size)
+    images = load_data(config)
     corruption, schedule = make_corruption(config, images)
     prior = PRIORS[PRIOR_NAMES[config.prior]].fit(images.batches(), corruption)
-    trainer = Trainer(config, images, corruption, prior, device)
-    folder = fresh_folder(config.outdir) if config.outdir else next_run_folder(images.name)
-    if schedule is not None:
-        with user_errors():
-            schedule.save(folder / "schedule.json")
-    columns = min(16, len(images.pixels))
-    save_png(folder / "real.png", tile(images.pixels[: columns * columns], columns))
-    save_png(folder / "corruption.png", tile(corruption_sheet(images, corruption), len(SHOWN_TIMES)))
-    return trainer, folder
+    trainer = Trainer(config, images, corruption, prior, device, processes)
+
+    def write() -> Path:
+        outdir = config.outdir
+        folder = fresh_folder(outdir) if outdir else next_run_folder(run_name(config, images.name))
+        if schedule is not None:
+            with user_errors():
+                schedule.save(folder / "schedule.json")
+        columns = min(16, len(images.pixels))
+        save_png(folder / "real.png", tile(images.pixels[: columns * columns], columns))
+        save_png(folder / "corruption.png", tile(corruption_sheet(images, corruption), len(SHOWN_TIMES)))
+        return folder
+
+    return trainer, processes.from_first(write)
 
 
-def _go_on(config: TrainConfig, state: Path, device: torch.device) -> tuple[Trainer, Path]:
+def run_name(config: TrainConfig, data: str) -> str:
+    """What a numbered run folder is called after its number: photos-cifar10-bs128-bf16, say."""
+    preset = config.preset if config.preset != data else None
+    return "-".join(filter(None, (data, preset, f"bs{config.batch}", config.precision, config.desc)))
+
+
+def _go_on(
+    config: TrainConfig, state: Path, device: torch.device, processes: Processes
+) -> tuple[Trainer, Path]:
     """A resumed run: all but the images comes from the state file."""
     checkpoint = load_checkpoint(state, "state")
     check_resumed(options_of(state), config)
-    images = load_images(config.data, config.image_size)
+    images = load_data(config)
     with user_errors(f"{state}: "):
         corruption = Corruption.from_dict(checkpoint.meta.get("corruption", {}))
         prior = prior_from_state(checkpoint.meta.get("prior", {}), checkpoint.part("prior"))
@@ -149,81 +147,124 @@ def _go_on(config: TrainConfig, state: Path, device: torch.device) -> tuple[Trai
                 f"{state}: expected images of {checkpoint.meta.get('shape')} (channels, height, width), "
                 f"got {list(images.shape)}"
             )
-    trainer = Trainer(config, images, corruption, prior, device)
+    trainer = Trainer(config, images, corruption, prior, device, processes)
     trainer.load_state(checkpoint, state)
-    folder = state.parent
-    if config.outdir is not None and Path(config.outdir).resolve() != folder.resolve():
-        folder = fresh_folder(config.outdir)
-    drop_stats_after(folder, trainer.step)
-    return trainer, folder
+
+    def write() -> Path:
+        folder = state.parent
+        if config.outdir is not None and Path(config.outdir).resolve() != folder.resolve():
+            folder = fresh_folder(config.outdir)
+        drop_stats_after(folder, trainer.step)
+        return folder
+
+    return trainer, processes.from_first(write)
 
 
 def train(config: TrainConfig) -> RunResult:
-    """`softdiff train`: trains to the last step, or until a signal; either way ends with a checkpoint."""
+    """`softdiff train`: trains to the last step, or until a signal; either way ends with a checkpoint.
+
+    Under torchrun, each of its processes takes its share of every batch.
+    """
+    config = config.resolved()
     device = pick_device(config.device)
-    state = resolve_resume(config)
-    trainer, folder = _begin(config, device) if state is None else _go_on(config, state, device)
-    remove_partial(folder)
-    save_json(folder / "config.json", {**config.to_dict(), "outdir": str(folder)})
-    with stop_on_signals() as stop:
-        return _run(trainer, folder, stop, state)
+    set_precision(config.precision)
+    processes = join(config.timeout, device.type == "cuda")
+    if processes.world > 1 and device.type == "cuda":
+        device = torch.device("cuda", local_rank())
+    try:
+        share(config, processes.world)
+        state = processes.from_first(lambda: resolve_resume(config))
+        begin = _begin if state is None else partial(_go_on, state=state)
+        trainer, folder = begin(config, device=device, processes=processes)
+        if processes.first:
+            remove_partial(folder)
+            save_text(folder / "config.yaml", to_yaml(replace(config, outdir=str(folder))))
+        with stop_on_signals() as stop:
+            result = _run(trainer, folder, stop, state)
+        processes.close()
+        return result
+    except BaseException:
+        abandon()
+        raise
 
 
 def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> RunResult:
-    config = trainer.config
-    progress = Progress(config.steps, trainer.step, bar=config.progress)
+    config, processes = trainer.config, trainer.processes
+    progress = Progress(config.steps, trainer.step, bar=config.progress, quiet=not processes.first)
     count, parameters = len(trainer.pixels), sum(p.numel() for p in trainer.model.parameters())
     begun = f"going on from {state}" if state else "starting"
     progress.say(
         f"{begun} in {folder}: {count} images {list(trainer.shape)}, network of {parameters / 1e6:.2f} M "
-        f"parameters, {trainer.device}, steps {trainer.step} to {config.steps} of {config.batch} images"
+        f"parameters, {trainer.device}, {config.precision}, steps {trainer.step} to {config.steps}, "
+        f"{describe(config, processes.world)}"
     )
-    meter, saved = Meter(trainer.device), trainer.step if state else -1
+    meter, saved = Meter(trainer.device, processes), trainer.step if state else -1
+    log = Log(folder, config.tensorboard and processes.first, trainer.step)
+    stopped = False
     try:
-        while trainer.step < config.steps and stop.signal is None:
+        while trainer.step < config.steps and not stopped:
             meter.add(trainer.step + 1, trainer.advance())
             progress.advance()
-            last = trainer.step == config.steps or stop.signal is not None
+            stopped = processes.any(stop.signal is not None)
+            last = trainer.step == config.steps or stopped
             if trainer.step % config.log_every == 0 or last or trainer.step % config.save_every == 0:
                 line = meter.line(trainer, saved)
-                append_stats(folder, line)
+                if processes.first:
+                    log.write(line)
                 text = f"loss {line['loss']:.4g}, {line['images_per_second']:.0f} images/s"
                 progress.numbers(text, f"step {trainer.step}/{config.steps}: {text}")
             if trainer.step % config.save_every == 0 or last:
-                _save(trainer, folder)
+                if processes.first:
+                    _save(trainer, folder)
                 saved = trainer.step
             drawn = trainer.step % config.sample_every == 0 or last
-            if config.sample_count and stop.signal is None and drawn:
-                path = _sample_grid(trainer, folder)
+            if config.sample_count and not stopped and drawn:
+                path = _sample_grid(trainer, folder, log)
                 progress.say(f"samples in {path}, from the {trainer.prior.describe()}")
-        if saved != trainer.step:
+        if saved != trainer.step and processes.first:
             _save(trainer, folder)
     finally:
         progress.close()
+        log.close()
     weights = folder / checkpoint_name("weights", trainer.step)
     finished = trainer.step >= config.steps
-    return RunResult(folder, weights, trainer.step, None if finished else stop.signal)
+    number = stop.signal if stop.signal is not None else signal.SIGTERM
+    return RunResult(folder, weights, trainer.step, None if finished else number)
 
 
 def _save(trainer: Trainer, folder: Path) -> None:
-    trainer.weights().save(folder / checkpoint_name("weights", trainer.step))
+    for number, decay in enumerate(trainer.config.ema):
+        kind = weights_kind(decay if number else None)
+        trainer.weights(number).save(folder / checkpoint_name(kind, trainer.step))
     trainer.state().save(folder / checkpoint_name("state", trainer.step))
     prune(folder, trainer.config.keep)
 
 
-def _sample_grid(trainer: Trainer, folder: Path) -> Path:
-    config = trainer.config
-    images = generate(
-        trainer.averaged,
-        trainer.prior,
-        range(config.sample_count),
-        sampler=config.sampler,
-        steps=config.sample_steps,
-        batch=config.batch,
-        device=trainer.device,
-    )
+def _sample_grid(trainer: Trainer, folder: Path, log: Log) -> Path:
+    """Draws the grid, each process its part of the images; the first one writes it."""
+    config, processes = trainer.config, trainer.processes
+    seeds = list(range(config.sample_count))
+    mine = slice(processes.rank, None, processes.world)
+    with autocast(trainer.device, config.precision):
+        images = generate(
+            trainer.averaged,
+            trainer.prior,
+            seeds[mine],
+            sampler=config.sampler,
+            steps=config.sample_steps,
+            batch=trainer.each,
+            device=trainer.device,
+            labels=[seed % len(trainer.classes) for seed in seeds[mine]] if trainer.classes else None,
+        )
+    parts = processes.gather(images)
     path = folder / f"samples-{trainer.step:08d}.png"
-    save_png(path, tile(images))
+    if processes.first:
+        whole = torch.empty(len(seeds), *trainer.shape, dtype=torch.uint8)
+        for rank, part in enumerate(parts):
+            whole[rank :: processes.world] = part
+        sheet = tile(whole)
+        save_png(path, sheet)
+        log.picture("samples", sheet, trainer.step)
     return path
 
 
@@ -235,5 +276,5 @@ def with_resume_defaults(resume: str | None, outdir: str | None) -> TrainConfig 
     with contextlib.suppress(FileNotFoundError):
         state = resolve_resume(probe)
         if state is not None:
-            return dataclasses.replace(options_of(state), resume=resume, outdir=outdir)
+            return replace(options_of(state), resume=resume, outdir=outdir)
     return None

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from typing import Any
 
 import torch
 
 from .errors import UserError
+from .processes import Processes
 from .trainer import Advance, Trainer, learning_rate
 
 QUARTILES = 4
@@ -18,14 +20,16 @@ QUARTILES = 4
 class Meter:
     """Averages over the steps since the last line; sums stay on the device until one is due."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, processes: Processes | None = None) -> None:
         self.device = device
+        self.processes = processes or Processes()
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self.bad_t = torch.zeros((), device=device)
         self._clear()
 
     def _clear(self) -> None:
         self.norm = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.overflows = torch.zeros((), dtype=torch.int64, device=self.device)
         self.sums = torch.zeros(QUARTILES, dtype=torch.float64, device=self.device)
         self.counts = torch.zeros(QUARTILES, dtype=torch.float64, device=self.device)
         self.steps = 0
@@ -36,7 +40,10 @@ class Meter:
         quartile = (found.t * QUARTILES).long().clamp(max=QUARTILES - 1)
         self.sums.index_add_(0, quartile, found.losses.double())
         self.counts.index_add_(0, quartile, torch.ones_like(found.losses, dtype=torch.float64))
-        self.norm += found.norm
+        # Under fp16 a gradient that overflows is no fault: its step is left out, and the scale lowered.
+        overflowed = ~found.norm.isfinite()
+        self.overflows += overflowed
+        self.norm += torch.where(overflowed, 0.0, found.norm)
         bad = ~found.losses.isfinite()
         new = bad.any() & (self.first_bad < 0)
         self.first_bad = torch.where(new, step, self.first_bad)
@@ -44,16 +51,19 @@ class Meter:
         self.steps += 1
 
     def line(self, trainer: Trainer, saved: int) -> dict[str, Any]:
-        """The line of stats.jsonl, after which the averages start anew.
+        """The line of stats.jsonl, over all processes, after which the averages start anew.
 
-        loss_by_t: of the images with t in each quarter of (0, 1), None where there was none. saved: the step
-        of the last checkpoint, -1 for none. UserError where a loss was not finite.
+        loss_by_t: of the images with t in each quarter of (0, 1), None where there was none. memory_mib: the
+        most that this process held, on the GPU if it trains there. saved: the step of the last checkpoint,
+        -1 for none. UserError, in all processes, where a loss was not finite.
         """
-        sums, counts = self.sums.tolist(), self.counts.tolist()
-        norm = float(self.norm) / max(1, self.steps)
+        total = self.processes.sum(torch.cat([self.sums, self.counts]))
+        sums, counts = total[:QUARTILES].tolist(), total[QUARTILES:].tolist()
+        overflows = int(self.overflows)
+        norm = float(self.norm) / max(1, self.steps - overflows)
         loss = sum(sums) / max(1.0, sum(counts))
         by_t = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
-        if not math.isfinite(loss) or int(self.first_bad) >= 0:
+        if self.processes.any(not math.isfinite(loss) or int(self.first_bad) >= 0):
             raise UserError(self._why(trainer, by_t, norm, saved))
         seconds = time.perf_counter() - self.since
         rate = self.steps * trainer.config.batch / max(seconds, 1e-9)
@@ -64,11 +74,15 @@ class Meter:
             "loss": loss,
             "loss_by_t": by_t,
             "grad_norm": norm,
+            "overflows": overflows,
             "lr": learning_rate(trainer.config, trainer.step - 1),
             "images_per_second": round(rate, 2),
+            "memory_mib": round(_memory(self.device) / 2**20, 1),
         }
 
     def _why(self, trainer: Trainer, by_t: list[float | None], norm: float, saved: int) -> str:
+        if int(self.first_bad) < 0:
+            return "the loss is no longer finite in another process; its message says where"
         quarters = ", ".join("none" if loss is None else f"{loss:.4g}" for loss in by_t)
         kept = f"the checkpoint of step {saved} is kept" if saved >= 0 else "no checkpoint was written before"
         return (
@@ -77,3 +91,15 @@ class Meter:
             f"quarters of t are {quarters} and the mean gradient norm is {norm:.4g}; {kept}; "
             "lower --lr, or --grad-clip"
         )
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes: the peak of the device's allocator, or of this process; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +27,28 @@ def default_multipliers(height: int, width: int) -> tuple[int, ...]:
     return (1, 2, 2, 2)[: max(1, min(levels, 4))]
 
 
+# diffusers' names of the down and the up block, without and with attention.
+BLOCKS = {
+    "ddpm": (("DownBlock2D", "UpBlock2D"), ("AttnDownBlock2D", "AttnUpBlock2D")),
+    "ncsnpp": (("SkipDownBlock2D", "SkipUpBlock2D"), ("AttnSkipDownBlock2D", "AttnSkipUpBlock2D")),
+}
+
+
 class UNet(nn.Module):
-    """`f(x, t) -> [B, C, H, W]` for images of any size, t in [0, 1].
+    """`f(x, t, class_labels) -> [B, C, H, W]` for images of any size, t in [0, 1].
 
     The image is padded at its lower and right edge, by repeating the last row and column, to what
-    the levels divide, and cut back after. patch x patch pixels go in and come out as channels of one. t goes in as 1000 t: the sine embedding's wavelengths are
-    made for 0 to 1000, and would hardly tell two t in [0, 1] apart.
+    the levels divide, and cut back after. patch x patch pixels go in, and come out, as channels of one. t
+    goes in as 1000 t: the sine embedding's wavelengths are made for 0 to 1000, and would hardly tell two t
+    in [0, 1] apart.
 
     What the last layer gives is multiplied by `scale`, float32 [257], linear in t between its nodes:
     the deviation of what is to be predicted. A residual x_0 - x_t grows sixtyfold from t = 0 to 1, and
     without it the network would spend its training on learning that. What goes in is divided by
     `input_scale`, the deviation of x_t. The last layer starts at 0.
+
+    network: "ddpm", or "ncsnpp": the progressive, residual blocks of Song et al. 2021 at 1 / sqrt(2).
+    classes: of a conditional network; label `classes`, also where no labels are given, is "any".
     """
 
     scale: Tensor
@@ -52,6 +64,10 @@ class UNet(nn.Module):
         patch: int = 1,
         scale: Tensor | None = None,
         input_scale: Tensor | None = None,
+        *,
+        network: str = "ddpm",
+        dropout: float = 0.0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         unet_class = need("diffusers", "the U-Net").UNet2DModel
@@ -61,32 +77,45 @@ class UNet(nn.Module):
         self.stride = patch * 2 ** (len(multipliers) - 1)
         if width % 4:
             raise UserError(f"--width: expected a multiple of 4, got {width}")
-        side = max(size)
-        attends = [i > 0 and side / 2**i <= ATTENTION_UP_TO for i in range(len(multipliers))]
+        sides = [max(size) / 2**i for i in range(len(multipliers))]
+        attends = [i > 0 and side <= ATTENTION_UP_TO for i, side in enumerate(sides)]
+        form: dict[str, Any] = {"norm_num_groups": math.gcd(8, width)}
+        if network == "ncsnpp":
+            # As in Song et al., attention at one size alone; their groups are a quarter of the channels.
+            first = next((i for i, attend in enumerate(attends) if attend), None)
+            attends = [i == first for i in range(len(attends))]
+            form = {"norm_num_groups": None, "norm_eps": 1e-6, "mid_block_scale_factor": math.sqrt(2)}
+        kinds = [BLOCKS[network][int(attend)] for attend in attends]
+        self.classes = classes
         self.net = unet_class(
             in_channels=channels * patch**2,
             out_channels=channels * patch**2,
             layers_per_block=blocks,
             block_out_channels=tuple(width * m for m in multipliers),
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-            norm_num_groups=math.gcd(8, width),
+            down_block_types=tuple(down for down, _ in kinds),
+            up_block_types=tuple(up for _, up in reversed(kinds)),
             attention_head_dim=None,
             # Added before a norm, as by default, t would vanish where a group has one channel.
             resnet_time_scale_shift="scale_shift",
+            dropout=dropout,
+            num_class_embeds=classes + 1 if classes else None,
+            **form,
         )
         nn.init.zeros_(self.net.conv_out.weight)
         nn.init.zeros_(self.net.conv_out.bias)
         self.register_buffer("scale", torch.ones(SCALE_NODES) if scale is None else scale)
         self.register_buffer("input_scale", torch.ones(SCALE_NODES) if input_scale is None else input_scale)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x: [B, C, H, W]; t: [B]."""
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """x: [B, C, H, W]; t: [B]; class_labels: int64 [B], of a conditional network alone."""
+        if self.classes and class_labels is None:
+            class_labels = torch.full_like(t, self.classes, dtype=torch.int64)
         height, width = x.shape[-2:]
         below, right = -height % self.stride, -width % self.stride
         x = x / _at(self.input_scale, t).to(x.dtype)
         padded = F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
-        out: Tensor = self.net(F.pixel_unshuffle(padded, self.patch), t * TIME_SCALE).sample
+        patches = F.pixel_unshuffle(padded, self.patch)
+        out: Tensor = self.net(patches, t * TIME_SCALE, class_labels=class_labels).sample
         return F.pixel_shuffle(out, self.patch)[..., :height, :width] * _at(self.scale, t).to(out.dtype)
 
 
@@ -115,6 +144,7 @@ def build_model(
     shape: tuple[int, int, int],
     scale: Tensor | None = None,
     input_scale: Tensor | None = None,
+    classes: int = 0,
 ) -> UNet:
     """The network for images of shape (C, H, W), with weights drawn from the run's seed alone; torch's
     global generator is left as it was."""
@@ -129,4 +159,7 @@ def build_model(
             config.patch,
             scale,
             input_scale,
+            network=config.network,
+            dropout=config.dropout,
+            classes=classes,
         )

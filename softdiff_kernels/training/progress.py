@@ -12,10 +12,12 @@ from typing import Any
 
 
 class Progress:
-    """Counts steps. `bar` wants a bar; without a terminal or tqdm there are lines instead."""
+    """Counts steps. `bar` wants a bar; without a terminal or tqdm there are lines instead; quiet: neither."""
 
-    def __init__(self, total: int, done: int, *, bar: bool) -> None:
+    def __init__(self, total: int, done: int, *, bar: bool, quiet: bool = False) -> None:
         self._bar: Any = None
+        self._quiet = quiet
+        bar = bar and not quiet
         if bar and sys.stderr.isatty():
             try:
                 from tqdm import tqdm
@@ -32,14 +34,14 @@ class Progress:
         """The latest figures: beside the bar, or as a line of their own."""
         if self._bar is not None:
             self._bar.set_postfix_str(text)
-        else:
+        elif not self._quiet:
             print(line, flush=True)
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""
         if self._bar is not None:
             self._bar.write(line)
-        else:
+        elif not self._quiet:
             print(line, flush=True)
 
     def close(self) -> None:

@@ -46,9 +46,14 @@ def fresh_folder(path: str) -> Path:
     return folder
 
 
+def save_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    write_atomically(path, text.encode())
+
+
 def save_json(path: Path, content: Any) -> None:
     """Writes indented JSON, whole or not at all."""
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    save_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def append_stats(folder: Path, line: dict[str, Any]) -> None:

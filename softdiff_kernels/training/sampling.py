@@ -1,169 +1,219 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from a weights file: seed k gives the same image at any batch size and among any others."""
+"""`softdiff sample`: images from a weights file, as PNGs, a grid, an .npz, and how they came about."""
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion import SAMPLERS, Corruption, SoftDenoiser, prior_from_state, time_steps
-from ..noise import NoiseKey
-from .checkpoint import Checkpoint, find, load_checkpoint
-from .config import SampleConfig, TrainConfig
+from ..diffusion import PRIORS
+from .checkpoint import write_atomically
+from .command_configs import SampleConfig
+from .data import load_images
+from .device import autocast, pick_device, set_precision
 from .errors import UserError, user_errors
-from .images import save_png, tile, to_uint8
-from .model import build_model
-
-SAMPLING_SEED = 0x50F7D1FF
-"""Keeps the noise of sampled images apart from the noise of the training images, whose streams
-also count from 0."""
+from .generate import generate
+from .images import save_png, tile
+from .loaded import LoadedModel, load_model
+from .processes import Processes, abandon, join, local_rank
+from .trajectory import save_trajectory
 
 MOST_SEEDS = 10_000_000
 GRID_MOST = 256
+SHOWN = 8
+PRIOR_NAMES = {"gaussian": "gaussian-dct", "blurred": "blurred-images", "plain": "plain-gaussian"}
 
 
-def parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str, flag: str = "--seeds") -> list[int]:
     """`0-63`, `3,5,8-10` or `7` as a list."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
-            raise UserError(f"--seeds: expected a form such as 0-63, 3,5,8-10 or 7, got {text!r}")
+            raise UserError(f"{flag}: expected a form such as 0-63, 3,5,8-10 or 7, got {text!r}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise UserError(f"--seeds: expected a range that rises, got {part.strip()!r}")
+            raise UserError(f"{flag}: expected a range that rises, got {part.strip()!r}")
         if last >= 2**63 or last - first >= MOST_SEEDS:
             wanted = f"at most {MOST_SEEDS} seeds, each under 2^63"
-            raise UserError(f"--seeds: expected {wanted}, got {part.strip()!r}")
+            raise UserError(f"{flag}: expected {wanted}, got {part.strip()!r}")
         seeds.extend(range(first, last + 1))
     return seeds
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--device: expected auto, cpu, or a cuda device usable here, got {name!r} ({reason})"
-        ) from None
-    return device
+def class_list(text: str | None, model: LoadedModel) -> list[int] | None:
+    """The classes that seeds take in turn; None for a model that knows none."""
+    if not model.classes:
+        if text is not None:
+            raise UserError("--classes: the model was trained without classes (softdiff train --conditional)")
+        return None
+    if text is None:
+        return list(range(len(model.classes)))
+    classes = parse_seeds(text, "--classes")
+    if max(classes) >= len(model.classes):
+        raise UserError(f"--classes: expected numbers under {len(model.classes)}, got {text!r}")
+    return classes
 
 
-@dataclass
-class LoadedModel:
-    """What a weights file holds, ready to sample: shape is (C, H, W)."""
-
-    denoiser: SoftDenoiser
-    prior: Any
-    shape: tuple[int, int, int]
-    config: TrainConfig
-    step: int
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.denoiser.parameters()).device
+def labels_of(seeds: Sequence[int], classes: Sequence[int] | None) -> list[int] | None:
+    """Each seed's class: a function of the seed, so that it is the same whatever is drawn beside it."""
+    return None if classes is None else [classes[seed % len(classes)] for seed in seeds]
 
 
-def restore(checkpoint: Checkpoint, part: str, path: object, device: torch.device) -> LoadedModel:
-    """The model in a checkpoint, with the weights under `part` (`model` or `ema`)."""
-    meta = checkpoint.meta
-    try:
-        with user_errors(f"{path}: "):
-            config = TrainConfig.from_dict(meta["config"])
-            channels, height, width = meta["shape"]
-            corruption = Corruption.from_dict(meta["corruption"])
-            prior = prior_from_state(meta["prior"], checkpoint.part("prior"))
-            model = build_model(config, (channels, height, width))
-            model.load_state_dict(checkpoint.part(part))
-            step = int(meta["step"])
-    except (KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        what = f"{type(error).__name__}: {reason}"
-        raise UserError(f"{path}: its parts do not fit together ({what})") from error
-    denoiser = SoftDenoiser(model, corruption, config.prediction).to(device).eval()
-    return LoadedModel(denoiser, prior, (channels, height, width), config, step)
+def choose_prior(config: SampleConfig, model: LoadedModel) -> Any:
+    """The prior of the weights file, or another one, fitted to --data."""
+    if config.prior is None or config.data is None:
+        return model.prior
+    images = load_images(config.data, model.config.size)
+    if images.shape != model.shape:
+        raise UserError(f"--data: expected images of {list(model.shape)}, got {list(images.shape)}")
+    return PRIORS[PRIOR_NAMES[config.prior]].fit(images.batches(), model.denoiser.corruption)
 
 
-def load_model(path: str, device: torch.device) -> LoadedModel:
-    """The averaged model in a weights file, or in the newest one of a run folder."""
-    file = find(path, "weights")
-    return restore(load_checkpoint(file, "weights"), "model", file, device)
-
-
-@torch.no_grad()
-def generate(
-    denoiser: SoftDenoiser,
-    prior: Any,
-    seeds: Sequence[int],
-    *,
-    sampler: str = "momentum",
-    steps: int = 64,
-    batch: int = 64,
-    device: torch.device,
-    bar: bool = False,
-) -> Tensor:
-    """uint8 [N, C, H, W]: one image a seed.
-
-    Image noise comes from NoiseKey(SAMPLING_SEED, stream=seed): draw 0 for the prior, draw i for
-    step i. bar: draw a progress bar for each batch.
-    """
-    ts = time_steps(steps)
-    made = []
-    for start in range(0, len(seeds), batch):
-        streams = torch.tensor(seeds[start : start + batch], dtype=torch.int64, device=device)
-        key = NoiseKey(SAMPLING_SEED, stream=streams)
-        x = prior.sample(len(streams), key=key, device=device, dtype=torch.float32)
-        made.append(to_uint8(SAMPLERS[sampler](denoiser, x, ts, disable=not bar, key=key)))
-    return torch.cat(made)
+def sampler_options(config: SampleConfig) -> dict[str, Any]:
+    """What the chosen sampler takes beside the common arguments."""
+    taken: dict[str, dict[str, Any]] = {
+        "momentum": {"variance": config.variance},
+        "ddim": {"eta": config.eta},
+    }
+    return taken.get(config.sampler, {})
 
 
 def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Path]:
-    """`softdiff sample`: one PNG a seed and a grid; returns the files."""
+    """`softdiff sample`: one PNG a seed, samples.json and a grid; returns this process's files."""
     seeds = parse_seeds(config.seeds)
     device = pick_device(config.device)
-    loaded = load_model(config.weights, device)
+    set_precision(config.precision)
+    processes = join(config.timeout, device.type == "cuda")
+    if processes.world > 1 and device.type == "cuda":
+        device = torch.device("cuda", local_rank())
+    try:
+        files = _sample(config, seeds, device, processes, say if processes.first else lambda _: None)
+        processes.close()
+        return files
+    except BaseException:
+        abandon()
+        raise
+
+
+def _sample(
+    config: SampleConfig,
+    seeds: list[int],
+    device: torch.device,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> list[Path]:
+    model = load_model(config.weights, device, config.ema)
+    prior = choose_prior(config, model)
+    classes = class_list(config.classes, model)
+    if config.guidance != 1.0 and classes is None:
+        raise UserError("--guidance: the model was trained without classes (softdiff train --conditional)")
+    if config.compile:
+        compiled: Any = torch.compile(model.denoiser.inner_model)
+        model.denoiser.inner_model = compiled
     folder = Path(config.outdir)
     with user_errors():
         folder.mkdir(parents=True, exist_ok=True)
+    common: dict[str, Any] = {
+        "sampler": config.sampler,
+        "steps": config.steps,
+        "device": device,
+        "guidance": config.guidance,
+        "options": sampler_options(config),
+    }
     say(
         f"{len(seeds)} images by the {config.sampler} sampler in {config.steps} steps, from the "
-        f"{loaded.prior.describe()}, with the weights of step {loaded.step}"
+        f"{prior.describe()}, with the weights of step {model.step}"
     )
+    mine = seeds[processes.rank :: processes.world]
     digits = max(6, len(str(max(seeds))))
     files: list[Path] = []
-    shown: list[Tensor] = []
-    for start in range(0, len(seeds), config.batch):
-        part = seeds[start : start + config.batch]
-        images = generate(
-            loaded.denoiser,
-            loaded.prior,
-            part,
-            sampler=config.sampler,
-            steps=config.steps,
-            batch=config.batch,
-            device=device,
-            bar=sys.stderr.isatty(),
-        )
+    kept: list[Tensor] = []
+    wanted = len(mine) if config.npz else -(-GRID_MOST // processes.world) if config.grid else 0
+    for start in range(0, len(mine), config.batch):
+        part = mine[start : start + config.batch]
+        bar = processes.first and sys.stderr.isatty()
+        with autocast(device, config.precision):
+            images = generate(
+                model.denoiser,
+                prior,
+                part,
+                batch=config.batch,
+                labels=labels_of(part, classes),
+                bar=bar,
+                **common,
+            )
         for seed, image in zip(part, images, strict=True):
             files.append(folder / f"{seed:0{digits}d}.png")
             save_png(files[-1], image)
-        shown.extend(images[: max(0, GRID_MOST - len(shown))])
-        say(f"{min(start + len(part), len(seeds))}/{len(seeds)} images in {folder}")
+        kept.extend(images[: max(0, wanted - len(kept))])
+        done = min((start + len(part)) * processes.world, len(seeds))
+        say(f"{done}/{len(seeds)} images in {folder}")
+    shown = _in_order(processes.gather(kept), seeds)
+    if not processes.first:
+        return files
+    record = {
+        "weights": str(config.weights),
+        "weights_digest": model.digest,
+        "step": model.step,
+        "sampler": config.sampler,
+        **sampler_options(config),
+        "steps": config.steps,
+        "seeds": config.seeds,
+        "prior": prior.describe(),
+        "class": None if classes is None else config.classes or "all",
+        "guidance": config.guidance,
+        "precision": config.precision,
+    }
+    extra = [folder / "samples.json"]
+    write_atomically(extra[-1], (json.dumps(record, indent=1) + "\n").encode())
     if config.grid:
-        files.append(folder / "grid.png")
-        save_png(files[-1], tile(torch.stack(shown)))
-        say(f"{files[-1]}")
-    return files
+        extra.append(folder / "grid.png")
+        save_png(extra[-1], tile(torch.stack(shown[:GRID_MOST])))
+    if config.npz:
+        extra.append(Path(config.npz))
+        _save_npz(extra[-1], shown, seeds, labels_of(seeds, classes))
+    if config.trajectory:
+        extra.append(Path(config.trajectory))
+        first = seeds[:SHOWN]
+        states: list[Tensor] = []
+        with autocast(device, config.precision):
+            generate(
+                model.denoiser,
+                prior,
+                first,
+                batch=len(first),
+                labels=labels_of(first, classes),
+                path=states,
+                **common,
+            )
+        save_trajectory(extra[-1], states)
+    for path in extra:
+        say(f"{path}")
+    return files + extra
+
+
+def _in_order(parts: list[list[Tensor]], seeds: Sequence[int]) -> list[Tensor]:
+    """The processes' images, each process's those of every so-many-th seed, in the order of the seeds."""
+    world = len(parts)
+    places = ((i % world, i // world) for i in range(len(seeds)))
+    return [parts[rank][place] for rank, place in places if place < len(parts[rank])]
+
+
+def _save_npz(path: Path, images: list[Tensor], seeds: list[int], labels: list[int] | None) -> None:
+    """The images as [N, H, W, C], which other evaluators read as arr_0."""
+    arrays: dict[str, Any] = {"arr_0": torch.stack(images).permute(0, 2, 3, 1).numpy(), "seeds": np.array(seeds)}
+    if labels is not None:
+        arrays["labels"] = np.array(labels)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())

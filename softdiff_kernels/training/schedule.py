@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..diffusion import Schedule, power_spectrum, shortest_path_schedule
-from .config import ScheduleConfig
+from .command_configs import ScheduleConfig
 from .data import load_images
 from .errors import UserError, need, user_errors
 
@@ -17,7 +17,8 @@ def make_schedule(config: ScheduleConfig, say: Callable[[str], None] = print) ->
     need("scipy.sparse", "the Wasserstein schedule")
     if config.plot is not None:
         need("matplotlib.figure", "--plot")
-    images = load_images(config.data, config.image_size)
+    sides = config.image_size
+    images = load_images(config.data, (sides[0], sides[-1]) if sides else None)
     with user_errors():
         schedule = shortest_path_schedule(
             power_spectrum(images.batches()),

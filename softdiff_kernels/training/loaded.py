@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A weights file as a model that is ready to sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..diffusion import Corruption, SoftDenoiser, prior_from_state
+from .checkpoint import Checkpoint, find, load_checkpoint, weights_kind
+from .config import TrainConfig
+from .errors import UserError, user_errors
+from .model import build_model
+
+
+@dataclass
+class LoadedModel:
+    """What a weights file holds, ready to sample: shape is (C, H, W); classes, of a conditional model."""
+
+    denoiser: SoftDenoiser
+    prior: Any
+    shape: tuple[int, int, int]
+    config: TrainConfig
+    step: int
+    classes: tuple[str, ...] = ()
+    digest: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+
+def restore(checkpoint: Checkpoint, part: str, path: object, device: torch.device) -> LoadedModel:
+    """The model in a checkpoint, with the weights under `part` (`model` or `ema`)."""
+    meta = checkpoint.meta
+    try:
+        with user_errors(f"{path}: "):
+            config = TrainConfig.from_dict(meta["config"])
+            channels, height, width = meta["shape"]
+            corruption = Corruption.from_dict(meta["corruption"])
+            prior = prior_from_state(meta["prior"], checkpoint.part("prior"))
+            classes = tuple(meta.get("classes", ()))
+            model = build_model(config, (channels, height, width), classes=len(classes))
+            model.load_state_dict(checkpoint.part(part))
+            step = int(meta["step"])
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        what = f"{type(error).__name__}: {reason}"
+        raise UserError(f"{path}: its parts do not fit together ({what})") from error
+    denoiser = SoftDenoiser(model, corruption, config.prediction).to(device).eval()
+    return LoadedModel(denoiser, prior, (channels, height, width), config, step, classes, checkpoint.digest)
+
+
+def load_model(path: str, device: torch.device, ema: float | None = None) -> LoadedModel:
+    """The averaged model in a weights file, or in the newest one of a run folder (of this decay)."""
+    file = find(path, weights_kind(ema))
+    return restore(load_checkpoint(file, "weights"), "model", file, device)

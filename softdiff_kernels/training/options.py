@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options as YAML: a run's own file, and what `--preset` and `--config` begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import TrainConfig, check_known
+from .errors import UserError, need, user_errors
+from .presets import preset
+
+REQUIRED = ("data",)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The options in a YAML file, by name. One sentence for a file that is missing, is no mapping, or has
+    options that are unknown (with the nearest name)."""
+    yaml = need("yaml", "--config")
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"--config: {path}: no such file")
+    try:
+        with user_errors(f"{path}: "):
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path}: expected options and their values, such as `batch: 64`, one a line")
+    named = {key.replace("-", "_"): value for key, value in content.items()}
+    with user_errors(f"{path}: "):
+        check_known(named)
+    return named
+
+
+def as_flags(options: dict[str, Any]) -> list[str]:
+    """The same options as flags, so that the parser of flags checks their types: YAML reads 2e-4 as text."""
+    flags: list[str] = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(flag if value else "--no-" + flag[2:])
+        elif isinstance(value, (list, tuple)):
+            flags += [flag, *map(str, value)]
+        elif value is None:
+            if name not in REQUIRED:
+                flags += [flag, "None"]
+        else:
+            flags.append(f"{flag}={value}")
+    return flags
+
+
+def preset_flags(name: str) -> list[str]:
+    """A preset as flags."""
+    return [*as_flags({key: setting.value for key, setting in preset(name).items()}), f"--preset={name}"]
+
+
+def beginning(preset_name: str | None, config: str | None) -> list[str]:
+    """The flags that `--preset` and `--config` stand for, to be put before those that were given.
+
+    The file overrides the preset; a preset named in the file counts where the flags name none.
+    """
+    options = read_yaml(config) if config is not None else {}
+    named = options.pop("preset", None)
+    options.pop("config", None)
+    preset_name = preset_name or named
+    return [*(preset_flags(preset_name) if preset_name else []), *as_flags(options)]
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The options as YAML; those that come from the preset unchanged say whose they are."""
+    yaml = need("yaml", "writing config.yaml")
+    settings = preset(config.preset) if config.preset else {}
+    lines = []
+    for name, value in config.to_dict().items():
+        # A document of one number ends with a line of dots.
+        line = f"{name}: {yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
+        setting = settings.get(name)
+        if setting is not None and getattr(config, name) == setting.value:
+            line += f"  # {setting.source}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def describe(config: TrainConfig, processes: int) -> str:
+    """How the global batch comes about."""
+    each, rounds = share(config, processes)
+    return f"global batch {config.batch} = {processes} x {each} x {rounds} (processes, images, accumulation)"
+
+
+def share(config: TrainConfig, processes: int) -> tuple[int, int]:
+    """Images at a time in each process, and how many times a step. UserError where the batch does not
+    divide so."""
+    each = config.batch_gpu or max(1, config.batch // processes)
+    rounds, rest = divmod(config.batch, each * processes)
+    if rest or rounds < 1:
+        raise UserError(
+            f"--batch {config.batch}: expected a multiple of {processes * each}, the images that {processes} "
+            f"processes take at {each} each; choose another --batch or --batch-gpu"
+        )
+    return each, rounds
+
+
+def merged(argv: Sequence[str], begin: Sequence[str]) -> list[str]:
+    """The beginning's flags, less those that are given anew, then the given ones.
+
+    Given flags win because the beginning's of the same name are left out: a flag of several values, given
+    twice, would be refused.
+    """
+    given = {_name(word) for word in argv if word.startswith("--")}
+    kept: list[str] = []
+    drop = False
+    for word in begin:
+        if word.startswith("--"):
+            drop = _name(word) in given
+        if not drop:
+            kept.append(word)
+    return [*kept, *argv]
+
+
+def _name(word: str) -> str:
+    name = word[2:].partition("=")[0].replace("_", "-")
+    return name.removeprefix("no-")

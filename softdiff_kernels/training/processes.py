@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of one run, as torchrun starts them; alone, everything here does nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import UserError
+
+Value = TypeVar("Value")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """rank of world. control: a gloo group for what the host decides, beside the gradients' own group."""
+
+    rank: int = 0
+    world: int = 1
+    control: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files and the lines."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        if self.world == 1:
+            return flag
+        said = torch.tensor([int(flag)])
+        dist.all_reduce(said, dist.ReduceOp.MAX, group=self.control)
+        return bool(said.item())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Added over the processes: float64, on the CPU."""
+        total = values.double().cpu()
+        if self.world > 1:
+            dist.all_reduce(total, group=self.control)
+        return total
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What the first process makes, told to all; a UserError of it is raised in all."""
+        if self.world == 1:
+            return make()
+        told: list[Any] = [None, None]
+        if self.first:
+            try:
+                told[0] = make()
+            except UserError as error:
+                told[1] = str(error)
+        dist.broadcast_object_list(told, src=0, group=self.control)
+        if told[1] is not None:
+            raise UserError(told[1])
+        made: Value = told[0]
+        return made
+
+    def gather(self, mine: Any) -> list[Any]:
+        """What every process has, in the order of their ranks, to all."""
+        if self.world == 1:
+            return [mine]
+        everyone: list[Any] = [None] * self.world
+        dist.all_gather_object(everyone, mine, group=self.control)
+        return everyone
+
+    def close(self) -> None:
+        """Leaves the group."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def join(timeout: float, cuda: bool) -> Processes:
+    """The processes that torchrun started this one among; alone without it.
+
+    timeout: seconds after which waiting for the others is an error. cuda: whether the gradients are on GPUs.
+    """
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return Processes()
+    missing = [name for name in RANK_VARIABLES if name not in os.environ]
+    if missing:
+        raise UserError(f"RANK is set but {', '.join(missing)} is not: start several processes by torchrun")
+    if not dist.is_available():
+        raise UserError("several processes need a torch with torch.distributed")
+    limit = timedelta(seconds=timeout)
+    if cuda:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
+    control = dist.new_group(backend="gloo", timeout=limit) if cuda else None
+    return Processes(dist.get_rank(), dist.get_world_size(), control)
+
+
+def abandon() -> None:
+    """Leaves the group after an error, without waiting for the others."""
+    if dist.is_available() and dist.is_initialized():
+        with suppress(Exception):
+            dist.destroy_process_group()

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of a run: presets, YAML files and flags, in that order; durations; shares of a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tyro")
+yaml = pytest.importorskip("yaml")
+
+from softdiff_kernels.cli import main, parse
+from softdiff_kernels.training.config import TrainConfig, images_of
+from softdiff_kernels.training.errors import UserError
+from softdiff_kernels.training.options import beginning, describe, merged, share, to_yaml
+from softdiff_kernels.training.presets import PRESETS
+
+
+def resolve(*argv: str, preset: str | None = None, config: str | None = None) -> TrainConfig:
+    return parse(TrainConfig, "train", merged(argv, beginning(preset, config)))
+
+
+def test_flags_override_the_file_which_overrides_the_preset(tmp_path: Path) -> None:
+    """Rule: of one option's values the flag's counts, else the file's, else the preset's."""
+    file = tmp_path / "run.yaml"
+    # 1e-3 without a dot is text to YAML; both spellings of a name are taken.
+    file.write_text("lr: 1e-3\nsample-steps: 9\nmultipliers: [1, 2, 3]\nflip: true\nblur_std_max: null\n")
+    found = resolve("--data", "x", "--sample-steps=7", "--no-flip", preset="mnist", config=str(file))
+    assert (found.lr, found.sample_steps, found.flip) == (1e-3, 7, False)
+    assert (found.multipliers, found.batch, found.blur_std_max) == ((1, 2, 3), 64, None)
+    assert found.preset == "mnist" and found.channels == 1 and found.image_size == (28,)
+    # A flag of several values takes the place of the file's, however many those were.
+    assert resolve("--data", "x", "--multipliers", "4", config=str(file)).multipliers == (4,)
+
+
+def test_a_runs_own_file_gives_its_options_again(tmp_path: Path) -> None:
+    """Rule: config.yaml, read back by --config, is the same run, whatever the options."""
+    config = TrainConfig(
+        *("photos and more", "cifar10"),
+        **{"ema": (0.9, 0.99), "lr": 3e-7, "flip": True, "progress": False, "multipliers": (1, 2)},
+        **{"noise_std_max": 0.3, "image_size": (8, 12), "desc": "it's: a #test", "precision": "bf16"},
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert dataclasses.replace(resolve(config=str(file)), config=None) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("widht: 3\n", r"does not know: widht \(did you mean width\?\)"),
+        ("width: wide\n", "--width"),
+        ("- width\n", "expected options and their values"),
+        ("width: [3\n", "not a readable YAML file"),
+        ("preset: minst\n", "--preset: expected one of digits, mnist, cifar10, celeba64, got 'minst'"),
+    ],
+)
+def test_mistakes_in_a_file_are_one_sentence(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=words):
+        resolve("--data", "x", config=str(file))
+    assert main(["train", "--data", "x", "--config", str(file)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(UserError, match="no such file"):
+        resolve("--data", "x", config=str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_preset_is_a_whole_run_and_says_whose_its_values_are(name: str) -> None:
+    settings = PRESETS[name]
+    found = resolve(*([] if "data" in settings else ["--data", "x"]), preset=name)
+    for option, setting in settings.items():
+        assert getattr(found, option) == setting.value, option
+        assert setting.source in ("paper", "ncsn++", "ours")
+    # What research could establish of the paper stays the paper's in every preset but the digits' noise.
+    assert (found.prediction, found.loss, found.schedule, found.nodes) == (
+        *("residual", "soft", "wasserstein", 32),
+    )
+    text = to_yaml(found)
+    assert yaml.safe_load(text) == found.to_dict()
+    assert "nodes: 32  # paper" in text
+    changed = to_yaml(dataclasses.replace(found, nodes=31))
+    assert "nodes: 31\n" in changed
+
+
+def test_a_dry_run_prints_its_options_and_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["train", "--preset", "mnist", "--data", "nowhere.npz", "--duration", "1Mi", "-n"]
+    assert main([*argv, "--batch-gpu=16"]) == 0
+    said = capsys.readouterr().out
+    # 2^20 images of 64 a step; the duration is spent once it is steps, so that a resumed run may have more.
+    assert yaml.safe_load(said)["steps"] == 2**14 and yaml.safe_load(said)["duration"] is None
+    assert "global batch 64 = 1 x 16 x 4" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_durations_and_shares() -> None:
+    """Rule: k, M, G are decimal, Ki, Mi, Gi binary; a batch is processes x images x rounds or an error."""
+    for text, images in (("500", 500), ("1.5k", 1500), ("8Mi", 2**23), ("200M", 200_000_000), (" 2 gi ", 2**31)):
+        assert images_of(text) == images
+    for text in ("", "0", "-3", "many", "5T", "1e6"):
+        with pytest.raises(UserError, match="--duration"):
+            images_of(text)
+    config = TrainConfig("x", batch=48)
+    assert share(config, 1) == (48, 1) and share(config, 3) == (16, 1)
+    assert share(dataclasses.replace(config, batch_gpu=8), 3) == (8, 2)
+    assert "48 = 3 x 8 x 2" in describe(dataclasses.replace(config, batch_gpu=8), 3)
+    for changes, processes in (({}, 5), ({"batch_gpu": 7}, 1), ({"batch_gpu": 96}, 1), ({"batch_gpu": 24}, 3)):
+        with pytest.raises(UserError, match="--batch 48: expected a multiple of"):
+            share(dataclasses.replace(config, **changes), processes)
