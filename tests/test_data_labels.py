@@ -30,6 +30,16 @@ def test_class_folders_are_labels_where_every_image_lies_in_one(tmp_path: Path) 
         assert "labels come from" in message(tmp_path / name, need_labels=True)
 
 
+def test_a_folder_around_all_of_a_zip_is_not_a_class(tmp_path: Path) -> None:
+    """Rule: `zip -r pets.zip pets` puts pets/ before every path, and labels are those of the folder pets."""
+    files = {"pets/dog/1.png": random_pixels(1), "pets/cat/2.png": random_pixels(2)}
+    found = load_images(str(pack(tmp_path / "a.zip", files)), need_labels=True)
+    assert found.labels is not None and found.labels.tolist() == [0, 1] and found.classes == ("cat", "dog")
+    packed = {**files, "pets/dataset.json": labels_json(("dog/1.png", 5), ("cat/2.png", 3))}
+    found = load_images(str(pack(tmp_path / "b.zip", packed)), need_labels=True)
+    assert found.labels is not None and found.labels.tolist() == [3, 5]
+
+
 def test_null_labels_in_a_dataset_json_are_none_and_not_the_folders(tmp_path: Path) -> None:
     files = {"a/1.png": random_pixels(), "b/2.png": random_pixels(), "dataset.json": b'{"labels": null}'}
     assert load_images(str(fill(tmp_path, files))).labels is None

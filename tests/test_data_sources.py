@@ -173,6 +173,17 @@ def test_rgba_is_resized_with_its_colours_weighted_by_alpha(tmp_path: Path) -> N
     assert npz.pixels[0, 1].max() == 0 and npz.pixels[0, 0, :, :2].min() == 255
 
 
+def test_a_link_that_leads_nowhere_is_told_of_and_a_hidden_file_is_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "set", {"a.png": random_pixels(), ".b.png": random_pixels(), ".c/d.png": random_pixels()})
+    (tmp_path / "set" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "set" / "folder.png").mkdir()
+    assert len(load_images(str(tmp_path / "set")).pixels) == 1
+    told = capsys.readouterr().err
+    assert "1 of 2 images cannot be read" in told and "lost.png" in told
+
+
 def test_mixed_sizes_in_a_zip_name_two_images(tmp_path: Path) -> None:
     files = {"a.png": random_pixels(1, (4, 6)), "b.png": random_pixels(2, (5, 6))}
     text = message(pack(tmp_path / "set.zip", files))
