@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("tyro")
-yaml = pytest.importorskip("yaml")
+pytest.importorskip("yaml")
+
+import yaml
 
 from softdiff_kernels.cli import main, parse
 from softdiff_kernels.training.config import TrainConfig, images_of
@@ -103,7 +105,8 @@ def test_a_dry_run_prints_its_options_and_touches_nothing(
 
 def test_durations_and_shares() -> None:
     """Rule: k, M, G are decimal, Ki, Mi, Gi binary; a batch is processes x images x rounds or an error."""
-    for text, images in (("500", 500), ("1.5k", 1500), ("8Mi", 2**23), ("200M", 200_000_000), (" 2 gi ", 2**31)):
+    written = {"500": 500, "1.5k": 1500, "8Mi": 2**23, "200M": 200_000_000, " 2 gi ": 2**31}
+    for text, images in written.items():
         assert images_of(text) == images
     for text in ("", "0", "-3", "many", "5T", "1e6"):
         with pytest.raises(UserError, match="--duration"):
@@ -112,6 +115,6 @@ def test_durations_and_shares() -> None:
     assert share(config, 1) == (48, 1) and share(config, 3) == (16, 1)
     assert share(dataclasses.replace(config, batch_gpu=8), 3) == (8, 2)
     assert "48 = 3 x 8 x 2" in describe(dataclasses.replace(config, batch_gpu=8), 3)
-    for changes, processes in (({}, 5), ({"batch_gpu": 7}, 1), ({"batch_gpu": 96}, 1), ({"batch_gpu": 24}, 3)):
+    for each, processes in ((None, 5), (7, 1), (96, 1), (24, 3)):
         with pytest.raises(UserError, match="--batch 48: expected a multiple of"):
-            share(dataclasses.replace(config, **changes), processes)
+            share(dataclasses.replace(config, batch_gpu=each), processes)

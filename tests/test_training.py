@@ -268,6 +268,6 @@ def test_a_schedule_for_another_image_size_is_refused_before_anything_is_written
     shortest_path_schedule(power_spectrum([pixels]), nodes=4, levels=16).save(tmp_path / "s.json")
     with pytest.raises(UserError, match=r"expected one for images of 8 x 8, got one for 6 x 7"):
         train(small(blobs, tmp_path / "run", schedule=str(tmp_path / "s.json")))
-    with pytest.raises(UserError, match="--schedule: expected wasserstein, linear, .* or a schedule file"):
+    with pytest.raises(UserError, match=r"--schedule: expected wasserstein, linear, .* or a schedule file"):
         train(small(blobs, tmp_path / "run", schedule="lineal"))
     assert not (tmp_path / "run").exists()

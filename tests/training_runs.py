@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from softdiff_kernels.diffusion import Corruption, GaussianDCTPrior
 from softdiff_kernels.training.checkpoint import load_checkpoint
 from softdiff_kernels.training.config import TrainConfig
-from softdiff_kernels.training.data import ImageSet
+from softdiff_kernels.training.data import load_images
 from softdiff_kernels.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -39,7 +38,6 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 def make_trainer(data: Path, **changes: Any) -> Trainer:
     config = small(data, Path("unused"), **changes)
-    pixels = torch.from_numpy(np.load(data)["images"])[:, None]
-    images = ImageSet(pixels, "blobs")
+    images = load_images(str(data))
     corruption = Corruption.paper((8, 8))
     return Trainer(config, images, corruption, GaussianDCTPrior.fit(images.batches(), corruption), CPU)

@@ -94,7 +94,7 @@ def options_of(state: Path) -> TrainConfig:
 
 def load_data(config: TrainConfig) -> ImageSet:
     """The run's images; UserError where they lack what the options ask for."""
-    images = load_images(config.data, config.size[0] if config.size else None, **({'need_labels': True} if config.conditional else {}))
+    images = load_images(config.data, config.size, need_labels=config.conditional)
     found = images.shape[0]
     if config.channels not in (None, found):
         preset = f" (preset {config.preset})" if config.preset else ""

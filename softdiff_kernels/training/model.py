@@ -75,8 +75,14 @@ class UNet(nn.Module):
         multipliers = multipliers or default_multipliers(*size)
         self.patch = patch
         self.stride = patch * 2 ** (len(multipliers) - 1)
-        if width % 4:
-            raise UserError(f"--width: expected a multiple of 4, got {width}")
+        divisor = 32 if network == "ncsnpp" else 4  # NCSN++'s norms have up to 32 groups
+        if width % divisor:
+            raise UserError(f"--width: expected a multiple of {divisor}, got {width}")
+        if network == "ncsnpp" and (channels, patch) != (3, 1):
+            got = f"{channels} channels and --patch {patch}"
+            raise UserError(
+                f"--network ncsnpp: expected 3 channels and no patches, as diffusers' blocks do, got {got}"
+            )
         sides = [max(size) / 2**i for i in range(len(multipliers))]
         attends = [i > 0 and side <= ATTENTION_UP_TO for i, side in enumerate(sides)]
         form: dict[str, Any] = {"norm_num_groups": math.gcd(8, width)}

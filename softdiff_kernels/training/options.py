@@ -76,7 +76,8 @@ def to_yaml(config: TrainConfig) -> str:
     lines = []
     for name, value in config.to_dict().items():
         # A document of one number ends with a line of dots.
-        line = f"{name}: {yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
+        text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+        line = f"{name}: {text}"
         setting = settings.get(name)
         if setting is not None and getattr(config, name) == setting.value:
             line += f"  # {setting.source}"

@@ -211,7 +211,8 @@ def _in_order(parts: list[list[Tensor]], seeds: Sequence[int]) -> list[Tensor]:
 
 def _save_npz(path: Path, images: list[Tensor], seeds: list[int], labels: list[int] | None) -> None:
     """The images as [N, H, W, C], which other evaluators read as arr_0."""
-    arrays: dict[str, Any] = {"arr_0": torch.stack(images).permute(0, 2, 3, 1).numpy(), "seeds": np.array(seeds)}
+    pixels = torch.stack(images).permute(0, 2, 3, 1).numpy()
+    arrays: dict[str, Any] = {"arr_0": pixels, "seeds": np.array(seeds)}
     if labels is not None:
         arrays["labels"] = np.array(labels)
     buffer = io.BytesIO()

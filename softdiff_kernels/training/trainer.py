@@ -90,7 +90,7 @@ class Trainer:
         self.data = {
             "name": images.name,
             "count": len(images.pixels),
-            "digest": images.digest(**({"labels": True} if config.conditional else {})),
+            "digest": images.digest(labels=config.conditional),
         }
         self.order = ImageOrder(len(images.pixels), config.seed)
         residual = config.prediction == "residual"
