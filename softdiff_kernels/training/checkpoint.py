@@ -27,7 +27,9 @@ from .errors import UserError
 
 VERSION = 1
 PARTIAL = ".partial"
-KINDS = {"weights": "weights", "state": "training state"}
+KINDS = {"weights": "weights", "state": "training state", "classifier": "classifier"}
+RUN_KINDS = ("weights", "state")
+"""The kinds that a run writes, numbers and prunes."""
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -83,7 +85,7 @@ class DamagedCheckpoint(UserError):
 
 @dataclass
 class Checkpoint:
-    """One file's content. kind: `weights` or `state`; tensors by dotted name; meta as JSON takes it."""
+    """One file's content. kind: one of KINDS; tensors by dotted name; meta as JSON takes it."""
 
     kind: str
     meta: dict[str, Any]
@@ -113,7 +115,7 @@ class Checkpoint:
 
 def load_checkpoint(path: Path, kind: str) -> Checkpoint:
     """Reads a checkpoint of the wanted kind. One sentence for a file that is missing, truncated, damaged
-    (DamagedCheckpoint), foreign, of the other kind, or of a later version."""
+    (DamagedCheckpoint), foreign, of another kind, or of a later version."""
     wanted = f"a {KINDS[kind]} file of softdiff"
     if not path.is_file():
         raise UserError(f"{path}: no such file (expected {wanted})")
@@ -181,7 +183,7 @@ def newest_whole(folder: Path, kind: str, warn: Callable[[str], None]) -> Path |
 
 def prune(folder: Path, keep: int) -> None:
     """Leaves the newest `keep` checkpoints of each kind (0: all)."""
-    for kind in KINDS:
+    for kind in RUN_KINDS:
         for old in numbered(folder, kind)[:-keep] if keep else ():
             old.unlink(missing_ok=True)
 
