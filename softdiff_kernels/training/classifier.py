@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,7 @@ def train_classifier(
     seed: int = 0,
     say: Callable[[str], None] = print,
     name: str = "images",
-    classes: list[str] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Classifier:
     """Trains a classifier on nine tenths of labelled images and measures it on the last tenth.
 
