@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets in .npz files: an array of images, and perhaps one of labels."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .data_labels import Labels, from_values
+from .data_pixels import MODES, Found, Pixels, Wanted, check_memory, from_array
+from .errors import UserError
+
+IMAGES = ("images", "arr_0")
+LABELS = ("labels", "y", "label")
+
+
+def read_npz(path: Path, wanted: Wanted) -> Found:
+    """The arrays `images` (or `arr_0`), uint8 [N, H, W] or [N, H, W, C], and `labels` (or `y`, `label`),
+    whole numbers [N], with `classes`, their names, beside them."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            name = _first(IMAGES, archive)
+            if name is None:
+                found = ", ".join(archive.files) or "nothing"
+                raise UserError(f"{path}: expected an array named images or arr_0, found {found}")
+            size = sum(e.file_size for e in archive.zip.infolist() if e.filename in (name, f"{name}.npy"))
+            check_memory(size, f"the images in {path}")
+            array = archive[name]
+            labels = _labels(archive, path, array)
+    except UserError:
+        raise
+    except (ValueError, OSError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable .npz file ({error})") from error
+    what = f"{path}: expected {name} as uint8 [N, H, W] or [N, H, W, C] with C of 1 to 4"
+    shaped = array.ndim == 3 or (array.ndim == 4 and 1 <= array.shape[3] <= 4)
+    if array.dtype != np.uint8 or not shaped:
+        raise UserError(f"{what}, got {array.dtype} {list(array.shape)}")
+    if 0 in array.shape:
+        raise UserError(f"{what} and at least one image, got {list(array.shape)}")
+    if array.ndim == 3:
+        array = array[..., None]
+    pixels = from_array(array, wanted)
+    count = len(pixels)
+    sizes = Counter({(array.shape[2], array.shape[1]): count})
+    return Found(pixels, labels.take(slice(count)), sizes, Counter({MODES[array.shape[3]]: count}))
+
+
+def _first(names: Sequence[str], archive: np.lib.npyio.NpzFile) -> str | None:
+    return next((name for name in names if name in archive.files), None)
+
+
+def _labels(archive: np.lib.npyio.NpzFile, path: Path, images: Pixels) -> Labels:
+    name = _first(LABELS, archive)
+    if name is None or images.ndim == 0:
+        return Labels()
+    try:
+        values = archive[name]
+        classes = archive["classes"] if "classes" in archive.files else np.empty(0, str)
+    except ValueError as error:  # an array of objects, which would have to be unpickled
+        return Labels(fault=f"{path}: its array {name} cannot be read ({error})")
+    names = [str(c) for c in classes.tolist()] if classes.ndim == 1 and classes.dtype.kind == "U" else []
+    return from_values(values, len(images), f"{path}, array {name}", names)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the readers of data sets share: what is wanted, what was found, sizes and channels."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .data_labels import Labels
+from .errors import UserError, need
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = np.ndarray[Any, Any]
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+CHANNELS = {mode: channels for channels, mode in MODES.items()}
+GREY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"))
+ALPHA_MODES = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))
+LEAVE_FREE = 0.95
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """size: (height, width) to resize and crop to, channels: 1, 3 or 4; None leaves them as they are.
+    limit: read the first so many images alone."""
+
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    limit: int | None = None
+
+
+@dataclass
+class Found:
+    """What a source holds: pixels uint8 [N, C, H, W]; sizes, (width, height) before resizing, and modes,
+    each with its count; unreadable images by name, with the reason; labels of the N readable ones."""
+
+    pixels: Pixels
+    labels: Labels
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def has_alpha(image: Image) -> bool:
+    """Whether an image has transparency: a channel of its own, a palette entry, or one colour."""
+    deep = image.mode.startswith("I")
+    return image.mode in ALPHA_MODES or (not deep and "transparency" in image.info)
+
+
+def to_mode(image: Image, mode: str) -> Image:
+    """The image as L, RGB or RGBA. Where alpha has to go, the image is laid over black."""
+    pil = need("PIL.Image", "reading images")
+    if image.mode == "F":
+        raise ValueError("pixels are floating-point numbers, whose range is not known")
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit greys at 255 instead of scaling them.
+        image = pil.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    elif mode != "RGBA" and has_alpha(image):
+        black = pil.new("RGBA", image.size, (0, 0, 0, 255))
+        black.alpha_composite(image.convert("RGBA"))
+        image = black.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def cropped(image: Image, size: tuple[int, int]) -> Image:
+    """Resized so that it just covers `size`, (height, width), then the centre of that size."""
+    pil = need("PIL.Image", "resizing")
+    high, wide = size
+    if image.height * wide >= image.width * high:
+        width, height = wide, max(high, round(image.height * wide / image.width))
+        enlarged = wide > image.width
+    else:
+        width, height = max(wide, round(image.width * high / image.height)), high
+        enlarged = high > image.height
+    filtered = image.resize((width, height), pil.Resampling.BICUBIC if enlarged else pil.Resampling.LANCZOS)
+    left, top = (width - wide) // 2, (height - high) // 2
+    return filtered.crop((left, top, left + wide, top + high))
+
+
+def from_array(array: Pixels, wanted: Wanted) -> Pixels:
+    """uint8 [N, H, W, C] as [N, C, H, W] of the wanted size and channels.
+
+    Four channels are RGBA: resized with colours weighted by alpha. Two are resized one by one.
+    """
+    array = array[: wanted.limit]
+    count, height, width, channels = array.shape
+    mode = MODES[wanted.channels or channels]
+    size = wanted.size or (height, width)
+    if size == (height, width) and CHANNELS[mode] == channels:
+        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    pil = need("PIL.Image", "resizing")
+    out = allocated((count, CHANNELS[mode], *size))
+
+    def fitted(pixels: Pixels) -> Image:
+        image = pil.fromarray(np.ascontiguousarray(pixels))
+        return image if size == (height, width) else cropped(image, size)
+
+    for i, pixels in enumerate(array):
+        if mode == "LA":
+            for channel in range(2):
+                out[i, channel] = np.asarray(fitted(pixels[..., channel]))
+        else:
+            image = pil.fromarray(np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels))
+            image = to_mode(image, mode)
+            put(out, i, image if size == (height, width) else cropped(image, size))
+    return out
+
+
+def put(out: Pixels, i: int, image: Image) -> None:
+    """Stores an image as out[i], [C, H, W]."""
+    pixels = np.asarray(image)
+    out[i] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def allocated(shape: tuple[int, ...]) -> Pixels:
+    """An array uint8, or a sentence with the bytes needed where memory has no room for it."""
+    check_memory(int(np.prod(shape, dtype=object)), f"{shape[0]} images of {list(shape[1:])} (C, H, W)")
+    return np.empty(shape, np.uint8)
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuses what would not fit in memory beside all that is there."""
+    room = _available_memory()
+    if room is not None and needed > room * LEAVE_FREE:
+        raise UserError(
+            f"{what} need {needed:,} bytes, and {room:,} bytes of memory are free; a smaller --image-size, "
+            "or fewer images, would fit"
+        )
+
+
+def _available_memory() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        # Where the system does not say what could be freed, all of its memory is the bound.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
