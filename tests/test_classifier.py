@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from labelled_bars import bars
 from torch import Tensor
 
 from softdiff_kernels.training.checkpoint import Checkpoint, prune
@@ -19,16 +20,6 @@ from softdiff_kernels.training.classifier import (
     train_classifier,
 )
 from softdiff_kernels.training.errors import UserError
-
-
-def bars(count: int, seed: int = 0, shape: tuple[int, int, int] = (1, 8, 8)) -> tuple[Tensor, Tensor]:
-    """Noisy images of four classes: a bar across, down, both, or none."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 4, (count,), generator=generator)
-    pixels = torch.randint(0, 90, (count, *shape), generator=generator)
-    pixels[labels % 2 == 1, :, shape[1] // 2] += 120
-    pixels[labels >= 2, :, :, shape[2] // 2] += 120
-    return pixels.clamp(max=255).to(torch.uint8), labels
 
 
 def quiet(pixels: Tensor, labels: Tensor, **options: Any) -> Classifier:

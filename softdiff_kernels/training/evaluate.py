@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
-from .classifier import FEATURES, Classifier, load_classifier, train_classifier
+from .classifier import Classifier, load_classifier, train_classifier
 from .data import ImageSet, load_images
 from .errors import UserError
 from .evaluate_config import EvaluateConfig
@@ -111,16 +111,19 @@ def _classifier(config: EvaluateConfig, reference: ImageSet, say: Say) -> Classi
     else:
         source = config.labelled or config.reference
         data = reference if labelled is None else labelled
-        labels = getattr(data, "labels", None)
-        if labels is None:
+        if data.labels is None:
             raise UserError(
                 f"{source}: has no labels, which --metric classifier trains its classifier on; "
                 "--labelled names a labelled data set, --classifier a trained classifier"
             )
         _check_classifier_shape(data.shape, reference, source)
-        classes = getattr(data, "classes", None)
         found = train_classifier(
-            data.pixels, labels, seed=config.seed, say=say, name=data.name, classes=classes or None
+            *(data.pixels, data.labels),
+            epochs=config.epochs,
+            seed=config.seed,
+            say=say,
+            name=data.name,
+            classes=data.classes or None,
         )
         found.check_useful()
         if file is not None:
@@ -152,7 +155,7 @@ def _distance(metric: str, ours: Tensor, theirs: Tensor, seed: int) -> tuple[flo
 def _measured(metric: str, ours: Tensor, theirs: Tensor, seed: int) -> dict[str, Any]:
     """The number, and beside it what as many real images get: the reference split in two."""
     value, spread = _distance(metric, ours, theirs, seed)
-    result: dict[str, Any] = {"metric": NAMES[metric], "value": value}
+    result: dict[str, Any] = {"metric": NAMES[metric], "value": value, "feature_dimension": ours.shape[1]}
     if spread is not None:
         result["std_over_subsets"] = spread
     part = min(len(ours), len(theirs) // 2)
@@ -173,12 +176,10 @@ def _source(extractor: Classifier | Inception) -> dict[str, Any]:
     if isinstance(extractor, Inception):
         return {
             "features": extractor.describe(),
-            "feature_dimension": 2048,
             "features_digest": extractor.sha256,
         }
     return {
         "features": extractor.describe(),
-        "feature_dimension": FEATURES,
         "features_digest": extractor.digest(),
         "held_out_accuracy": extractor.accuracy,
     }
@@ -226,7 +227,7 @@ def described(result: dict[str, Any]) -> str:
     reference = f"{result['reference']} of {result['reference_source']} ({result['reference_digest']})"
     lines.append(f"  reference  {reference}")
     lines.append(f"  features   {result['features']}")
-    inception = result["feature_dimension"] != FEATURES
+    inception = "held_out_accuracy" not in result
     grey = ", grey repeated to RGB" if inception and result["channels"] == 1 else ""
     lines.append(f"  size       {result['resize']}{f'; then {RESIZE}{grey}' if inception else ''}")
     lines += [f"  note       {note}" for note in result["notes"]]

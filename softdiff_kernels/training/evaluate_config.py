@@ -33,6 +33,8 @@ class EvaluateConfig:
     """Labelled data set that the classifier is trained on. Default: the reference."""
     classifier: str | None = None
     """Classifier file: read if it is there; else written once it is trained."""
+    epochs: int | None = None
+    """Times that the classifier sees each image. Default: as many as make 160 000 images, 3 to 50."""
     feature_extractor_weights: str | None = None
     """Inception weights for fid and kid: torch-fidelity's weights-inception-2015-12-05-6726825d.pth."""
 
@@ -63,16 +65,17 @@ class EvaluateConfig:
         if not names or not set(names) <= set(METRICS) or len(set(names)) < len(names):
             wanted = f"one or several of {', '.join(METRICS)}, with commas between"
             raise UserError(f"--metric: expected {wanted}, got {self.metric!r}")
+        if "classifier" not in names:
+            for name in ("labelled", "classifier", "epochs"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"--{name} is for --metric classifier, got --metric {self.metric}")
         if set(names) & {"fid", "kid"} and self.feature_extractor_weights is None:
             raise UserError(
                 f"--metric {self.metric} needs --feature-extractor-weights FILE, the file {INCEPTION_FILE} "
                 "of release v0.2.0 of github.com/toshas/torch-fidelity; softdiff downloads nothing"
             )
-        if "classifier" not in names:
-            for name in ("labelled", "classifier"):
-                if getattr(self, name) is not None:
-                    raise UserError(f"--{name} is for --metric classifier, got --metric {self.metric}")
-        for name, least in (("num", 2), ("image_size", 1), ("steps", 1), ("batch", 1)):
+        least_values = {"num": 2, "image_size": 1, "epochs": 1, "steps": 1, "batch": 1}
+        for name, least in least_values.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")

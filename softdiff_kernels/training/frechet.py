@@ -24,9 +24,17 @@ def _float64(values: Tensor | Array) -> Array:
 
 
 def _root(covariance: Array) -> Array:
-    """R with R^T R = covariance; directions of negative variance, which only rounding makes, count as 0."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    return np.sqrt(values.clip(min=0))[:, None] * vectors.T
+    """R [K, D] with R^T R = covariance. By Cholesky where that goes, an order of magnitude faster;
+    else by eigenvectors, without the directions whose variance is rounding."""
+    symmetric = (covariance + covariance.T) / 2
+    try:
+        factor: Array = np.linalg.cholesky(symmetric).T
+        return factor
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(symmetric)
+    rounding = max(float(values.max(initial=0)), 0.0) * len(values) * np.finfo(np.float64).eps
+    kept = values > rounding
+    return np.sqrt(values[kept])[:, None] * vectors.T[kept]
 
 
 def frechet_distance(
@@ -45,8 +53,8 @@ def frechet_distance(
         raise ValueError(f"frechet_distance: expected [D], [D, D], [D], [D, D], got {shapes}")
     if not all(np.isfinite(x).all() for x in (m1, s1, m2, s2)):
         raise ValueError("frechet_distance: expected finite means and covariances")
-    # tr (S1 S2)^(1/2) is the sum of the singular values of S1^(1/2) S2^(1/2). Eigenvalues of
-    # S1^(1/2) S2 S1^(1/2) would be their squares, with half the digits left in the small ones.
+    # With S = R^T R, tr (S1 S2)^(1/2) is the sum of the singular values of R1 R2^T. The eigenvalues of
+    # S1 S2 would be their squares, with half the digits left in the small ones.
     shared = np.linalg.svd(_root(s1) @ _root(s2).T, compute_uv=False).sum()
     difference = m1 - m2
     distance = difference @ difference + np.trace(s1) + np.trace(s2) - 2 * shared
