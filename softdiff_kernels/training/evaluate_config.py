@@ -14,7 +14,7 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure how far images are from a reference data set; nothing is ever downloaded."""
+    """Measure how far images are from a reference data set. No weights are ever downloaded."""
 
     reference: str
     """Data set to compare with: a folder of images, .npz, .zip, or the word digits."""
