@@ -190,7 +190,9 @@ def test_mistakes_are_one_line(
     guessing = ["--labelled", noise, "--epochs", "1"]
     assert "from which its features mean something" in said(samples, plain, *guessing)
     away = str(tmp_path / "no" / "result.json")
-    assert main(["evaluate", *_pair(samples, plain), *kept, "--out", away]) == 2
+    # Where a result or a classifier cannot be kept is told before minutes of work.
+    assert "--out: " in said(samples, plain, *kept, "--out", away)
+    assert "no such folder" in said(samples, plain, "--classifier", away, "--labelled", noise)
 
 
 def _pair(images: str, reference: str) -> list[str]:

@@ -42,6 +42,9 @@ def evaluate(config: EvaluateConfig, say: Say = print) -> list[dict[str, Any]]:
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    for flag, path in (("--out", config.out), ("--classifier", config.classifier)):
+        if path is not None and not Path(path).parent.is_dir():
+            raise UserError(f"{flag}: {Path(path).parent}: no such folder")
     reference = load_images(config.reference, config.image_size)
     found = samples(config, progress)
     _check(config, found, reference)
@@ -125,7 +128,7 @@ def _classifier(config: EvaluateConfig, reference: ImageSet, say: Say) -> Classi
             name=data.name,
             classes=data.classes or None,
         )
-        found.check_useful()
+        found.check_useful()  # before it is kept
         if file is not None:
             found.save(file)
     found.check_useful()
