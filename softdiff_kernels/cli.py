@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `softdiff train | sample | dataset | schedule | bench | doctor | demo`.
+"""The command line: `softdiff train | sample | evaluate | dataset | schedule | bench | doctor | demo`.
 
 Commands are chosen here by hand, so that `doctor` and `--help` need the standard library and torch
-alone; a command's own flags are read by tyro from the dataclasses of `training.config`.
+alone; a command's own flags are read by tyro from the dataclasses of `training.config` and its like.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .training.errors import UserError, need
 COMMANDS = {
     "train": "train a model on a folder of images, a .zip or .npz file, or the built-in digits",
     "sample": "draw images from a weights file",
+    "evaluate": "measure how far images are from a reference data set",
     "dataset": "report what is in a data set, and convert it to a .zip or .npz file",
     "schedule": "compute the Wasserstein schedule of a data set",
     "bench": "time every op beside what people write or install; `bench compare A B` shows what changed",
@@ -141,6 +142,18 @@ def _dataset(argv: Sequence[str]) -> int:
     return 0
 
 
+def _evaluate(argv: Sequence[str]) -> int:
+    from .training.evaluate_config import EvaluateConfig
+
+    config = parse(EvaluateConfig, "evaluate", argv)
+    for module in ("safetensors", "PIL", *(("diffusers",) if config.weights is not None else ())):
+        need(module, "softdiff evaluate")
+    from .training.evaluate import evaluate
+
+    evaluate(config)
+    return 0
+
+
 def _schedule(argv: Sequence[str]) -> int:
     from .training.command_configs import ScheduleConfig
 
@@ -196,6 +209,7 @@ def _doctor(argv: Sequence[str]) -> int:
 RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "sample": _sample,
+    "evaluate": _evaluate,
     "dataset": _dataset,
     "schedule": _schedule,
     "bench": _bench,

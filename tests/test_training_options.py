@@ -121,7 +121,7 @@ def test_classes_need_labels_and_a_model_that_knows_them(
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32"])
 def test_low_precision_trains_as_float32_does(precision: Any, blobs: Path, tmp_path: Path) -> None:
-    """Rule: the losses of a few steps follow float32's to the precision of the type, and a resume is exact."""
+    """Rule: the losses of a few steps follow float32's to the type's precision, and a resume is exact."""
     changes: dict[str, Any] = {"steps": 4, "save_every": 2, "keep": 0}
     train(small(blobs, tmp_path / "exact", **changes))
     try:
@@ -216,7 +216,7 @@ def test_networks_of_the_presets_take_images_of_any_size(
     # Everything learns from the first step on, but what a last layer of zeros hides.
     assert float(model.net.conv_out.weight.grad.abs().sum()) > 0
     if network == "ncsnpp":
-        with pytest.raises(UserError, match="--network ncsnpp: expected 3 channels .* got 1 channels"):
+        with pytest.raises(UserError, match=r"--network ncsnpp: expected 3 channels .* got 1 channels"):
             build_model(config, (1, *size))
 
 

@@ -27,7 +27,9 @@ from .errors import UserError
 
 VERSION = 2
 PARTIAL = ".partial"
-KINDS = {"weights": "weights", "state": "training state"}
+KINDS = {"weights": "weights", "state": "training state", "classifier": "classifier"}
+RUN_KINDS = ("weights", "state")
+"""The kinds that a run writes, numbers and prunes."""
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -83,8 +85,8 @@ class DamagedCheckpoint(UserError):
 
 @dataclass
 class Checkpoint:
-    """One file's content. kind: `weights` or `state`; tensors by dotted name; meta as JSON takes it; digest:
-    of the file that it was read from."""
+    """One file's content. kind: one of KINDS; tensors by dotted name; meta as JSON takes it; digest: of the
+    file that it was read from."""
 
     kind: str
     meta: dict[str, Any]
@@ -115,7 +117,7 @@ class Checkpoint:
 
 def load_checkpoint(path: Path, kind: str) -> Checkpoint:
     """Reads a checkpoint of the wanted kind. One sentence for a file that is missing, truncated, damaged
-    (DamagedCheckpoint), foreign, of the other kind, or of a later version."""
+    (DamagedCheckpoint), foreign, of another kind, or of a later version."""
     wanted = f"a {KINDS[kind]} file of softdiff"
     if not path.is_file():
         raise UserError(f"{path}: no such file (expected {wanted})")
@@ -190,7 +192,7 @@ def prune(folder: Path, keep: int) -> None:
     """Leaves the newest `keep` checkpoints of each kind (0: all)."""
     if keep:
         others = {p.name.rpartition("-")[0] for p in folder.glob("weights-ema*.safetensors")}
-        for kind in (*KINDS, *others):
+        for kind in (*RUN_KINDS, *others):
             for old in numbered(folder, kind)[:-keep]:
                 old.unlink(missing_ok=True)
 

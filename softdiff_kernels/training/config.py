@@ -163,14 +163,13 @@ class TrainConfig:
         _check(self, "channels", self.channels is None or 1 <= self.channels <= 4, "1 to 4")
         _check(self, "batch_gpu", self.batch_gpu is None or self.batch_gpu >= 1, "at least 1")
         _check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")
-        sizes = len(self.image_size) <= 2 and all(side >= 1 for side in self.image_size)
-        _check(self, "image_size", sizes, "one or two whole numbers of at least 1")
+        check_sides(self.image_size)
         _check(self, "multipliers", all(m >= 1 for m in self.multipliers), "whole numbers of at least 1")
 
     @property
     def size(self) -> tuple[int, int] | None:
         """--image-size as (height, width), None where it is not given."""
-        return (self.image_size[0], self.image_size[-1]) if self.image_size else None
+        return height_and_width(self.image_size)
 
     def resolved(self) -> TrainConfig:
         """With --duration turned into steps."""
@@ -190,6 +189,18 @@ class TrainConfig:
         check_known(values)
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
+
+
+def check_sides(sides: tuple[int, ...]) -> None:
+    """Refuses an --image-size that is no side and no height and width."""
+    if len(sides) > 2 or any(side < 1 for side in sides):
+        got = " ".join(map(str, sides))
+        raise UserError(f"--image-size: expected one or two whole numbers of at least 1, got {got}")
+
+
+def height_and_width(sides: tuple[int, ...]) -> tuple[int, int] | None:
+    """--image-size as (height, width), None where it is not given."""
+    return (sides[0], sides[-1]) if sides else None
 
 
 def check_known(names: Iterable[str]) -> None:

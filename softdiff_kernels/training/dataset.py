@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import check_sides, height_and_width
 from .data import read
 from .data_pixels import Found, Wanted
 from .errors import UserError, need
@@ -51,9 +52,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         """Refuses what no conversion could mean."""
-        if len(self.image_size) > 2 or any(n < 1 for n in self.image_size):
-            got = " ".join(map(str, self.image_size))
-            raise UserError(f"--image-size: expected one or two numbers of at least 1, got {got}")
+        check_sides(self.image_size)
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit: expected at least 1, got {self.limit}")
         if self.out is not None and Path(self.out).suffix.lower() not in (".zip", ".npz"):
@@ -73,7 +72,7 @@ def convert(config: DatasetConfig, say: Callable[[str], None] = print) -> Found:
             raise UserError(f"{path} exists already: choose another --out, or add --overwrite")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"cannot write {out}: there is no folder {out.parent}")
-    size = None if not config.image_size else (config.image_size[0], config.image_size[-1])
+    size = height_and_width(config.image_size)
     found = read(config.source, Wanted(size, config.channels, config.limit))
     if config.labels and found.labels.fault:
         raise UserError(f"{found.labels.fault}; --no-labels goes on without labels")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import KINDS, numbered, remove_partial, write_atomically
+from .checkpoint import RUN_KINDS, numbered, remove_partial, write_atomically
 from .errors import UserError, user_errors
 
 RUNS = Path("runs")
@@ -37,7 +37,7 @@ def next_run_folder(name: str, runs: Path = RUNS) -> Path:
 def fresh_folder(path: str) -> Path:
     """The folder that --outdir names; refused where it already holds a run."""
     folder = Path(path)
-    if folder.is_dir() and any(numbered(folder, kind) for kind in KINDS):
+    if folder.is_dir() and any(numbered(folder, kind) for kind in RUN_KINDS):
         raise UserError(
             f"{folder} already holds a run: go on with it by --resume {folder}, or choose another --outdir"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..diffusion import Schedule, power_spectrum, shortest_path_schedule
 from .command_configs import ScheduleConfig
+from .config import check_sides, height_and_width
 from .data import load_images
 from .errors import UserError, need, user_errors
 
@@ -17,8 +18,8 @@ def make_schedule(config: ScheduleConfig, say: Callable[[str], None] = print) ->
     need("scipy.sparse", "the Wasserstein schedule")
     if config.plot is not None:
         need("matplotlib.figure", "--plot")
-    sides = config.image_size
-    images = load_images(config.data, (sides[0], sides[-1]) if sides else None)
+    check_sides(config.image_size)
+    images = load_images(config.data, height_and_width(config.image_size))
     with user_errors():
         schedule = shortest_path_schedule(
             power_spectrum(images.batches()),

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`softdiff evaluate`: the numbers, what is told beside them, and one line for every mistake."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from labelled_bars import bars
+from PIL import Image
+from torch import Tensor
+
+from softdiff_kernels.cli import main
+from softdiff_kernels.training.classifier import classifier_frechet, load_classifier, train_classifier
+from softdiff_kernels.training.errors import UserError
+from softdiff_kernels.training.evaluate import described
+from softdiff_kernels.training.evaluate_config import EvaluateConfig
+from softdiff_kernels.training.frechet import FeatureStatistics, frechet_distance
+
+pytest.importorskip("tyro")
+
+
+def archive(path: Path, pixels: Tensor, labels: Tensor | None = None) -> str:
+    arrays = {"images": pixels.permute(0, 2, 3, 1).numpy()}
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files: a labelled reference, one without labels, samples, a hundred of them, a classifier."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    pixels, labels = bars(1100)
+    others = bars(600, seed=1)[0]
+    trained = train_classifier(pixels, labels, epochs=4, say=lambda _: None, name="labelled")
+    trained.save(folder / "classifier.safetensors")
+    return {
+        "labelled": archive(folder / "labelled.npz", pixels, labels),
+        "plain": archive(folder / "plain.npz", pixels),
+        "samples": archive(folder / "samples.npz", others),
+        "few": archive(folder / "few.npz", others[:100]),
+        "classifier": str(folder / "classifier.safetensors"),
+    }
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(["evaluate", *argv]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The sentence of a refusal: exit code 2, one line on stderr after what training told, no number."""
+    assert main(["evaluate", *argv]) == 2
+    said = capsys.readouterr()
+    *told, last = said.err.splitlines()
+    assert last.startswith("softdiff: error: ") and "Traceback" not in said.err and not said.out
+    assert not any("error" in line for line in told)
+    return last
+
+
+def test_the_number_is_the_classifier_distance_with_all_that_it_depends_on(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "result.json"
+    argv = ["--images", data["samples"], "--reference", data["plain"], "--classifier", data["classifier"]]
+    said = run(capsys, *argv, "--out", str(out))
+    (result,) = json.loads(out.read_text())
+    trained = load_classifier(data["classifier"])
+    # The value is the library's, on the same pixels, up to float32 rounding of the features.
+    wanted = classifier_frechet(trained, bars(600, seed=1)[0], bars(1100)[0])
+    assert result["value"] == pytest.approx(wanted, rel=1e-6)
+    # A reader finds the metric, both counts, the features with digest and accuracy, and the floor.
+    assert result["metric"] == "classifier Fréchet distance"
+    assert (result["samples"], result["reference"], result["floor_images"]) == (600, 1100, [550, 550])
+    assert 0 < result["floor"] < 1
+    for text in ("classifier Fréchet distance: ", "600 of", "1100 of", trained.digest(), "% of held-out"):
+        assert text in said
+    # What nobody recorded is said to be unknown, and this is never called by Inception's name.
+    assert "prior unknown" in said and "sampler unknown" in said
+    assert "fid" not in said.lower() and "fid" not in out.read_text().lower()
+    # The same again, as one line of JSON.
+    line = run(capsys, *argv, "--json")
+    assert line.count("\n") == 1 and json.loads(line) == result
+
+
+def test_it_trains_on_the_reference_and_keeps_the_classifier_where_told(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["--images", data["samples"], "--reference", data["labelled"], "--json"]
+    argv += ["--epochs", "4"]
+    first = json.loads(run(capsys, *argv))
+    # Nothing is written unasked.
+    assert not list(tmp_path.iterdir())
+    assert first["held_out_accuracy"] > 0.9
+    kept = [*argv, "--classifier", "kept.safetensors"]
+    second, third = (json.loads(run(capsys, *kept)) for _ in range(2))
+    # Trained again from the same seed, and read back: one classifier, one number.
+    assert first["features_digest"] == second["features_digest"] == third["features_digest"]
+    assert first["value"] == second["value"] == pytest.approx(third["value"], rel=1e-6)
+    # A kept classifier serves its own data alone.
+    other = archive(tmp_path / "other.npz", *bars(300, seed=5))
+    assert "not on --labelled" in refused(capsys, *kept, "--labelled", other)
+
+
+def test_a_folder_of_samples_brings_its_record_and_not_its_grid(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, image in enumerate(bars(12, seed=2)[0]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{seed:06d}.png")
+    Image.new("L", (90, 90)).save(tmp_path / "grid.png")
+    record: dict[str, Any] = {"weights": "w.safetensors", "weights_digest": "ab12", "step": 7}
+    record |= {"sampler": "naive", "steps": 9, "seeds": "0-11", "prior": "gaussian-dct", "class": None}
+    (tmp_path / "samples.json").write_text(json.dumps(record))
+    argv = ["--images", str(tmp_path), "--reference", data["plain"], "--classifier", data["classifier"]]
+    said = run(capsys, *argv, "--num", "10")
+    # Exactly --num images, the grid is none of them, and too few for a figure is said beside it.
+    assert "10 of " in said and "fewer than 500 images" in said
+    for text in ("w.safetensors", "step 7", "prior gaussian-dct", "sampler naive", "steps 9", "seeds 0-11"):
+        assert text in said
+    assert "class " not in said.replace("classifier", "")
+    assert "at most the 12 images" in refused(capsys, *argv, "--num", "13")
+    (tmp_path / "samples.json").write_text("{")
+    assert "samples.json: not readable" in refused(capsys, *argv, "--num", "10")
+
+
+def test_samples_are_drawn_from_weights(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("diffusers")
+    folder = tmp_path / "run"
+    argv = ["train", "--data", data["few"], "--outdir", str(folder), "--steps", "1", "--width", "8"]
+    argv += ["--blocks", "1", "--batch", "4", "--schedule", "paper", "--sample-count", "0", "--no-progress"]
+    assert main(argv) == 0
+    capsys.readouterr()
+    argv = ["--weights", str(folder), "--reference", data["plain"], "--classifier", data["classifier"]]
+    argv += ["--steps", "2", "--seeds", "0-19"]
+    result = json.loads(run(capsys, *argv, "--num", "6", "--json"))
+    made = {name: result[name] for name in ("samples", "sampler", "steps", "seeds", "step")}
+    assert made == {"samples": 6, "sampler": "momentum", "steps": 2, "seeds": "0-19", "step": 1}
+    assert "gaussian-dct" in result["prior"] and len(result["weights_digest"]) == 32
+    # Seed k is the image that `softdiff sample` writes for it: 6 seeds or the first 6 of 20 are the same.
+    argv[-1] = "0-5"
+    again = json.loads(run(capsys, *argv, "--num", "6", "--json"))
+    assert again["samples_digest"] == result["samples_digest"]
+    # Too few are refused before any is drawn.
+    assert "takes 500 images or more on both sides, got 6 (samples)" in refused(capsys, *argv)
+    # A run's own pictures are not its samples.
+    argv = ["--images", str(folder), "--reference", data["plain"], "--classifier", data["classifier"]]
+    assert "is a run folder: give it as --weights" in refused(capsys, *argv)
+
+
+def test_mistakes_are_one_line(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(images: str, reference: str, *more: str) -> str:
+        return refused(capsys, "--images", images, "--reference", reference, *more)
+
+    kept = ["--classifier", data["classifier"]]
+    few, samples, plain = data["few"], data["samples"], data["plain"]
+    assert "either --images or --weights, got neither" in refused(capsys, "--reference", plain)
+    assert "either --images or --weights, got both" in said(samples, plain, "--weights", "w")
+    assert "has no labels" in said(samples, plain)
+    assert "got 100 (samples)" in said(few, plain, *kept)
+    assert "got 100 (--reference)" in said(samples, few, *kept)
+    assert "no such file" in said(str(tmp_path / "none.npz"), plain, *kept)
+    assert "no such file" in said(samples, str(tmp_path / "none.npz"), *kept)
+    assert "give it as --weights" in said(data["classifier"], plain, *kept)
+    assert "got a weights file" not in said(samples, plain, "--classifier", samples)
+    assert "--num: expected at least 2, got 1" in said(samples, plain, "--num", "1")
+    assert "--metric: expected one or several of classifier, fid" in said(samples, plain, "--metric", "is")
+    colour = archive(tmp_path / "colour.npz", bars(600, shape=(3, 8, 8))[0])
+    assert "got 3 channels of 8 x 8" in said(colour, plain, *kept)
+    large = archive(tmp_path / "large.npz", bars(600, shape=(1, 9, 9))[0])
+    assert "got 1 channel of 9 x 9" in said(large, plain, *kept)
+    assert "expected a classifier of images like the reference's (1 channel of 9 x 9)" in said(
+        large, large, *kept
+    )
+    # With one size for all, the same files can be compared.
+    both = run(capsys, *_pair(large, plain), *kept, "--image-size", "8", "--json")
+    assert json.loads(both)["samples"] == 600
+    noise = archive(tmp_path / "noise.npz", bars(600)[0], bars(600, seed=7)[1])
+    guessing = ["--labelled", noise, "--epochs", "1"]
+    assert "from which its features mean something" in said(samples, plain, *guessing)
+    away = str(tmp_path / "no" / "result.json")
+    # Where a result or a classifier cannot be kept is told before minutes of work.
+    assert "--out: " in said(samples, plain, *kept, "--out", away)
+    assert "no such folder" in said(samples, plain, "--classifier", away, "--labelled", noise)
+
+
+def _pair(images: str, reference: str) -> list[str]:
+    return ["--images", images, "--reference", reference]
+
+
+def test_nothing_is_downloaded_for_fid(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*_pair(data["samples"], data["plain"]), "--metric", "fid,kid"]
+    said = refused(capsys, *argv)
+    # The sentence names the file and its release, and that it is the user's to fetch.
+    assert "weights-inception-2015-12-05-6726825d.pth" in said and "v0.2.0" in said
+    assert "downloads nothing" in said
+    assert "--classifier is for --metric classifier" in refused(capsys, *argv, "--classifier", "c")
+    # The convention on numbers comes before any work.
+    few = [*argv, "--feature-extractor-weights", str(tmp_path / "none.pth")]
+    assert "--metric fid takes 10000 images or more on both sides, got 600" in refused(capsys, *few)
+    alpha = archive(tmp_path / "alpha.npz", bars(20, shape=(2, 8, 8))[0])
+    argv = [*_pair(alpha, alpha), *few[4:], "--num", "20"]
+    assert "put images with alpha on a background first, got 2 channels" in refused(capsys, *argv)
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in torch-fidelity's format with random weights, scaled so that signals come through."""
+    try:
+        module: Any = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    except (ImportError, RuntimeError) as error:  # the second from a torchvision of another torch
+        pytest.skip(f"torch_fidelity cannot be imported: {error}")
+    found: dict[str, Tensor] = {}
+
+    def none(*_: Any, **__: Any) -> dict[str, Tensor]:
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        # The constructor loads a state: it is given its own, empty one, which strictness would refuse.
+        patch.setattr(module, "load_state_dict_from_url", none)
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("conv.weight"):
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+    path: Path = tmp_path_factory.mktemp("inception") / "random.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def early_layer(monkeypatch: pytest.MonkeyPatch) -> str:
+    """64 features from Inception's first block: the same code in a hundredth of the time."""
+    monkeypatch.setattr("softdiff_kernels.training.inception.LAYER", "64")
+    return "64"
+
+
+def test_fid_is_the_distance_on_the_extractors_features(
+    inception_weights: Path, early_layer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from softdiff_kernels.training.inception import Inception
+
+    one, two = bars(6, seed=3)[0], bars(6, seed=4)[0]
+    first, second = archive(tmp_path / "one.npz", one), archive(tmp_path / "two.npz", two)
+    argv = ["--metric", "fid,kid", "--feature-extractor-weights", str(inception_weights), "--num", "6"]
+    out = tmp_path / "result.json"
+    said = run(capsys, *_pair(first, second), *argv, "--out", str(out))
+    fid, kid = json.loads(out.read_text())
+    extractor = Inception(inception_weights, torch.device("cpu"))
+    ours, theirs = (extractor.features(x, print) for x in (one, two))
+    stats = [FeatureStatistics().update(f) for f in (ours, theirs)]
+    wanted = frechet_distance(stats[0].mean, stats[0].covariance, stats[1].mean, stats[1].covariance)
+    assert fid["value"] == pytest.approx(wanted, rel=1e-6) and wanted > 0
+    # A figure on other weights than the published ones is not passed off as FID.
+    assert "FID (Fréchet inception distance) with other weights: " in said
+    assert "no FID of others compares with it" in said and "bilinear" in said and "grey repeated" in said
+    assert "fewer than 10000 images" in said and "± " in said and kid["std_over_subsets"] >= 0
+    # Against itself, which --num alone does not forbid, the distance is 0 up to rounding.
+    run(capsys, *_pair(first, first), *argv, "--out", str(out))
+    assert json.loads(out.read_text())[0]["value"] <= 1e-6 * np.trace(stats[0].covariance)
+
+
+def test_the_distance_is_the_number_that_torch_fidelity_gives(inception_weights: Path) -> None:
+    fidelity: Any = importlib.import_module("torch_fidelity.metric_fid")
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(300, 64, generator=generator, dtype=torch.float64).exp() for _ in range(2)]
+    ours = [FeatureStatistics().update(f) for f in features]
+    theirs = [fidelity.fid_features_to_statistics(f) for f in features]
+    wanted = fidelity.fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
+    assert ours[0].distance(ours[1]) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_fid_takes_the_layer_that_it_is_defined_on(inception_weights: Path) -> None:
+    from softdiff_kernels.training.inception import Inception
+
+    extractor = Inception(inception_weights, torch.device("cpu"))
+    assert extractor.features(bars(2)[0], print).shape == (2, 2048) and not extractor.published
+
+
+def test_files_that_are_no_inception_weights_are_refused(inception_weights: Path, tmp_path: Path) -> None:
+    from softdiff_kernels.training.inception import Inception
+
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match=r"no such file \(expected weights-inception"):
+        Inception(tmp_path / "none.pth", cpu)
+    text = tmp_path / "text.pth"
+    text.write_text("no weights")
+    with pytest.raises(UserError, match="got no file of tensors"):
+        Inception(text, cpu)
+    torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="got other tensors"):
+        Inception(tmp_path / "other.pth", cpu)
+    # A pickle that would run code is not let through to be unpickled.
+    torch.save({"a": _Shout()}, tmp_path / "code.pth")
+    with pytest.raises(UserError, match="got no file of tensors"):
+        Inception(tmp_path / "code.pth", cpu)
+
+
+class _Shout:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return (pytest.fail, ("code in a weights file was run",))
+
+
+def test_options_and_lines() -> None:
+    config = EvaluateConfig(
+        reference="r", images="i", metric="kid, classifier", feature_extractor_weights="w"
+    )
+    assert config.metrics == ("kid", "classifier")
+    for metric in ("", "kid,kid", "classifier,psnr"):
+        with pytest.raises(UserError, match="--metric: expected"):
+            EvaluateConfig(reference="r", images="i", metric=metric, feature_extractor_weights="w")
+    # Guidance and class stand in the lines where a record has them.
+    result: dict[str, Any] = dict.fromkeys(
+        ("weights", "step", "prior", "sampler", "steps", "seeds", "samples_source"), "x"
+    )
+    result |= {"metric": "m", "value": 1.0, "samples": 2, "reference": 3, "reference_source": "r"}
+    result |= {"samples_digest": "a", "reference_digest": "b", "features": "f", "held_out_accuracy": 0.9}
+    result |= {"resize": "8 x 8", "channels": 1, "notes": [], "guidance": 1.5, "class": "3"}
+    assert "guidance 1.5, class 3" in described(result)
