@@ -26,7 +26,7 @@ def test_a_zip_is_read_like_the_folder_it_was_made_of(tmp_path: Path, method: in
         "00000/deep/er.png": random_pixels(2),
     }
     pairs = [("00000/img0.PNG", 2), ("00000/deep/er.png", 0), ("00001/img1.png", 1)]
-    other = {"__MACOSX/._img1.png": b"no", ".hidden/x.png": b"no", "00000/._a.png": b"no", "notes.txt": b"no"}
+    other = {"__MACOSX/img1.png": b"no", ".hidden/x.png": b"no", "00000/._a.png": b"no", "notes.txt": b"no"}
     everything = {**files, "dataset.json": labels_json(*pairs), **other}
     zipped = load_images(str(pack(tmp_path / "set.zip", everything, method)), need_labels=True)
     folder = load_images(str(fill(tmp_path / "set", everything)), need_labels=True)
@@ -125,13 +125,14 @@ def test_an_unreadable_image_does_not_choose_the_mode(tmp_path: Path) -> None:
 
 
 def test_sixteen_bit_grey_stays_grey_among_grey_and_scales_among_colour(tmp_path: Path) -> None:
-    levels = np.array([[0, 1000, 32896, 65535]], dtype=np.uint16)
+    """Rule: 65535 / 255 = 257, and a level is the whole 257s in the number."""
+    levels = np.array([[256, 257, 32896, 65535]], dtype=np.uint16)
     Image.fromarray(levels).save(tmp_path / "deep.png")
     fill(tmp_path, {"grey.png": random_pixels(1, (1, 4))})
-    assert load_images(str(tmp_path)).pixels[0, 0, 0].tolist() == [0, 3, 128, 255]
+    assert load_images(str(tmp_path)).pixels[0, 0, 0].tolist() == [0, 1, 128, 255]
     fill(tmp_path, {"colour.png": random_pixels(1, (1, 4, 3))})
     # In the order of the paths deep.png is the second now, and its one channel stands three times.
-    assert load_images(str(tmp_path)).pixels[1].tolist() == [[[0, 3, 128, 255]]] * 3
+    assert load_images(str(tmp_path)).pixels[1].tolist() == [[[0, 1, 128, 255]]] * 3
 
 
 def test_floating_point_images_are_left_out_with_the_reason(

@@ -152,7 +152,8 @@ def test_channels_limit_and_size_are_obeyed(pets: Path, tmp_path: Path) -> None:
     one = load_images(str(pets))
     for source in (str(pets), out):
         path = str(tmp_path / f"rgba-{Path(source).stem}.zip")
-        convert(DatasetConfig(source, out=path, channels=4, limit=1), lambda line: None)
+        read = convert(DatasetConfig(source, out=path, channels=4, limit=1), lambda line: None)
+        assert read.labels.values is not None and read.labels.values.tolist() == [0]
         rgba = load_images(path)
         assert len(rgba.pixels) == 1 and rgba.shape[0] == 4 and rgba.num_classes == 2
         assert rgba.pixels[:, 3].unique().tolist() == [255]
