@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `softdiff train | sample | evaluate | schedule | bench | doctor | demo`.
+"""The command line: `softdiff train | sample | evaluate | dataset | schedule | bench | doctor | demo`.
 
 Commands are chosen here by hand, so that `doctor` and `--help` need the standard library and torch
 alone; a command's own flags are read by tyro from the dataclasses of `training.config` and its like.
@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from .training.errors import UserError, need
 
 COMMANDS = {
-    "train": "train a model on a folder of images, an .npz file, or the built-in digits",
+    "train": "train a model on a folder of images, a .zip or .npz file, or the built-in digits",
     "sample": "draw images from a weights file",
     "evaluate": "measure how far images are from a reference data set",
+    "dataset": "report what is in a data set, and convert it to a .zip or .npz file",
     "schedule": "compute the Wasserstein schedule of a data set",
     "bench": "time every op beside what people write or install; `bench compare A B` shows what changed",
     "demo": "train on digits for a few minutes and draw momentum beside naive samples",
@@ -130,6 +131,15 @@ def _evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
+def _dataset(argv: Sequence[str]) -> int:
+    from .training.dataset import DatasetConfig, convert
+
+    config = parse(DatasetConfig, "dataset", argv, positional=True)
+    need("PIL", "softdiff dataset")
+    convert(config)
+    return 0
+
+
 def _schedule(argv: Sequence[str]) -> int:
     from .training.config import ScheduleConfig
 
@@ -186,6 +196,7 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "sample": _sample,
     "evaluate": _evaluate,
+    "dataset": _dataset,
     "schedule": _schedule,
     "bench": _bench,
     "demo": _demo,
