@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained, and what is drawn from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# All networks are the preset's, trained on the same images in the same order from the same first weights.
+PRESET = "mnist"
+TRAINED: dict[str, list[str]] = {
+    "soft": [],
+    "plain": ["--loss", "plain"],
+    "noise": ["--schedule", "noise", "--prior", "plain"],
+    "linear": ["--schedule", "linear"],
+    "geometric": ["--schedule", "geometric"],
+}
+NAMES = {
+    "soft": "Soft Score Matching, blur + noise, Wasserstein schedule",
+    "plain": "plain residual loss instead",
+    "noise": "noise only (VE) instead",
+    "linear": "linear schedule instead",
+    "geometric": "geometric schedule instead",
+}
+COMPARED_AT = 1500
+"""The step at which networks are compared; their learning rate is the preset's up to there."""
+
+SEEDS = 3
+IMAGES = 500
+"""Drawn for each of the seeds: seed k's are those of the sampler's seeds 500 k to 500 k + 499."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One curve: a network's samples by one sampler, at several numbers of steps."""
+
+    network: str
+    sampler: str
+    steps: tuple[int, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    prior: str | None = None
+    step: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As JSON names it."""
+        options = "".join(f" {key}={value}" for key, value in self.options.items())
+        return f"{self.network} {self.sampler}{options}" + (f" from {self.prior}" if self.prior else "")
+
+
+LONG = (10, 25, 50, 100, 200)
+SHORT = (10, 25, 50, 100)
+
+SAMPLERS = [
+    Drawing("soft", "momentum", LONG),
+    Drawing("soft", "naive", LONG),
+    Drawing("soft", "momentum", SHORT[1:], {"variance": "small"}),
+    Drawing("soft", "ddim", SHORT[1:]),
+]
+PRIORS = [
+    Drawing("soft", "momentum", (100,), prior="blurred"),
+    Drawing("soft", "naive", (100,), prior="blurred"),
+]
+NETWORKS = [Drawing(network, "momentum", SHORT, step=COMPARED_AT) for network in TRAINED]
+PARTS = {"samplers": SAMPLERS, "priors": PRIORS, "networks": NETWORKS}

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains the networks of the plan, one after the other, by `softdiff train`; each goes on where it was."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .plan import COMPARED_AT, PRESET, TRAINED
+
+
+def train(data: str, out: Path, only: list[str]) -> None:
+    """Runs in out/NAME. The first network is trained to the preset's end, the others to where all are
+    compared, on the same curve of the learning rate."""
+    for name in only or TRAINED:
+        folder = out / name
+        argv = ["--preset", PRESET, "--data", data, "--outdir", str(folder), "--resume", "auto"]
+        command = [sys.executable, "-m", "softdiff_kernels", "train", *argv, *TRAINED[name], "--keep", "0"]
+        begun = time.monotonic()
+        process = subprocess.Popen(command)
+        whole = name == next(iter(TRAINED))
+        enough = folder / f"state-{COMPARED_AT:08d}.safetensors"
+        while process.poll() is None:
+            if not whole and enough.exists():
+                # The run saves once more, and could be gone on with.
+                process.terminate()
+                process.wait()
+            time.sleep(1)
+        if process.returncode != 0 and not enough.exists():
+            raise SystemExit(f"{name}: softdiff train ended with {process.returncode}")
+        print(f"{name}: {time.monotonic() - begun:.0f} s")
