@@ -117,7 +117,16 @@ class Checkpoint:
 
 def load_checkpoint(path: Path, kind: str) -> Checkpoint:
     """Reads a checkpoint of the wanted kind. One sentence for a file that is missing, truncated, damaged
-    (DamagedCheckpoint), foreign, of another kind, or of a later version."""
+    (DamagedCheckpoint), foreign, of the other kind, or of a later version."""
+    return _read(path, kind, whole=True)
+
+
+def load_meta(path: Path, kind: str) -> dict[str, Any]:
+    """What a checkpoint says of itself, without its tensors: fast, and blind to damage in those."""
+    return _read(path, kind, whole=False).meta
+
+
+def _read(path: Path, kind: str, *, whole: bool) -> Checkpoint:
     wanted = f"a {KINDS[kind]} file of softdiff"
     if not path.is_file():
         raise UserError(f"{path}: no such file (expected {wanted})")
@@ -131,10 +140,10 @@ def load_checkpoint(path: Path, kind: str) -> Checkpoint:
                 raise UserError(f"{path}: expected {wanted}, got {other}")
             if version != str(VERSION):
                 raise UserError(f"{path}: expected format version {VERSION}, got {version or 'none'}")
-            meta = json.loads(metadata["softdiff"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            digest = metadata["digest"]
-            if digest != _digest(metadata["softdiff"], tensors):
+            meta, digest = json.loads(metadata["softdiff"]), metadata["digest"]
+            names = file.keys() if whole else ()
+            tensors = {name: file.get_tensor(name) for name in names}
+            if whole and digest != _digest(metadata["softdiff"], tensors):
                 raise DamagedCheckpoint(f"{path}: expected {wanted}, got a damaged one (its digest is wrong)")
     except UserError:
         raise
@@ -171,15 +180,17 @@ def find(path: str, kind: str) -> Path:
     return files[-1]
 
 
-def newest_whole(folder: Path, kind: str, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of a kind that can be read whole; None where the folder has no file of it.
+def newest_whole(
+    folder: Path, kind: str, warn: Callable[[str], None], check: Callable[[Path, str], Any] = load_checkpoint
+) -> Path | None:
+    """The newest checkpoint of a kind that `check` reads; None where the folder has no file of it.
 
     Those that are damaged are passed over, each with a warning. UserError where all of them are.
     """
     files = numbered(folder, kind)
     for path in reversed(files):
         try:
-            load_checkpoint(path, kind)
+            check(path, kind)
             return path
         except DamagedCheckpoint as error:
             warn(f"warning: {error}; looking for the one before it")

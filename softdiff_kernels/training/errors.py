@@ -27,6 +27,10 @@ def need(module: str, purpose: str, extra: str = "train") -> ModuleType:
         if error.name is not None and error.name.partition(".")[0] != package:
             raise UserError(f"{purpose} needs {package}, which fails to import here: {error}") from error
         raise UserError(f"{purpose} needs {package}, which is not installed: {install(extra)}") from None
+    except (RuntimeError, OSError) as error:
+        # As where a package that it imports was built for another torch.
+        reason = " ".join(str(error).split())
+        raise UserError(f"{purpose} needs {module}, which fails to import here: {reason}") from error
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from .checkpoint import (
     checkpoint_name,
     find,
     load_checkpoint,
+    load_meta,
     newest_whole,
     prune,
     remove_partial,
@@ -67,16 +68,20 @@ def corruption_sheet(images: ImageSet, corruption: Corruption) -> Tensor:
     return torch.stack(columns, dim=1).flatten(0, 1)
 
 
-def resolve_resume(config: TrainConfig) -> Path | None:
-    """The state file that `--resume` means, if it means one: of a folder, its newest that is whole."""
+def resolve_resume(config: TrainConfig, *, look: bool = False) -> Path | None:
+    """The state file that `--resume` means, if it means one: of a folder, its newest that is whole.
+
+    look: for a first look at its options, which reads no tensors and says nothing of what is damaged.
+    """
     if config.resume is None:
         return None
+    how = (lambda _: None, load_meta) if look else (_warn, load_checkpoint)
     if config.resume == "auto":
         if config.outdir is None:
             raise UserError("--resume auto: expected --outdir with it, to look for the newest state in")
-        return newest_whole(Path(config.outdir), "state", _warn)
+        return newest_whole(Path(config.outdir), "state", *how)
     named = find(config.resume, "state")
-    return newest_whole(named.parent, "state", _warn) if Path(config.resume).is_dir() else named
+    return newest_whole(named.parent, "state", *how) if Path(config.resume).is_dir() else named
 
 
 def _warn(line: str) -> None:
@@ -87,7 +92,7 @@ def options_of(state: Path) -> TrainConfig:
     """The options that a training state was saved with."""
     try:
         with user_errors(f"{state}: "):
-            return TrainConfig.from_dict(load_checkpoint(state, "state").meta["config"])
+            return TrainConfig.from_dict(load_meta(state, "state")["config"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{state}: expected the run's options in it, found none") from error
 
@@ -274,7 +279,7 @@ def with_resume_defaults(resume: str | None, outdir: str | None) -> TrainConfig 
         return None
     probe = TrainConfig(data="", resume=resume, outdir=outdir)
     with contextlib.suppress(FileNotFoundError):
-        state = resolve_resume(probe)
+        state = resolve_resume(probe, look=True)
         if state is not None:
             return replace(options_of(state), resume=resume, outdir=outdir)
     return None

@@ -70,7 +70,7 @@ class UNet(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        unet_class = need("diffusers", "the U-Net").UNet2DModel
+        unet_class = need("diffusers.models.unets.unet_2d", "the U-Net").UNet2DModel
         size = (-(-size[0] // patch), -(-size[1] // patch))
         multipliers = multipliers or default_multipliers(*size)
         self.patch = patch
