@@ -2,8 +2,8 @@
 """How much of a training step is not the network and its optimiser: `python -m benchmarks.trainer_overhead`.
 
 Two halves of the same step take turns: the network forward and backward on inputs that lie ready, with Adam;
-and all the rest (images, t, corruption, loss with its gradient, clipping, averages, statistics) around a network
-that costs nothing. Whole steps stand beside their sum, to show that nothing is missing from it.
+and all the rest (images, t, corruption, loss with its gradient, clipping, averages, statistics) around a
+network that costs nothing. Whole steps stand beside their sum, to show that nothing is missing from it.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def main() -> None:
     low, high = shares[len(shares) // 5], shares[-1 - len(shares) // 5]
     print(
         f"{config.batch} images of 28 x 28, {torch.get_num_threads()} threads, torch {torch.__version__}: "
-        f"network and Adam {needed_ms:.1f} ms, the rest {rest_ms:.2f} ms, a whole step {whole_ms:.1f} ms; the "
-        f"trainer is {statistics.median(shares):.1%} of a step (20/80 quantiles {low:.1%} to {high:.1%}, "
+        f"network and Adam {needed_ms:.1f} ms, the rest {rest_ms:.2f} ms, a whole step {whole_ms:.1f} ms; "
+        f"the trainer is {statistics.median(shares):.1%} of a step (20/80 quantiles {low:.1%} to {high:.1%}, "
         f"{options.turns} turns)"
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -150,6 +151,14 @@ def test_a_missing_extra_is_one_line_that_says_how_to_get_it(
         said = refused(capsys, "train", "--data", str(dots), "--steps", "1")
         assert f"needs {module}, which is not installed" in said
         assert 'pip install "softdiff_kernels[train]"' in said
+
+    def broken(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    # A package that was built for another torch fails in its own way; that is one line, too.
+    monkeypatch.setattr(importlib, "import_module", broken)
+    said = refused(capsys, "train", "--data", str(dots), "--steps", "1")
+    assert "fails to import here: operator torchvision::nms does not exist" in said
 
 
 def test_demo_draws_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

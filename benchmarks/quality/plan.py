@@ -27,8 +27,8 @@ COMPARED_AT = 1500
 
 SEEDS = 3
 IMAGES = 300
-"""Drawn for each of the seeds: seed k's are those of the sampler's seeds 300 k to 300 k + 299. That few make a
-distance larger, alike for all; what as many real images get stands beside it."""
+"""Drawn for each of the seeds: seed k's are those of the sampler's seeds 300 k to 300 k + 299. That few make
+a distance larger, alike for all; what as many real images get stands beside it."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and plots of what was measured, from its lines alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from .measure import read
+from .plan import IMAGES, NAMES, NETWORKS, PARTS, PRIORS, SAMPLERS, Drawing
+
+COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6")
+SAMPLER_NAMES = {
+    "soft momentum": "momentum, large variance (the paper's)",
+    "soft naive": "naive",
+    "soft momentum variance=small": "momentum, small variance",
+    "soft ddim": "DDIM, deterministic",
+}
+
+
+def report(out: Path) -> str:
+    """The tables as Markdown; out/samplers.png and out/networks.png beside them."""
+    parts = []
+    for part, title in (
+        ("samplers", "Samplers, the same weights and starts"),
+        ("networks", "Losses, corruptions and schedules, the momentum sampler"),
+        ("priors", "Starts from blurred training images"),
+    ):
+        found = _found(out, part)
+        if found:
+            parts += [f"## {title}", "", _table(part, found), ""]
+            if part != "priors":
+                _plot(out / f"{part}.png", part, found)
+    return "\n".join(parts)
+
+
+def _found(out: Path, part: str) -> dict[tuple[str, int], list[float]]:
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for line in read(out / f"{part}.jsonl"):
+        found[line["name"], line["steps"]].append(line["distance"])
+    return found
+
+
+def _label(part: str, drawing: Drawing) -> str:
+    if part == "networks":
+        return NAMES[drawing.network]
+    return SAMPLER_NAMES[Drawing(drawing.network, drawing.sampler, (), drawing.options).name]
+
+
+def _cell(values: list[float] | None) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3g}{spread}"
+
+
+def _table(part: str, found: dict[tuple[str, int], list[float]]) -> str:
+    plan = {"samplers": SAMPLERS, "networks": NETWORKS, "priors": PRIORS}[part]
+    steps = sorted({n for drawing in plan for n in drawing.steps})
+    rows = ["| | " + " | ".join(f"{n} steps" for n in steps) + " |", "|---" * (len(steps) + 1) + "|"]
+    for drawing in plan:
+        cells = [_cell(found.get((drawing.name, n))) for n in steps]
+        rows.append(f"| {_label(part, drawing)} | " + " | ".join(cells) + " |")
+    real = _cell(found.get(("real", 0)))
+    rows += ["", f"{IMAGES} real images of the training set, in the samples' place: {real}."]
+    return "\n".join(rows)
+
+
+def _plot(path: Path, part: str, found: dict[tuple[str, int], list[float]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    ax: Any = figure.subplots()
+    for colour, drawing in zip(COLOURS, PARTS[part], strict=False):
+        steps = [n for n in drawing.steps if found.get((drawing.name, n))]
+        means = [statistics.mean(found[drawing.name, n]) for n in steps]
+        ax.plot(steps, means, "o-", color=colour, label=_label(part, drawing), linewidth=1.8, markersize=4)
+        for n in steps:
+            values = found[drawing.name, n]
+            ax.plot([n] * len(values), values, "_", color=colour, markersize=7, alpha=0.7)
+    ax.axhline(statistics.mean(found["real", 0]), color="#444444", linestyle=":", label="real images")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ticks = sorted({n for drawing in PARTS[part] for n in drawing.steps})
+    ax.set_xticks(ticks, [str(n) for n in ticks])
+    ax.minorticks_off()
+    ax.set_xlabel("sampler steps")
+    ax.set_ylabel("classifier Fréchet distance")
+    ax.grid(True, color="#e6e6e6")
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
