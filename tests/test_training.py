@@ -235,6 +235,12 @@ def test_another_run_is_not_a_resumed_one(blobs: Path, tmp_path: Path) -> None:
     np.savez(other, images=np.zeros((20, 8, 8), np.uint8))
     with pytest.raises(UserError, match="expected the images that the run was trained on"):
         train(dataclasses.replace(again, data=str(other)))
+    # Unless it is asked for: another learning rate, and other images.
+    changed = dataclasses.replace(again, lr=5e-4, data=str(other), steps=2, allow_changes=True)
+    resumed = train(dataclasses.replace(changed, outdir=str(tmp_path / "changed")))
+    assert resumed.step == 2 and options_of(tmp_path / "changed" / "state-00000002.safetensors").lr == 5e-4
+    with pytest.raises(UserError, match="its parts do not fit this run"):
+        train(dataclasses.replace(changed, width=16, outdir=str(tmp_path / "wider")))
     np.savez(other, images=np.zeros((20, 8, 9), np.uint8))
     with pytest.raises(UserError, match=r"expected images of \[1, 8, 8\]"):
         train(dataclasses.replace(again, data=str(other)))

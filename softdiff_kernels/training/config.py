@@ -34,6 +34,8 @@ class TrainConfig:
     resume: str | None = None
     """Training state to go on from: a state file, a run folder (its newest state), or the word auto
     (the newest state in --outdir; a fresh start if it holds none). Flags given beside it override."""
+    allow_changes: bool = False
+    """Resume although options or images differ from the run's; it is another run from there on."""
     image_size: tuple[int, ...] = ()
     """Side, or height and width: images are resized to cover it, and its centre is cut out."""
     channels: int | None = None
@@ -240,20 +242,26 @@ MAY_CHANGE = frozenset(
     {
         *("data", "outdir", "resume", "steps", "log_every", "sample_every", "save_every", "keep"),
         *("sampler", "sample_steps", "sample_count", "device", "progress", "preset", "config", "desc"),
-        *("dry_run", "duration", "batch_gpu", "compile", "tensorboard", "timeout"),
+        *("dry_run", "allow_changes", "duration", "batch_gpu", "compile", "tensorboard", "timeout"),
     }
 )
 """Options that a resumed run may change and still be the same run."""
 
 
 def check_resumed(old: TrainConfig, new: TrainConfig) -> None:
-    """Refuses changes that would make the resumed run another one, all of them in one sentence."""
+    """Refuses changes that would make the resumed run another one, all of them in one sentence, unless they
+    are allowed."""
+    if new.allow_changes:
+        return
     changed = []
     for field in dataclasses.fields(old):
         before, after = getattr(old, field.name), getattr(new, field.name)
         if field.name not in MAY_CHANGE and before != after:
             changed.append(f"--{field.name.replace('_', '-')}: expected {before}, got {after}")
     if changed:
-        raise UserError(f"these options differ from those of the run being resumed: {'; '.join(changed)}")
+        raise UserError(
+            f"these options differ from those of the run being resumed: {'; '.join(changed)}; "
+            "--allow-changes goes on all the same"
+        )
 
 

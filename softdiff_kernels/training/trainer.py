@@ -208,10 +208,11 @@ class Trainer:
     def load_state(self, checkpoint: Checkpoint, path: object) -> None:
         """Goes on from a state; UserError where it belongs to other data or another network."""
         found = checkpoint.meta.get("data", {})
-        if found.get("digest") != self.data["digest"]:
+        if found.get("digest") != self.data["digest"] and not self.config.allow_changes:
             raise UserError(
                 f"{path}: expected the images that the run was trained on ({found.get('count')} of "
-                f"{found.get('name')}), got {self.data['count']} of {self.data['name']} with other pixels"
+                f"{found.get('name')}), got {self.data['count']} of {self.data['name']} with other pixels or "
+                "labels; --allow-changes goes on all the same"
             )
         try:
             self.model.load_state_dict(checkpoint.part("model"))
