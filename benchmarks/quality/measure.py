@@ -60,6 +60,12 @@ def measure(data: str, test: str, out: Path, part: str) -> None:
                 write(_draw(drawing, steps, seed, model, prior, classifier, reference, out))
 
 
+def grid_name(drawing: Drawing, steps: int) -> str:
+    """The file of a curve's first images."""
+    name = drawing.name.replace(" ", "-").replace("=", "-")
+    return f"{name}{'' if drawing.step is None else f'-{drawing.step}'}-{steps:03d}.png"
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines that there are."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -108,9 +114,7 @@ def _draw(
     if seed == 0:
         grids = out / "grids"
         grids.mkdir(exist_ok=True)
-        name = drawing.name.replace(" ", "-").replace("=", "-")
-        at = "" if drawing.step is None else f"-{drawing.step}"
-        save_png(grids / f"{name}{at}-{steps:03d}.png", tile(images[:SHOWN], COLUMNS))
+        save_png(grids / grid_name(drawing, steps), tile(images[:SHOWN], COLUMNS))
     return {
         "name": drawing.name,
         "network": drawing.network,

@@ -8,7 +8,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from .measure import read
+from PIL import Image
+
+from softdiff_kernels.training.images import labelled, save_png
+
+from .measure import grid_name, read
 from .plan import IMAGES, NAMES, NETWORKS, PARTS, PRIORS, SAMPLERS, Drawing
 
 COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6")
@@ -21,7 +25,7 @@ SAMPLER_NAMES = {
 
 
 def report(out: Path) -> str:
-    """The tables as Markdown; out/samplers.png and out/networks.png beside them."""
+    """The tables as Markdown; plots and pictures beside them, in out."""
     parts = []
     for part, title in (
         ("samplers", "Samplers, the same weights and starts"),
@@ -33,7 +37,21 @@ def report(out: Path) -> str:
             parts += [f"## {title}", "", _table(part, found), ""]
             if part != "priors":
                 _plot(out / f"{part}.png", part, found)
+    _pictures(out / "samplers-grids.png", out, [(SAMPLERS[0], 100), (SAMPLERS[1], 100)])
+    _pictures(out / "networks-grids.png", out, [(drawing, 25) for drawing in NETWORKS])
     return "\n".join(parts)
+
+
+def _pictures(path: Path, out: Path, shown: list[tuple[Drawing, int]]) -> None:
+    """The first images of several curves, one under the other."""
+    rows = []
+    for drawing, steps in shown:
+        file = out / "grids" / grid_name(drawing, steps)
+        if file.exists():
+            part = "networks" if drawing.step is not None else "samplers"
+            rows.append((f"{_label(part, drawing)}, {steps} steps", Image.open(file)))
+    if rows:
+        save_png(path, labelled(rows, size=14))
 
 
 def _found(out: Path, part: str) -> dict[tuple[str, int], list[float]]:

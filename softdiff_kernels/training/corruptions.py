@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..diffusion import Corruption, Schedule, power_spectrum, shortest_path_schedule
+from ..diffusion import Corruption, Schedule, shortest_path_schedule
 from .config import TrainConfig
 from .data import ImageSet
 from .errors import UserError, need, user_errors
@@ -43,8 +43,7 @@ def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, 
             return Corruption.geometric((height, width), **ranges), None
         if config.schedule == "wasserstein":
             need("scipy.sparse", "the Wasserstein schedule")
-            spectrum = power_spectrum(images.batches())
-            found = shortest_path_schedule(spectrum, nodes=config.nodes, dataset=images.name, **ranges)
+            found = shortest_path_schedule(images.spectrum, nodes=config.nodes, dataset=images.name, **ranges)
             return Corruption.from_schedule(found), found
     if not Path(config.schedule).is_file():
         wanted = "wasserstein, linear, geometric, noise or a schedule file"

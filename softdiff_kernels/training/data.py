@@ -9,12 +9,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..diffusion import PowerSpectrum, power_spectrum
 from .data_decode import tell_unreadable
 from .data_files import SUFFIXES, read_folder, read_zip
 from .data_hf import PREFIX, parsed, read_hf
@@ -59,6 +61,11 @@ class ImageSet:
         if self.labels is None:
             return 0
         return len(self.classes) or int(self.labels.max()) + 1
+
+    @cached_property
+    def spectrum(self) -> PowerSpectrum:
+        """The images' power spectrum: one pass, of which schedule and network both make use."""
+        return power_spectrum(self.batches())
 
     def digest(self, labels: bool = False) -> str:
         """Sixteen hex digits that name these pixels; labels: and, where there are any, their labels."""

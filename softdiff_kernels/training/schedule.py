@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..diffusion import Schedule, power_spectrum, shortest_path_schedule
+from ..diffusion import Schedule, shortest_path_schedule
 from .command_configs import ScheduleConfig
 from .config import check_sides, height_and_width
 from .data import load_images
@@ -22,7 +22,7 @@ def make_schedule(config: ScheduleConfig, say: Callable[[str], None] = print) ->
     images = load_images(config.data, height_and_width(config.image_size))
     with user_errors():
         schedule = shortest_path_schedule(
-            power_spectrum(images.batches()),
+            images.spectrum,
             levels=config.levels,
             nodes=config.nodes,
             blur_std_max=config.blur_std_max,

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .. import functional
-from ..diffusion import Corruption, SoftDenoiser, power_spectrum
+from ..diffusion import Corruption, SoftDenoiser
 from ..diffusion._stream import uniforms
 from ..noise import NoiseKey
 from .checkpoint import Checkpoint
@@ -94,7 +94,7 @@ class Trainer:
         }
         self.order = ImageOrder(len(images.pixels), config.seed)
         residual = config.prediction == "residual"
-        scale, input_scale = scales(power_spectrum(images.batches()), corruption)
+        scale, input_scale = scales(images.spectrum, corruption)
         self.model = build_model(
             config, images.shape, scale if residual else None, input_scale, len(self.classes)
         ).to(device)
