@@ -15,7 +15,7 @@ from softdiff_kernels.training.images import labelled, save_png
 from .measure import grid_name, read
 from .plan import IMAGES, NAMES, NETWORKS, PARTS, PRIORS, SAMPLERS, Drawing
 
-COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6")
+COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6", "#111111", "#8fc0a5")
 SAMPLER_NAMES = {
     "soft momentum": "momentum, large variance (the paper's)",
     "soft naive": "naive",
@@ -63,7 +63,7 @@ def _found(out: Path, part: str) -> dict[tuple[str, int], list[float]]:
 
 def _label(part: str, drawing: Drawing) -> str:
     if part == "networks":
-        return NAMES[drawing.network]
+        return NAMES[drawing.network] + (", DDIM" if drawing.sampler == "ddim" else "")
     return SAMPLER_NAMES[Drawing(drawing.network, drawing.sampler, (), drawing.options).name]
 
 

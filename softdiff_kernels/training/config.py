@@ -90,7 +90,8 @@ class TrainConfig:
     loss: Literal["soft", "plain"] = "soft"
     """soft (Soft Score Matching: errors seen through the blur), or plain (the residual's own error)."""
     weight_tilt: float = 0.0
-    """The loss at t is weighted by exp(tilt t) / noise_std(t)^2: 0 is the paper's, more favours strong blur."""
+    """The loss at t is weighted by exp(tilt t) / noise_std(t)^2: 0 is the paper's, more favours strong
+    blur."""
 
     schedule: str = "wasserstein"
     """wasserstein (the shortest path for this data), linear (the paper's ranges, blur linear in t),
