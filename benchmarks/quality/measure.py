@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from softdiff_kernels.diffusion import PRIORS
 from softdiff_kernels.training.checkpoint import checkpoint_name
 from softdiff_kernels.training.classifier import Classifier, load_classifier, train_classifier
 from softdiff_kernels.training.data import ImageSet, load_images
@@ -19,7 +18,6 @@ from softdiff_kernels.training.frechet import FeatureStatistics
 from softdiff_kernels.training.generate import generate
 from softdiff_kernels.training.images import save_png, tile
 from softdiff_kernels.training.loaded import LoadedModel, load_model
-from softdiff_kernels.training.sampling import PRIOR_NAMES
 
 from .plan import IMAGES, PARTS, SEEDS, Drawing
 
@@ -53,11 +51,11 @@ def measure(data: str, test: str, out: Path, part: str) -> None:
         # Fewer steps first, and all seeds of them, so that what there is can be compared at any time.
         plan = [(steps, drawing) for drawing in PARTS[part] for steps in drawing.steps]
         for steps, drawing in sorted(plan, key=lambda item: item[0]):
-            model, prior = _model(drawing, out, train_set)
+            model = _model(drawing, out)
             for seed in range(SEEDS):
                 if (drawing.name, steps, seed) in done:
                     continue
-                write(_draw(drawing, steps, seed, model, prior, classifier, reference, out))
+                write(_draw(drawing, steps, seed, model, classifier, reference, out))
 
 
 def grid_name(drawing: Drawing, steps: int) -> str:
@@ -80,13 +78,11 @@ def _classifier(path: Path, images: ImageSet) -> Classifier:
     return made
 
 
-def _model(drawing: Drawing, out: Path, images: ImageSet) -> tuple[LoadedModel, Any]:
+def _model(drawing: Drawing, out: Path) -> LoadedModel:
     folder = out / drawing.network
-    named = folder if drawing.step is None else folder / checkpoint_name("weights", drawing.step)
-    model = load_model(str(named), CPU)
-    if drawing.prior is None:
-        return model, model.prior
-    return model, PRIORS[PRIOR_NAMES[drawing.prior]].fit(images.batches(), model.denoiser.corruption)
+    return load_model(
+        str(folder if drawing.step is None else folder / checkpoint_name("weights", drawing.step)), CPU
+    )
 
 
 def _draw(
@@ -94,7 +90,6 @@ def _draw(
     steps: int,
     seed: int,
     model: LoadedModel,
-    prior: Any,
     classifier: Classifier,
     reference: FeatureStatistics,
     out: Path,
@@ -102,7 +97,7 @@ def _draw(
     begun = time.perf_counter()
     images = generate(
         model.denoiser,
-        prior,
+        model.prior,
         range(seed * IMAGES, (seed + 1) * IMAGES),
         sampler=drawing.sampler,
         steps=steps,
@@ -122,7 +117,7 @@ def _draw(
         "weights_step": model.step,
         "sampler": drawing.sampler,
         "options": drawing.options,
-        "prior": prior.describe(),
+        "prior": model.prior.describe(),
         "steps": steps,
         "seed": seed,
         "images": IMAGES,

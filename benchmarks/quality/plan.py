@@ -42,33 +42,29 @@ class Drawing:
     sampler: str
     steps: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    prior: str | None = None
     step: int | None = None
 
     @property
     def name(self) -> str:
         """As JSON names it."""
         options = "".join(f" {key}={value}" for key, value in self.options.items())
-        return f"{self.network} {self.sampler}{options}" + (f" from {self.prior}" if self.prior else "")
+        return f"{self.network} {self.sampler}{options}"
 
 
 LONG = (10, 25, 50, 100, 200)
 MIDDLE = (50, 100)
 SHORT = (10, 25, 50)
 
-SAMPLERS = [
-    Drawing("soft", "momentum", LONG),
-    Drawing("soft", "naive", LONG),
+SAMPLERS = [Drawing("tilt", "momentum", LONG), Drawing("tilt", "naive", LONG)]
+VARIANCES = [
+    Drawing("soft", "momentum", LONG[:4]),
+    Drawing("soft", "naive", LONG[:4]),
     Drawing("soft", "momentum", MIDDLE, {"variance": "small"}),
     Drawing("soft", "ddim", MIDDLE),
-]
-PRIORS = [
-    Drawing("soft", "momentum", (100,), prior="blurred"),
-    Drawing("soft", "naive", (100,), prior="blurred"),
 ]
 # VE's ancestral sampler is poor at few steps, so it also gets the deterministic one, its best.
 NETWORKS = [
     *(Drawing(network, "momentum", SHORT, step=COMPARED_AT) for network in TRAINED),
     Drawing("noise", "ddim", SHORT, step=COMPARED_AT),
 ]
-PARTS = {"samplers": SAMPLERS, "priors": PRIORS, "networks": NETWORKS}
+PARTS = {"samplers": SAMPLERS, "variances": VARIANCES, "networks": NETWORKS}

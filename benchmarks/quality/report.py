@@ -13,14 +13,14 @@ from PIL import Image
 from softdiff_kernels.training.images import labelled, save_png
 
 from .measure import grid_name, read
-from .plan import IMAGES, NAMES, NETWORKS, PARTS, PRIORS, SAMPLERS, Drawing
+from .plan import IMAGES, NAMES, NETWORKS, PARTS, SAMPLERS, Drawing
 
 COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6", "#111111", "#8fc0a5")
 SAMPLER_NAMES = {
-    "soft momentum": "momentum, large variance (the paper's)",
-    "soft naive": "naive",
-    "soft momentum variance=small": "momentum, small variance",
-    "soft ddim": "DDIM, deterministic",
+    "momentum": "momentum, large variance (the paper's)",
+    "naive": "naive",
+    "momentum variance=small": "momentum, small variance",
+    "ddim": "DDIM, deterministic",
 }
 
 
@@ -28,15 +28,14 @@ def report(out: Path) -> str:
     """The tables as Markdown; plots and pictures beside them, in out."""
     parts = []
     for part, title in (
-        ("samplers", "Samplers, the same weights and starts"),
-        ("networks", "Losses, corruptions and schedules, the momentum sampler"),
-        ("priors", "Starts from blurred training images"),
+        ("samplers", "Samplers: the preset's weights"),
+        ("variances", "Samplers: weights of the paper's loss"),
+        ("networks", "Losses, corruptions and schedules: the momentum sampler"),
     ):
         found = _found(out, part)
         if found:
             parts += [f"## {title}", "", _table(part, found), ""]
-            if part != "priors":
-                _plot(out / f"{part}.png", part, found)
+            _plot(out / f"{part}.png", part, found)
     _pictures(out / "samplers-grids.png", out, [(SAMPLERS[0], 100), (SAMPLERS[1], 100)])
     _pictures(out / "networks-grids.png", out, [(drawing, 25) for drawing in NETWORKS])
     return "\n".join(parts)
@@ -64,7 +63,7 @@ def _found(out: Path, part: str) -> dict[tuple[str, int], list[float]]:
 def _label(part: str, drawing: Drawing) -> str:
     if part == "networks":
         return NAMES[drawing.network] + (", DDIM" if drawing.sampler == "ddim" else "")
-    return SAMPLER_NAMES[Drawing(drawing.network, drawing.sampler, (), drawing.options).name]
+    return SAMPLER_NAMES[drawing.name.partition(" ")[2]]
 
 
 def _cell(values: list[float] | None) -> str:
@@ -75,7 +74,7 @@ def _cell(values: list[float] | None) -> str:
 
 
 def _table(part: str, found: dict[tuple[str, int], list[float]]) -> str:
-    plan = {"samplers": SAMPLERS, "networks": NETWORKS, "priors": PRIORS}[part]
+    plan = PARTS[part]
     steps = sorted({n for drawing in plan for n in drawing.steps})
     rows = ["| | " + " | ".join(f"{n} steps" for n in steps) + " |", "|---" * (len(steps) + 1) + "|"]
     for drawing in plan:
