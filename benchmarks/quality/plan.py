@@ -8,22 +8,22 @@ from typing import Any
 
 # All networks are the preset's, trained on the same images in the same order from the same first weights.
 PRESET = "mnist"
-PAPER = ["--weight-tilt", "0"]
+SOFT = ["--loss", "soft"]
 TRAINED: dict[str, list[str]] = {
-    "soft": PAPER,
-    "plain": [*PAPER, "--loss", "plain"],
-    "noise": [*PAPER, "--schedule", "noise", "--prior", "plain"],
-    "linear": [*PAPER, "--schedule", "linear"],
-    "geometric": [*PAPER, "--schedule", "geometric"],
-    "tilt": [],
+    "soft": SOFT,
+    "plain": [],
+    "noise": [*SOFT, "--schedule", "noise", "--prior", "plain"],
+    "linear": [*SOFT, "--schedule", "linear"],
+    "geometric": [*SOFT, "--schedule", "geometric"],
 }
+WHOLE = ("soft", "plain")
+"""Trained to the preset's end; the others to where all are compared."""
 NAMES = {
-    "soft": "Soft Score Matching as in the paper, Wasserstein schedule",
-    "plain": "plain residual loss instead",
+    "soft": "Soft Score Matching, Wasserstein schedule",
+    "plain": "plain residual loss instead (the preset)",
     "noise": "noise only (VE) instead",
     "linear": "linear schedule instead",
     "geometric": "geometric schedule instead",
-    "tilt": "Soft Score Matching, weight times exp(4 t) (the preset)",
 }
 COMPARED_AT = 1500
 """The step at which networks are compared; their learning rate is the preset's up to there."""
@@ -55,7 +55,7 @@ LONG = (10, 25, 50, 100, 200)
 MIDDLE = (50, 100)
 SHORT = (10, 25, 50)
 
-SAMPLERS = [Drawing("tilt", "momentum", LONG), Drawing("tilt", "naive", LONG)]
+SAMPLERS = [Drawing("plain", "momentum", LONG), Drawing("plain", "naive", LONG)]
 VARIANCES = [
     Drawing("soft", "momentum", LONG[:4]),
     Drawing("soft", "naive", LONG[:4]),

@@ -8,22 +8,20 @@ import sys
 import time
 from pathlib import Path
 
-from .plan import COMPARED_AT, PRESET, TRAINED
+from .plan import COMPARED_AT, PRESET, TRAINED, WHOLE
 
 
 def train(data: str, out: Path, only: list[str]) -> None:
-    """Runs in out/NAME. The first network is trained to the preset's end, the others to where all are
-    compared, on the same curve of the learning rate."""
+    """Runs in out/NAME, all on the preset's curve of the learning rate."""
     for name in only or TRAINED:
         folder = out / name
         argv = ["--preset", PRESET, "--data", data, "--outdir", str(folder), "--resume", "auto"]
         command = [sys.executable, "-m", "softdiff_kernels", "train", *argv, *TRAINED[name], "--keep", "0"]
         begun = time.monotonic()
         process = subprocess.Popen(command)
-        whole = name == next(iter(TRAINED))
         enough = folder / f"state-{COMPARED_AT:08d}.safetensors"
         while process.poll() is None:
-            if not whole and enough.exists():
+            if name not in WHOLE and enough.exists():
                 # The run saves once more, and could be gone on with.
                 process.terminate()
                 process.wait()

@@ -89,9 +89,6 @@ class TrainConfig:
 
     loss: Literal["soft", "plain"] = "soft"
     """soft (Soft Score Matching: errors seen through the blur), or plain (the residual's own error)."""
-    weight_tilt: float = 0.0
-    """The loss at t is weighted by exp(tilt t) / noise_std(t)^2: 0 is the paper's, more favours strong
-    blur."""
 
     schedule: str = "wasserstein"
     """wasserstein (the shortest path for this data), linear (the paper's ranges, blur linear in t),
@@ -163,7 +160,6 @@ class TrainConfig:
         _check(self, "ema", good, "one or more different decays in [0, 1)")
         _check(self, "class_dropout", 0 <= self.class_dropout < 1, "in [0, 1)")
         _check(self, "beta2", 0 < self.beta2 < 1, "in (0, 1)")
-        _check(self, "weight_tilt", math.isfinite(self.weight_tilt), "a finite number")
         _check(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
         _check(self, "timeout", 0 < self.timeout < math.inf, "a positive number")
         _check(self, "channels", self.channels is None or 1 <= self.channels <= 4, "1 to 4")

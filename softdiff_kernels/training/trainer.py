@@ -48,11 +48,6 @@ def ema_decay(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def tilted_weight(corruption: Corruption, tilt: float, t: Tensor) -> Tensor:
-    """`exp(tilt t) / noise_std(t)^2` for t [B]."""
-    return torch.exp(tilt * t) / corruption.noise_std(t).square()
-
-
 class Advance(NamedTuple):
     """What a step found, on the device: this process's losses [B], each a mean over an image's elements,
     their t [B], and the gradient's norm before clipping (of all processes)."""
@@ -109,9 +104,8 @@ class Trainer:
             # The buffers never change, so they need not be sent before each step.
             self.network = DistributedDataParallel(self.model, device_ids=on, broadcast_buffers=False)
         soft = config.loss == "soft"
-        weight = partial(tilted_weight, corruption, config.weight_tilt) if config.weight_tilt else "paper"
         called: Any = torch.compile(self.network) if config.compile else self.network
-        self.denoiser = SoftDenoiser(called, corruption, config.prediction, weight, soft)
+        self.denoiser = SoftDenoiser(called, corruption, config.prediction, soft=soft)
         self.averages = [
             AveragedModel(self.model, multi_avg_fn=partial(self._average, decay)) for decay in config.ema
         ]
