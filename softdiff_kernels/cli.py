@@ -79,10 +79,13 @@ def _sentence(framed: str, command: str) -> str:
 def _flag(argv: Sequence[str], name: str) -> str | None:
     """The value of a flag, read before the others because the others' defaults depend on it."""
     for i, word in enumerate(argv):
+        value = None
         if word.replace("_", "-") == name and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(name + "="):
-            return word.partition("=")[2]
+            value = argv[i + 1]
+        elif word.startswith(name + "="):
+            value = word.partition("=")[2]
+        if value is not None:
+            return None if value == "None" else value
     return None
 
 
@@ -96,19 +99,23 @@ def _train(argv: Sequence[str]) -> int:
 
         argv = ["--dry-run" if word == "-n" else word for word in argv]
         argv = merged(argv, beginning(_flag(argv, "--preset"), _flag(argv, "--config")))
-    if not helped and "-h" not in argv and (resume := _flag(argv, "--resume")) is not None:
+    if not helped and (resume := _flag(argv, "--resume")) is not None:
         need("safetensors", "softdiff train")
         from .training.loop import with_resume_defaults
 
         default = with_resume_defaults(resume, _flag(argv, "--outdir"))
     config = parse(TrainConfig, "train", argv, default).resolved()
     if config.dry_run:
+        from .training.loop import check_dry_run
         from .training.options import describe, to_yaml
 
+        check_dry_run(config)
         print(f"{to_yaml(config)}# {describe(config, int(os.environ.get('WORLD_SIZE', 1)))}")
         return 0
-    for module in ("safetensors", "PIL", "diffusers"):
+    for module in ("safetensors", "PIL", "diffusers", "yaml"):
         need(module, "softdiff train")
+    if config.tensorboard:
+        need("tensorboard", "--tensorboard", "log")
     from .training.loop import train
 
     result = train(config)

@@ -60,7 +60,7 @@ def test_a_run_leaves_what_the_manual_says(run: Path) -> None:
         *("state-00000002.safetensors", "stats.jsonl", "weights-00000002.safetensors"),
     ]
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["width"] == 8 and config["seed"] == 0 and config["outdir"] == str(run)
+    assert config["width"] == 8 and config["seed"] == 0 and "outdir" not in config
     # Four samples stand 2 x 2, at 48 px a side with 2 px between and around.
     assert Image.open(run / "samples-00000002.png").size == (102, 102)
 
@@ -96,6 +96,18 @@ def test_resume_by_the_command_line(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["train", "--resume", str(run), "--outdir", out, "--steps", "3"]) == 0
     assert "steps 2 to 3" in capsys.readouterr().out
     assert "--width: expected 8" in refused(capsys, "train", "--resume", str(run), "--width", "16")
+
+
+def test_a_runs_file_makes_a_new_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rule: --config takes the config.yaml of a run as it is, and flags override it."""
+    out = tmp_path / "again"
+    argv = ["train", "--config", str(run / "config.yaml"), "--steps", "1", "--outdir", str(out)]
+    assert main(argv) == 0
+    assert (out / "weights-00000001.safetensors").is_file()
+    # A dry run refuses what the run would refuse.
+    said = refused(capsys, "train", "--resume", str(out), "--width", "16", "-n")
+    assert "--width: expected 8, got 16" in said
+    assert "--width: expected 8, got 16" in refused(capsys, "train", "--resume", str(out), "--width", "16")
 
 
 def test_schedule_is_saved_plotted_and_used(

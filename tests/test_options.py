@@ -38,15 +38,17 @@ def test_flags_override_the_file_which_overrides_the_preset(tmp_path: Path) -> N
 
 
 def test_a_runs_own_file_gives_its_options_again(tmp_path: Path) -> None:
-    """Rule: config.yaml, read back by --config, is the same run, whatever the options."""
+    """Rule: config.yaml, read back by --config, is the same options, but for those of a single call."""
     config = TrainConfig(
         *("photos and more", "cifar10"),
         **{"ema": (0.9, 0.99), "lr": 3e-7, "flip": True, "progress": False, "multipliers": (1, 2)},
         **{"noise_std_max": 0.3, "image_size": (8, 12), "desc": "it's: a #test", "precision": "bf16"},
+        **{"outdir": "there", "resume": "auto", "allow_changes": True},
     )
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config))
-    assert dataclasses.replace(resolve(config=str(file)), config=None) == config
+    again = dataclasses.replace(config, outdir=None, resume=None, allow_changes=False)
+    assert dataclasses.replace(resolve(config=str(file)), config=None) == again
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,9 @@ def test_a_runs_own_file_gives_its_options_again(tmp_path: Path) -> None:
         ("width: wide\n", "--width"),
         ("- width\n", "expected options and their values"),
         ("width: [3\n", "not a readable YAML file"),
+        ("steps: 3\nduration: 5k\n", "expected steps or duration, got both"),
+        ("sample_steps: 3\nsample-steps: 4\n", "is there twice"),
+        ("preset: [mnist]\n", "preset: expected a name"),
         ("preset: minst\n", "--preset: expected one of digits, mnist, cifar10, celeba64, got 'minst'"),
     ],
 )
@@ -83,7 +88,8 @@ def test_every_preset_is_a_whole_run_and_says_whose_its_values_are(name: str) ->
     assert (found.prediction, found.schedule, found.nodes) == ("residual", "wasserstein", 32)
     assert found.loss == ("plain" if name == "mnist" else "soft")
     text = to_yaml(found)
-    assert yaml.safe_load(text) == found.to_dict()
+    once = ("config", "outdir", "resume", "dry_run", "allow_changes")
+    assert yaml.safe_load(text) == {k: v for k, v in found.to_dict().items() if k not in once}
     assert "nodes: 32  # paper" in text
     changed = to_yaml(dataclasses.replace(found, nodes=31))
     assert "nodes: 31\n" in changed
@@ -102,9 +108,18 @@ def test_a_dry_run_prints_its_options_and_touches_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_length_takes_the_place_of_the_other(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("duration: 500k\n")
+    assert resolve("--data", "x", "--steps", "100", config=str(file)).resolved().steps == 100
+    assert resolve("--data", "x", "--duration", "640", preset="mnist").resolved().steps == 10
+    with pytest.raises(UserError, match="expected --steps or --duration, got both"):
+        resolve("--data", "x", "--steps", "3", "--duration", "5k")
+
+
 def test_durations_and_shares() -> None:
     """Rule: k, M, G are decimal, Ki, Mi, Gi binary; a batch is processes x images x rounds or an error."""
-    written = {"500": 500, "1.5k": 1500, "8Mi": 2**23, "200M": 200_000_000, " 2 gi ": 2**31}
+    written = {"500": 500, "1.5k": 1500, "8Mi": 2**23, "200M": 200_000_000, " 2 gi ": 2**31, "4.03k": 4030}
     for text, images in written.items():
         assert images_of(text) == images
     for text in ("", "0", "-3", "many", "5T", "1e6"):

@@ -48,13 +48,13 @@ def test_everything_that_was_asked_for_is_written_and_agrees(weights: Path, tmp_
         seeds="3-13",
         steps=12,
         batch=4,
-        npz=str(tmp_path / "all.npz"),
+        npz=str(tmp_path / "new" / "all.npz"),
         trajectory=str(tmp_path / "path.png"),
     )
     files = quiet(config)
     assert all(path.is_file() for path in files) and len(files) == 11 + 4
     images = pixels(tmp_path / "out", range(3, 14))
-    packed = np.load(tmp_path / "all.npz")
+    packed = np.load(tmp_path / "new" / "all.npz")
     assert packed["arr_0"].dtype == np.uint8 and packed["arr_0"].shape == (11, 8, 8, 1)
     assert np.array_equal(packed["arr_0"][..., 0], images)
     assert packed["seeds"].tolist() == list(range(3, 14)) and "labels" not in packed
@@ -172,7 +172,7 @@ def test_low_precision_and_compiling_draw_nearly_the_same(
         ({"trajectory": "path.mp4"}, "--trajectory: expected a name that ends in .png or .gif"),
         ({"npz": "all.zip"}, "--npz: expected a name that ends in .npz"),
         ({"guidance": float("nan")}, "--guidance: expected a finite number"),
-        ({"ema": 0.5}, "weights-ema0.5"),
+        ({"ema": 0.5}, "--ema: expected 0.9995"),
     ],
 )
 def test_what_no_sampling_could_mean_is_refused(

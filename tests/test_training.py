@@ -235,12 +235,16 @@ def test_another_run_is_not_a_resumed_one(blobs: Path, tmp_path: Path) -> None:
     np.savez(other, images=np.zeros((20, 8, 8), np.uint8))
     with pytest.raises(UserError, match="expected the images that the run was trained on"):
         train(dataclasses.replace(again, data=str(other)))
-    # Unless it is asked for: another learning rate, and other images.
+    # Unless it is asked for: another learning rate, and other images; but never another network.
     changed = dataclasses.replace(again, lr=5e-4, data=str(other), steps=2, allow_changes=True)
     resumed = train(dataclasses.replace(changed, outdir=str(tmp_path / "changed")))
     assert resumed.step == 2 and options_of(tmp_path / "changed" / "state-00000002.safetensors").lr == 5e-4
-    with pytest.raises(UserError, match="its parts do not fit this run"):
-        train(dataclasses.replace(changed, width=16, outdir=str(tmp_path / "wider")))
+    for change in ({"width": 16}, {"schedule": "linear"}, {"prior": "plain"}):
+        with pytest.raises(UserError, match="a resumed run keeps its corruption, prior and network"):
+            train(dataclasses.replace(changed, outdir=str(tmp_path / "wider"), **change))
+    # What was allowed once is not allowed for ever.
+    later = with_resume_defaults(str(tmp_path / "changed"), None)
+    assert later is not None and not later.allow_changes
     np.savez(other, images=np.zeros((20, 8, 9), np.uint8))
     with pytest.raises(UserError, match=r"expected images of \[1, 8, 8\]"):
         train(dataclasses.replace(again, data=str(other)))
@@ -248,6 +252,26 @@ def test_another_run_is_not_a_resumed_one(blobs: Path, tmp_path: Path) -> None:
         train(small(blobs, run))
     with pytest.raises(UserError, match="expected a run folder"):
         train(small(blobs, run, resume=str(tmp_path)))
+
+
+def test_a_run_that_goes_on_from_an_older_state_ends_in_its_own_files(
+    blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: what is newest in the folder is of the way that the run went last; what was removed is named."""
+    run = tmp_path / "run"
+    train(small(blobs, run, keep=0, ema=(0.9, 0.5)))
+    older = str(run / "state-00000003.safetensors")
+    resumed = small(blobs, run, keep=2, ema=(0.9, 0.5), steps=4, resume=older)
+    result = train(resumed)
+    assert result.weights.is_file() and result.weights.name == "weights-00000004.safetensors"
+    assert "removed state-00000006.safetensors" in capsys.readouterr().err
+    for kind in ("state", "weights", "weights-ema0.5"):
+        assert [p.name[-20:-12] for p in sorted(run.glob(f"{kind}-0*"))] == ["00000003", "00000004"]
+    with pytest.raises(UserError, match="--steps: expected at least 4"):
+        train(dataclasses.replace(resumed, steps=2, resume=str(run)))
+    # Into another folder: it gets its checkpoint even where there is nothing left to train.
+    copied = train(dataclasses.replace(resumed, resume=str(run), outdir=str(tmp_path / "copy")))
+    assert copied.weights.is_file()
 
 
 def test_an_unknown_option_is_named_with_its_nearest() -> None:

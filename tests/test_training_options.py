@@ -25,7 +25,9 @@ from softdiff_kernels.training.errors import UserError
 from softdiff_kernels.training.generate import generate
 from softdiff_kernels.training.loaded import load_model
 from softdiff_kernels.training.loop import run_name, train
+from softdiff_kernels.training.meter import Meter
 from softdiff_kernels.training.model import build_model
+from softdiff_kernels.training.presets import PRESETS
 from softdiff_kernels.training.sampling import class_list, labels_of, sample
 
 
@@ -93,6 +95,19 @@ def test_guidance_is_what_the_formula_says(two_kinds: Path) -> None:
         Guided(denoiser, labels.float())
 
 
+def test_guidance_needs_images_without_a_class_in_training(two_kinds: Path, tmp_path: Path) -> None:
+    train(small(two_kinds, tmp_path / "run", steps=1, conditional=True, class_dropout=0.0))
+    with pytest.raises(UserError, match="never saw an image without its class"):
+        sample(SampleConfig(str(tmp_path / "run"), outdir=str(tmp_path / "out"), steps=1, guidance=2.0))
+
+
+def test_no_seeds_make_no_images(blobs: Path) -> None:
+    """Rule: a process that is left without images takes part in gathering all the same."""
+    trainer = make_trainer(blobs)
+    none = generate(trainer.averaged, trainer.prior, [], steps=2, device=CPU)
+    assert none.shape == (0, 1, 8, 8) and none.dtype == torch.uint8
+
+
 def test_classes_need_labels_and_a_model_that_knows_them(
     blobs: Path, two_kinds: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +144,8 @@ def test_low_precision_trains_as_float32_does(precision: Any, blobs: Path, tmp_p
         resumed = small(blobs, tmp_path / "again", precision=precision, **changes)
         state = str(tmp_path / "low" / "state-00000002.safetensors")
         train(dataclasses.replace(resumed, resume=state))
+        wanted = "high" if precision == "tf32" else "highest"
+        assert torch.get_float32_matmul_precision() == wanted
     finally:
         torch.set_float32_matmul_precision("highest")
     pairs = zip(losses(tmp_path / "low"), losses(tmp_path / "exact"), strict=True)
@@ -142,8 +159,6 @@ def test_low_precision_trains_as_float32_does(precision: Any, blobs: Path, tmp_p
 
 def test_a_gradient_that_overflows_in_float16_is_left_out_and_counted(blobs: Path) -> None:
     """Rule: the step is skipped, the scale falls, and the run's line counts it instead of ending."""
-    from softdiff_kernels.training.meter import Meter
-
     trainer = make_trainer(blobs, precision="fp16", warmup=0)
     trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**100})
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -155,6 +170,12 @@ def test_a_gradient_that_overflows_in_float16_is_left_out_and_counted(blobs: Pat
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
     assert trainer.scaler.get_scale() == 2.0**99
     json.dumps(line, allow_nan=False)
+    # Without a scale that could fall the weights are spoiled, and the run ends before they are saved.
+    exact = make_trainer(blobs)
+    meter = Meter(CPU)
+    meter.add(1, exact.advance()._replace(norm=torch.tensor(float("inf"))))
+    with pytest.raises(UserError, match=r"gradient is no longer finite in 1 of the 1 steps"):
+        meter.line(exact, -1)
 
 
 def test_every_average_has_its_own_weights_file(blobs: Path, tmp_path: Path) -> None:
@@ -170,8 +191,13 @@ def test_every_average_has_its_own_weights_file(blobs: Path, tmp_path: Path) -> 
     for model, part in ((first, "ema"), (second, "ema1")):
         assert torch.equal(model.denoiser.state_dict()[name], stored[f"{part}.net.conv_in.weight"])
     assert not torch.equal(first.denoiser.state_dict()[name], second.denoiser.state_dict()[name])
-    with pytest.raises(UserError, match=r"weights-ema0\.5"):
+    # The first goes by its decay, too; one that no file holds is refused, and a file of another.
+    by_decay = load_model(str(run), CPU, 0.9).denoiser.state_dict()
+    assert torch.equal(by_decay[name], first.denoiser.state_dict()[name])
+    with pytest.raises(UserError, match=r"--ema: expected 0\.9, which .* holds, got 0\.5"):
         load_model(str(run), CPU, 0.5)
+    with pytest.raises(UserError, match=r"--ema: expected 0\.2"):
+        load_model(str(run / "weights-ema0.2-00000006.safetensors"), CPU, 0.9)
     resumed = small(blobs, run, ema=(0.9, 0.2), steps=8, resume=str(run))
     assert train(resumed).step == 8
 
@@ -243,6 +269,12 @@ def test_corruption_processes_are_what_their_names_say(blobs: Path) -> None:
     assert linear.blur_std(0.5) == pytest.approx((0.01 + most) / 2)
     assert geometric.noise_std(1.0) == linear.noise_std(1.0) == 0.1
     assert made("noise", noise_std_max=3.0).noise_std(1.0) == 3.0
+    # A preset must not hold VE to the paper's 0.1, which is for blurs.
+    values = {key: setting.value for key, setting in PRESETS["mnist"].items()}
+    ve = TrainConfig(**{"data": str(blobs), **values, "schedule": "noise"})
+    assert make_corruption(ve, images)[0].noise_std(1.0) == pytest.approx(largest, rel=1e-5)
+    soft = TrainConfig(**{"data": str(blobs), **values, "schedule": "linear"})
+    assert make_corruption(soft, images)[0].noise_std(1.0) == 0.1
 
 
 def test_tensorboard_gets_the_numbers_and_the_pictures(blobs: Path, tmp_path: Path) -> None:

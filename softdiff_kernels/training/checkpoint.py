@@ -155,7 +155,7 @@ def _read(path: Path, kind: str, *, whole: bool) -> Checkpoint:
 
 def weights_kind(ema: float | None) -> str:
     """What names of weights files begin with: of the first average, or of another by its decay."""
-    return "weights" if ema is None else f"weights-ema{ema:g}"
+    return "weights" if ema is None else f"weights-ema{ema!r}"
 
 
 def numbered(folder: Path, kind: str) -> list[Path]:
@@ -201,11 +201,22 @@ def newest_whole(
 
 def prune(folder: Path, keep: int) -> None:
     """Leaves the newest `keep` checkpoints of each kind (0: all)."""
-    if keep:
-        others = {p.name.rpartition("-")[0] for p in folder.glob("weights-ema*.safetensors")}
-        for kind in (*RUN_KINDS, *others):
-            for old in numbered(folder, kind)[:-keep]:
-                old.unlink(missing_ok=True)
+    for kind in _kinds_in(folder):
+        for old in numbered(folder, kind)[:-keep] if keep else ():
+            old.unlink(missing_ok=True)
+
+
+def remove_after(folder: Path, step: int) -> list[Path]:
+    """Removes the checkpoints of steps after `step`; those that it removed."""
+    there = sorted(p for kind in _kinds_in(folder) for p in numbered(folder, kind))
+    later = [path for path in there if int(path.stem.rpartition("-")[2]) > step]
+    for path in later:
+        path.unlink(missing_ok=True)
+    return later
+
+
+def _kinds_in(folder: Path) -> set[str]:
+    return {*RUN_KINDS, *(p.name.rpartition("-")[0] for p in folder.glob("weights-ema*.safetensors"))}
 
 
 def remove_partial(folder: Path) -> None:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from .errors import UserError
@@ -35,7 +36,8 @@ class TrainConfig:
     """Training state to go on from: a state file, a run folder (its newest state), or the word auto
     (the newest state in --outdir; a fresh start if it holds none). Flags given beside it override."""
     allow_changes: bool = False
-    """Resume although options or images differ from the run's; it is another run from there on."""
+    """Resume although options or images differ from the run's; it is another run from there on. Corruption,
+    prior and network stay."""
     image_size: tuple[int, ...] = ()
     """Side, or height and width: images are resized to cover it, and its centre is cut out."""
     channels: int | None = None
@@ -223,7 +225,7 @@ def images_of(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?|)\s*", text, re.IGNORECASE)
     if match is None or float(match[1]) == 0:
         raise UserError(f"--duration: expected a number of images such as 500k, 8Mi or 200M, got {text!r}")
-    return math.ceil(float(match[1]) * UNITS[match[2].lower()])
+    return math.ceil(Decimal(match[1]) * UNITS[match[2].lower()])
 
 
 def described(name: str, known: Iterable[str]) -> str:
@@ -248,20 +250,30 @@ MAY_CHANGE = frozenset(
 """Options that a resumed run may change and still be the same run."""
 
 
+FITTED = frozenset(
+    {
+        *("schedule", "nodes", "blur_std_max", "noise_std_min", "noise_std_max", "prior", "image_size"),
+        *("network", "width", "multipliers", "blocks", "patch", "prediction", "conditional"),
+    }
+)
+"""Options that are part of a training state, and cannot change even in another run that goes on from it."""
+
+
 def check_resumed(old: TrainConfig, new: TrainConfig) -> None:
     """Refuses changes that would make the resumed run another one, all of them in one sentence, unless they
-    are allowed."""
-    if new.allow_changes:
-        return
+    are allowed; and those to what the state was made with, always."""
     changed = []
     for field in dataclasses.fields(old):
         before, after = getattr(old, field.name), getattr(new, field.name)
-        if field.name not in MAY_CHANGE and before != after:
+        may = field.name in MAY_CHANGE or (new.allow_changes and field.name not in FITTED)
+        if not may and before != after:
             changed.append(f"--{field.name.replace('_', '-')}: expected {before}, got {after}")
     if changed:
+        way_out = "a resumed run keeps its corruption, prior and network"
+        if not new.allow_changes:
+            way_out = "--allow-changes goes on all the same, but for corruption, prior and network"
         raise UserError(
-            f"these options differ from those of the run being resumed: {'; '.join(changed)}; "
-            "--allow-changes goes on all the same"
+            f"these options differ from those of the run being resumed: {'; '.join(changed)}; {way_out}"
         )
 
 

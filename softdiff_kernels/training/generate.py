@@ -44,6 +44,9 @@ def generate(
     """
     ts = time_steps(steps)
     made = []
+    if not seeds:  # as of a process that is left without any
+        shape = prior.sample(0, key=NoiseKey(SAMPLING_SEED), device=device).shape
+        return torch.empty(shape, dtype=torch.uint8)
     for start in range(0, len(seeds), batch):
         streams = torch.tensor(seeds[start : start + batch], dtype=torch.int64, device=device)
         key = NoiseKey(SAMPLING_SEED, stream=streams)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..diffusion import Corruption, SoftDenoiser, prior_from_state
-from .checkpoint import Checkpoint, find, load_checkpoint, weights_kind
+from .checkpoint import Checkpoint, find, load_checkpoint, numbered, weights_kind
 from .config import TrainConfig
 from .errors import UserError, user_errors
 from .model import build_model
@@ -56,5 +57,15 @@ def restore(checkpoint: Checkpoint, part: str, path: object, device: torch.devic
 
 def load_model(path: str, device: torch.device, ema: float | None = None) -> LoadedModel:
     """The averaged model in a weights file, or in the newest one of a run folder (of this decay)."""
-    file = find(path, weights_kind(ema))
-    return restore(load_checkpoint(file, "weights"), "model", file, device)
+    file = _find(path, ema)
+    checkpoint = load_checkpoint(file, "weights")
+    if ema not in (None, checkpoint.meta.get("ema")):
+        raise UserError(f"--ema: expected {checkpoint.meta.get('ema')}, which {file} holds, got {ema}")
+    return restore(checkpoint, "model", file, device)
+
+
+def _find(path: str, ema: float | None) -> Path:
+    """The file itself, or the newest in a folder: the first average's, or another's by its decay."""
+    if ema is not None and numbered(Path(path), weights_kind(ema)):
+        return find(path, weights_kind(ema))
+    return find(path, "weights")

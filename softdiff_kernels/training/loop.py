@@ -22,6 +22,7 @@ from .checkpoint import (
     load_meta,
     newest_whole,
     prune,
+    remove_after,
     remove_partial,
     weights_kind,
 )
@@ -35,7 +36,7 @@ from .images import save_png, tile, to_uint8
 from .log import Log
 from .meter import Meter
 from .options import describe, share, to_yaml
-from .processes import Processes, abandon, join, local_rank
+from .processes import Processes, abandon, join
 from .progress import Progress, StopFlag, stop_on_signals
 from .run_folder import drop_stats_after, fresh_folder, next_run_folder, save_text
 from .sampling import PRIOR_NAMES
@@ -154,12 +155,17 @@ def _go_on(
             )
     trainer = Trainer(config, images, corruption, prior, device, processes)
     trainer.load_state(checkpoint, state)
+    if config.steps < trainer.step:
+        raise UserError(f"--steps: expected at least {trainer.step}, where {state} is, got {config.steps}")
 
     def write() -> Path:
         folder = state.parent
         if config.outdir is not None and Path(config.outdir).resolve() != folder.resolve():
-            folder = fresh_folder(config.outdir)
+            return fresh_folder(config.outdir)
         drop_stats_after(folder, trainer.step)
+        # They are of steps that this run makes again, or of a way that it does not go.
+        if later := remove_after(folder, trainer.step):
+            _warn(f"going on from step {trainer.step}: removed {', '.join(p.name for p in later)}")
         return folder
 
     return trainer, processes.from_first(write)
@@ -173,9 +179,7 @@ def train(config: TrainConfig) -> RunResult:
     config = config.resolved()
     device = pick_device(config.device)
     set_precision(config.precision)
-    processes = join(config.timeout, device.type == "cuda")
-    if processes.world > 1 and device.type == "cuda":
-        device = torch.device("cuda", local_rank())
+    processes, device = join(config.timeout, device)
     try:
         share(config, processes.world)
         state = processes.from_first(lambda: resolve_resume(config))
@@ -203,7 +207,8 @@ def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> 
         f"parameters, {trainer.device}, {config.precision}, steps {trainer.step} to {config.steps}, "
         f"{describe(config, processes.world)}"
     )
-    meter, saved = Meter(trainer.device, processes), trainer.step if state else -1
+    meter = Meter(trainer.device, processes)
+    saved = trainer.step if state is not None and state.parent.resolve() == folder.resolve() else -1
     log = Log(folder, config.tensorboard and processes.first, trainer.step)
     stopped = False
     try:
@@ -273,6 +278,13 @@ def _sample_grid(trainer: Trainer, folder: Path, log: Log) -> Path:
     return path
 
 
+def check_dry_run(config: TrainConfig) -> None:
+    """What a resumed run would refuse of the options."""
+    state = resolve_resume(config, look=True)
+    if state is not None:
+        check_resumed(options_of(state), config)
+
+
 def with_resume_defaults(resume: str | None, outdir: str | None) -> TrainConfig | None:
     """The options of the run that is to be resumed, as the defaults of the flags given beside it."""
     if resume is None:
@@ -281,5 +293,6 @@ def with_resume_defaults(resume: str | None, outdir: str | None) -> TrainConfig 
     with contextlib.suppress(FileNotFoundError):
         state = resolve_resume(probe, look=True)
         if state is not None:
-            return replace(options_of(state), resume=resume, outdir=outdir)
+            options = replace(options_of(state), allow_changes=False, dry_run=False)
+            return replace(options, resume=resume, outdir=outdir)
     return None

@@ -47,7 +47,8 @@ class Meter:
         bad = ~found.losses.isfinite()
         new = bad.any() & (self.first_bad < 0)
         self.first_bad = torch.where(new, step, self.first_bad)
-        self.bad_t = torch.where(new, found.t[bad.int().argmax()].float(), self.bad_t)
+        # By index_select: an index in brackets would wait for the device.
+        self.bad_t = torch.where(new, found.t.index_select(0, bad.int().argmax()[None])[0], self.bad_t)
         self.steps += 1
 
     def line(self, trainer: Trainer, saved: int) -> dict[str, Any]:
@@ -65,6 +66,12 @@ class Meter:
         by_t = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
         if self.processes.any(not math.isfinite(loss) or int(self.first_bad) >= 0):
             raise UserError(self._why(trainer, by_t, norm, saved))
+        if overflows and not trainer.scaler.is_enabled():
+            # The same in all processes, since gradients are.
+            raise UserError(
+                f"the gradient is no longer finite in {overflows} of the {self.steps} steps up to "
+                f"{trainer.step}, though the losses are; {_kept(saved)}; lower --lr, or --precision"
+            )
         seconds = time.perf_counter() - self.since
         rate = self.steps * trainer.config.batch / max(seconds, 1e-9)
         self._clear()
@@ -84,13 +91,16 @@ class Meter:
         if int(self.first_bad) < 0:
             return "the loss is no longer finite in another process; its message says where"
         quarters = ", ".join("none" if loss is None else f"{loss:.4g}" for loss in by_t)
-        kept = f"the checkpoint of step {saved} is kept" if saved >= 0 else "no checkpoint was written before"
         return (
             f"the loss is no longer finite since step {int(self.first_bad)}, where an image at t = "
             f"{float(self.bad_t):.4f} was the first; of the last {self.steps} steps the mean losses by "
-            f"quarters of t are {quarters} and the mean gradient norm is {norm:.4g}; {kept}; "
+            f"quarters of t are {quarters} and the mean gradient norm is {norm:.4g}; {_kept(saved)}; "
             "lower --lr, or --grad-clip"
         )
+
+
+def _kept(saved: int) -> str:
+    return f"the checkpoint of step {saved} is kept" if saved >= 0 else "no checkpoint was written before"
 
 
 def _memory(device: torch.device) -> int:

@@ -12,6 +12,8 @@ from .errors import UserError, need, user_errors
 from .presets import preset
 
 REQUIRED = ("data",)
+ONCE = ("config", "outdir", "resume", "dry_run", "allow_changes")
+"""Options of a call rather than of a run: a run's file leaves them out, so that it makes a new run."""
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -30,9 +32,16 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path}: expected options and their values, such as `batch: 64`, one a line")
     named = {key.replace("-", "_"): value for key, value in content.items()}
+    if len(named) < len(content):
+        raise UserError(f"{path}: an option is there twice, once with - and once with _ in its name")
+    if {"steps", "duration"} <= set(named) and named["duration"] is not None:
+        raise UserError(f"{path}: expected steps or duration, got both")
     with user_errors(f"{path}: "):
         check_known(named)
     return named
+
+
+LENGTH = frozenset({"steps", "duration"})
 
 
 def as_flags(options: dict[str, Any]) -> list[str]:
@@ -64,7 +73,8 @@ def beginning(preset_name: str | None, config: str | None) -> list[str]:
     """
     options = read_yaml(config) if config is not None else {}
     named = options.pop("preset", None)
-    options.pop("config", None)
+    if named is not None and not isinstance(named, str):
+        raise UserError(f"{config}: preset: expected a name, got {named!r}")
     preset_name = preset_name or named
     return [*(preset_flags(preset_name) if preset_name else []), *as_flags(options)]
 
@@ -75,6 +85,8 @@ def to_yaml(config: TrainConfig) -> str:
     settings = preset(config.preset) if config.preset else {}
     lines = []
     for name, value in config.to_dict().items():
+        if name in ONCE:
+            continue
         # A document of one number ends with a line of dots.
         text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
         line = f"{name}: {text}"
@@ -111,6 +123,10 @@ def merged(argv: Sequence[str], begin: Sequence[str]) -> list[str]:
     twice, would be refused.
     """
     given = {_name(word) for word in argv if word.startswith("--")}
+    if given >= LENGTH:
+        raise UserError("expected --steps or --duration, got both")
+    if given & LENGTH:
+        given |= LENGTH  # one thing said in two ways
     kept: list[str] = []
     drop = False
     for word in begin:

@@ -38,7 +38,6 @@ _METHOD = {
     "schedule": _paper("wasserstein"),
     "nodes": _paper(32),
     "noise_std_min": _paper(0.01),
-    "noise_std_max": _paper(0.1),
     "sampler": _paper("momentum"),
     "prior": _ours("gaussian"),
 }

@@ -56,7 +56,7 @@ class Processes:
         if self.first:
             try:
                 told[0] = make()
-            except UserError as error:
+            except (UserError, OSError) as error:
                 told[1] = str(error)
         dist.broadcast_object_list(told, src=0, group=self.control)
         if told[1] is not None:
@@ -83,24 +83,34 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def join(timeout: float, cuda: bool) -> Processes:
-    """The processes that torchrun started this one among; alone without it.
+def join(timeout: float, device: torch.device) -> tuple[Processes, torch.device]:
+    """The processes that torchrun started this one among, alone without it; and where this one works.
 
-    timeout: seconds after which waiting for the others is an error. cuda: whether the gradients are on GPUs.
+    timeout: seconds after which waiting for the others is an error. device: cpu, or cuda, of which each
+    process of a machine takes its own.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return Processes()
+        return Processes(), device
     missing = [name for name in RANK_VARIABLES if name not in os.environ]
     if missing:
         raise UserError(f"RANK is set but {', '.join(missing)} is not: start several processes by torchrun")
     if not dist.is_available():
         raise UserError("several processes need a torch with torch.distributed")
-    limit = timedelta(seconds=timeout)
+    cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.set_device(local_rank())
+        if device.index is not None:
+            raise UserError(f"--device: expected cuda, each process takes its own, got {device}")
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"expected at most as many processes as GPUs, {torch.cuda.device_count()}, got number "
+                f"{local_rank()} (counted from 0)"
+            )
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
+    limit = timedelta(seconds=timeout)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
     control = dist.new_group(backend="gloo", timeout=limit) if cuda else None
-    return Processes(dist.get_rank(), dist.get_world_size(), control)
+    return Processes(dist.get_rank(), dist.get_world_size(), control), device
 
 
 def abandon() -> None:

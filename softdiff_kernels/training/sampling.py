@@ -24,7 +24,7 @@ from .errors import UserError, user_errors
 from .generate import generate
 from .images import save_png, tile
 from .loaded import LoadedModel, load_model
-from .processes import Processes, abandon, join, local_rank
+from .processes import Processes, abandon, join
 from .trajectory import save_trajectory
 
 MOST_SEEDS = 10_000_000
@@ -93,9 +93,7 @@ def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Pat
     seeds = parse_seeds(config.seeds)
     device = pick_device(config.device)
     set_precision(config.precision)
-    processes = join(config.timeout, device.type == "cuda")
-    if processes.world > 1 and device.type == "cuda":
-        device = torch.device("cuda", local_rank())
+    processes, device = join(config.timeout, device)
     try:
         files = _sample(config, seeds, device, processes, say if processes.first else lambda _: None)
         processes.close()
@@ -120,9 +118,12 @@ def _sample(
     if config.compile:
         compiled: Any = torch.compile(model.denoiser.inner_model)
         model.denoiser.inner_model = compiled
+    if config.guidance != 1.0 and model.config.class_dropout == 0:
+        raise UserError("--guidance: the model never saw an image without its class (--class-dropout 0)")
     folder = Path(config.outdir)
     with user_errors():
-        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder, *(Path(name).parent for name in (config.npz, config.trajectory) if name)):
+            path.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = {
         "sampler": config.sampler,
         "steps": config.steps,
@@ -155,7 +156,8 @@ def _sample(
         for seed, image in zip(part, images, strict=True):
             files.append(folder / f"{seed:0{digits}d}.png")
             save_png(files[-1], image)
-        kept.extend(images[: max(0, wanted - len(kept))])
+        # Copies, since a slice would keep, and send, its whole batch.
+        kept.extend(image.clone() for image in images[: max(0, wanted - len(kept))])
         done = min((start + len(part)) * processes.world, len(seeds))
         say(f"{done}/{len(seeds)} images in {folder}")
     shown = _in_order(processes.gather(kept), seeds)

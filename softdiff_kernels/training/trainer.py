@@ -218,7 +218,9 @@ class Trainer:
             self.model.load_state_dict(checkpoint.part("model"))
             for name, average in zip(_average_names(), self.averages, strict=False):
                 average.module.load_state_dict(checkpoint.part(name))
-            self.scaler.load_state_dict(checkpoint.meta.get("scaler", {}))
+            scaler = checkpoint.meta.get("scaler", {})
+            if scaler:  # empty where the run's precision needed none
+                self.scaler.load_state_dict(scaler)
             moments = checkpoint.part("optimizer")
             indices = sorted({int(name.partition(".")[0]) for name in moments})
             content = self.optimizer.state_dict()
