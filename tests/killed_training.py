@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -44,7 +45,10 @@ def child(data: Path, outdir: Path, steps: int) -> int:
                 os.dup2(said.fileno(), 2)
                 train(small(data, outdir, steps=steps, save_every=2, resume="auto"))
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(code)
     return pid
 

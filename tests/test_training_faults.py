@@ -36,7 +36,7 @@ def test_a_disk_that_fills_while_training_keeps_the_checkpoint_before(
     whole = checkpoint_module.write_atomically
 
     def full(path: Path, data: bytes) -> None:
-        # The new weights still find room, the larger state does not.
+        # The state is what needs the most room.
         if path.name == "state-00000006.safetensors":
             raise UserError(f"cannot write {path}: {os.strerror(errno.ENOSPC)}")
         whole(path, data)
@@ -50,6 +50,30 @@ def test_a_disk_that_fills_while_training_keeps_the_checkpoint_before(
     assert train(dataclasses.replace(small(blobs, run, keep=1), resume=str(run))).step == 6
     for kind in ("weights", "state"):
         assert [p.name for p in run.glob(f"{kind}-*")] == [f"{kind}-00000006.safetensors"]
+
+
+@pytest.mark.parametrize("lost", ["state-00000003", "weights-00000003", "weights-00000006"])
+def test_a_kill_between_the_files_of_a_checkpoint_loses_nothing(
+    lost: str, blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: wherever the first of a checkpoint's files is missing, --resume auto ends with all of them."""
+    run = tmp_path / "run"
+    whole = checkpoint_module.write_atomically
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name.startswith(lost):
+            raise KeyboardInterrupt
+        whole(path, data)
+
+    monkeypatch.setattr(checkpoint_module, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(small(blobs, run, resume="auto"))
+    monkeypatch.undo()
+    assert train(small(blobs, run, resume="auto")).weights.is_file()
+    train(small(blobs, tmp_path / "unbroken"))
+    for kind in ("state", "weights"):
+        found, wanted = (tensors(folder, 6, kind) for folder in (run, tmp_path / "unbroken"))
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(

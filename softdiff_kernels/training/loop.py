@@ -208,7 +208,11 @@ def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> 
         f"{describe(config, processes.world)}"
     )
     meter = Meter(trainer.device, processes)
-    saved = trainer.step if state is not None and state.parent.resolve() == folder.resolve() else -1
+    saved = -1
+    if state is not None and state.parent.resolve() == folder.resolve():
+        saved = trainer.step
+        if processes.first and not all(path.exists() for path in _weights_files(trainer, folder)):
+            _save(trainer, folder)
     log = Log(folder, config.tensorboard and processes.first, trainer.step)
     stopped = False
     try:
@@ -242,11 +246,17 @@ def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> 
     return RunResult(folder, weights, trainer.step, None if finished else number)
 
 
+def _weights_files(trainer: Trainer, folder: Path) -> list[Path]:
+    """Those of the step, one for each average."""
+    kinds = [weights_kind(decay if number else None) for number, decay in enumerate(trainer.config.ema)]
+    return [folder / checkpoint_name(kind, trainer.step) for kind in kinds]
+
+
 def _save(trainer: Trainer, folder: Path) -> None:
-    for number, decay in enumerate(trainer.config.ema):
-        kind = weights_kind(decay if number else None)
-        trainer.weights(number).save(folder / checkpoint_name(kind, trainer.step))
+    # The state first: a kill before the weights leaves a run that can be gone on with, and makes them then.
     trainer.state().save(folder / checkpoint_name("state", trainer.step))
+    for number, path in enumerate(_weights_files(trainer, folder)):
+        trainer.weights(number).save(path)
     prune(folder, trainer.config.keep)
 
 
