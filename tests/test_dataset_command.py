@@ -193,7 +193,8 @@ def test_a_full_disk_leaves_neither_half_a_file_nor_the_old_one_touched(
 
     monkeypatch.setattr(os, "fsync", full)
     config = DatasetConfig(str(pets), out=str(out), overwrite=True)
-    assert refusal(config) == f"cannot write {out}: No space left on device"
+    kept = "the file that it was to replace is untouched"
+    assert refusal(config) == f"cannot write {out}: No space left on device; {kept}"
     assert out.read_bytes() == b"before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pets", name]
 

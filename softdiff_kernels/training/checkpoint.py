@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -44,8 +45,10 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Writes to a temporary name beside `path`, puts it on the disk, then renames it to `path`.
+@contextmanager
+def whole_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write that lies beside `path` under a temporary name, and gets its name once it is whole and
+    on the disk.
 
     At every instant `path` is the old file or the whole new one. Raises UserError where it cannot
     be written; what was there before is then still there. sync=False does not wait for the disk, so
@@ -54,7 +57,7 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
     partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "wb") as file:
-            file.write(data)
+            yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
@@ -67,6 +70,12 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
             kept = "; the file that it was to replace is untouched" if path.exists() else ""
             raise UserError(f"cannot write {path}: {error.strerror or error}{kept}") from error
         raise
+
+
+def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Writes these bytes as a `whole_file`."""
+    with whole_file(path, sync=sync) as file:
+        file.write(data)
 
 
 def _digest(meta: str, tensors: Mapping[str, Tensor]) -> str:

@@ -5,29 +5,27 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .checkpoint import whole_file
 from .config import check_sides, height_and_width
 from .data import read
 from .data_pixels import Found, Wanted
-from .errors import UserError, need
+from .errors import UserError
+from .images import to_pil
 
 MOST_SHOWN = 20
 PER_FOLDER = 1000
-PARTIAL = ".partial"
 NAMES = {1: "grey", 2: "grey with alpha", 3: "RGB", 4: "RGBA"}
-COMMAND = "softdiff dataset"
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def convert(config: DatasetConfig, say: Callable[[str], None] = print) -> Found:
     (_write_zip if out.suffix.lower() == ".zip" else _write_npz)(out, found, config.labels)
     say(f"wrote {out} ({out.stat().st_size:,} bytes)")
     if len(found.unreadable) > MOST_SHOWN:
-        with _whole(listed) as file:
+        with whole_file(listed) as file:
             file.write("".join(f"{n}: {why}\n" for n, why in found.unreadable.items()).encode())
         say(f"wrote {listed}")
     else:
@@ -149,47 +147,27 @@ def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (share * (levels - mean[:, None]) ** 2).sum(1).sqrt()
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that gets its name when it is whole and on the disk, and else disappears."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-        raise
-
-
 def _write_npz(path: Path, found: Found, labels: bool) -> None:
     images = found.pixels.transpose(0, 2, 3, 1)
     arrays = {"images": images[..., 0] if images.shape[3] == 1 else images}
     if labels and found.labels.values is not None:
         arrays |= {"labels": found.labels.values, "classes": np.array(found.labels.classes, dtype=str)}
-    with _whole(path) as file:
+    with whole_file(path) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _write_zip(path: Path, found: Found, labels: bool) -> None:
     if found.pixels.shape[1] == 2:
         raise UserError(f"{path}: expected 1, 3 or 4 channels for PNG files, got 2; --channels 4 makes RGBA")
-    pil = need("PIL.Image", COMMAND)
     values = found.labels.values if labels else None
     pairs = None if values is None else [[_name(i), label] for i, label in enumerate(values.tolist())]
     content: dict[str, object] = {"labels": pairs}
     if values is not None:
         content["classes"] = found.labels.classes
-    with _whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for i, pixels in enumerate(found.pixels):
             buffer = io.BytesIO()
-            array = np.ascontiguousarray(pixels.transpose(1, 2, 0))
-            image = pil.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-            image.save(buffer, format="PNG")
+            to_pil(torch.from_numpy(pixels)).save(buffer, format="PNG")
             _add(archive, _name(i), buffer.getvalue())
         _add(archive, "dataset.json", json.dumps(content).encode())
 

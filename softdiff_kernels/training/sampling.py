@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from .generate import generate
 from .images import save_png, tile
 from .loaded import LoadedModel, load_model
 from .processes import Processes, abandon, join
+from .run_folder import save_json
 from .trajectory import save_trajectory
 
 MOST_SEEDS = 10_000_000
@@ -177,7 +177,7 @@ def _sample(
         "precision": config.precision,
     }
     extra = [folder / "samples.json"]
-    write_atomically(extra[-1], (json.dumps(record, indent=1) + "\n").encode())
+    save_json(extra[-1], record)
     if config.grid:
         extra.append(folder / "grid.png")
         save_png(extra[-1], tile(torch.stack(shown[:GRID_MOST])))
