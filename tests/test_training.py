@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -272,6 +273,23 @@ def test_a_run_that_goes_on_from_an_older_state_ends_in_its_own_files(
     # Into another folder: it gets its checkpoint even where there is nothing left to train.
     copied = train(dataclasses.replace(resumed, resume=str(run), outdir=str(tmp_path / "copy")))
     assert copied.weights.is_file()
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_run_begun_again_before_its_first_checkpoint_logs_each_step_once(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: str | None
+) -> None:
+    """Rule: a log is of the steps that led to the weights; that of an earlier start is set aside."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("softdiff_kernels.training.loop._save", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(small(blobs, run))
+    before = losses(run)
+    assert [step for step, _ in before] == [1, 2, 3] and not list(run.glob("*.safetensors"))
+    train(small(blobs, run, resume=resume))
+    assert [step for step, _ in losses(run)] == [1, 2, 3, 4, 5, 6] and losses(run)[:3] == before
+    assert losses(run, "stats.jsonl.old") == before
 
 
 def test_an_unknown_option_is_named_with_its_nearest() -> None:

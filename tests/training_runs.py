@@ -31,8 +31,8 @@ def tensors(folder: Path, step: int, kind: str = "state") -> dict[str, torch.Ten
     return load_checkpoint(folder / f"{kind}-{step:08d}.safetensors", kind).tensors
 
 
-def losses(folder: Path) -> list[tuple[int, float]]:
-    lines = (folder / "stats.jsonl").read_text().splitlines()
+def losses(folder: Path, name: str = "stats.jsonl") -> list[tuple[int, float]]:
+    lines = (folder / name).read_text().splitlines()
     return [(line["step"], line["loss"]) for line in map(json.loads, lines)]
 
 

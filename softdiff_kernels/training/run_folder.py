@@ -14,6 +14,7 @@ from .errors import UserError, user_errors
 
 RUNS = Path("runs")
 STATS = "stats.jsonl"
+STATS_BEFORE = "stats.jsonl.old"
 
 
 def next_run_folder(name: str, runs: Path = RUNS) -> Path:
@@ -35,7 +36,10 @@ def next_run_folder(name: str, runs: Path = RUNS) -> Path:
 
 
 def fresh_folder(path: str) -> Path:
-    """The folder that --outdir names; refused where it already holds a run."""
+    """The folder that --outdir names, without the log of a run that left no checkpoint in it.
+
+    UserError where it already holds a run that can be gone on with.
+    """
     folder = Path(path)
     if folder.is_dir() and any(numbered(folder, kind) for kind in RUN_KINDS):
         raise UserError(
@@ -43,6 +47,9 @@ def fresh_folder(path: str) -> Path:
         )
     with user_errors():
         folder.mkdir(parents=True, exist_ok=True)
+        # Of a run that ended before its first checkpoint: kept, but its steps are not this run's.
+        if (folder / STATS).exists():
+            (folder / STATS).replace(folder / STATS_BEFORE)
     return folder
 
 
