@@ -92,10 +92,10 @@ def _flag(argv: Sequence[str], name: str) -> str | None:
 def _train(argv: Sequence[str]) -> int:
     from .training.config import TrainConfig
 
-    default = None
+    default, given = None, argv
     helped = "--help" in argv or "-h" in argv
     if not helped:
-        from .training.options import beginning, merged
+        from .training.options import beginning, check_flags_count, merged
 
         argv = ["--dry-run" if word == "-n" else word for word in argv]
         argv = merged(argv, beginning(_flag(argv, "--preset"), _flag(argv, "--config")))
@@ -105,6 +105,7 @@ def _train(argv: Sequence[str]) -> int:
 
         default = with_resume_defaults(resume, _flag(argv, "--outdir"))
     config = parse(TrainConfig, "train", argv, default).resolved()
+    check_flags_count(given, config)
     if config.dry_run:
         from .training.loop import check_dry_run
         from .training.options import describe, to_yaml

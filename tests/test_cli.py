@@ -20,7 +20,7 @@ from softdiff_kernels.cli import COMMANDS, main
 from softdiff_kernels.training import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--width", "8", "--blocks", "1", "--batch", "4", "--nodes", "4", "--no-progress"]
+TINY = ["--width", "8", "--blocks", "1", "--batch", "4", "--no-progress"]
 TINY += ["--sample-count", "4", "--sample-steps", "2"]
 
 
@@ -50,7 +50,7 @@ def run(dots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("diffusers")
     pytest.importorskip("tyro")
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", "--data", str(dots), "--outdir", str(folder), "--steps", "2", *TINY]) == 0
+    assert main(["train", "--data", str(dots), "--outdir", str(folder), "--steps", "2", "--nodes", "4", *TINY]) == 0
     return folder
 
 

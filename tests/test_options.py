@@ -117,6 +117,33 @@ def test_one_length_takes_the_place_of_the_other(tmp_path: Path) -> None:
         resolve("--data", "x", "--steps", "3", "--duration", "5k")
 
 
+def test_a_flag_that_would_change_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: a flag that the others make idle is an error that says with what it counts; what a file or a
+    preset brings along is not, since it was not asked for beside them."""
+    monkeypatch.chdir(tmp_path)
+    Path("s.json").write_text("{}")
+    for idle, counts in (
+        ("--class-dropout 0.2", "--conditional"),
+        ("--nodes=8 --schedule linear", "--schedule wasserstein"),
+        ("--blur_std_max 5 --schedule noise", "a --schedule that makes its own blur"),
+        ("--noise-std-min 0.02 --schedule s.json", "a --schedule that is no file"),
+        ("--noise-std-max 0.2 --schedule s.json", "a --schedule that is no file"),
+    ):
+        assert main(["train", "--data", "x", "-n", *idle.split()]) == 2
+        flag = idle.replace("_", "-").replace("=", " ").split()[0]
+        assert f"{flag} has an effect only with {counts}" in capsys.readouterr().err
+    Path("run.yaml").write_text("nodes: 8\nclass_dropout: 0.2\n")
+    for fine in (
+        "--config run.yaml --schedule linear",
+        "--class-dropout 0.2 --conditional",
+        "--nodes 8 --blur-std-max 5 --noise-std-max 0.2",
+        "--schedule noise --noise-std-max 20",
+    ):
+        assert main(["train", "--data", "x", "-n", *fine.split()]) == 0, capsys.readouterr().err
+
+
 def test_durations_and_shares() -> None:
     """Rule: k, M, G are decimal, Ki, Mi, Gi binary; a batch is processes x images x rounds or an error."""
     written = {"500": 500, "1.5k": 1500, "8Mi": 2**23, "200M": 200_000_000, " 2 gi ": 2**31, "4.03k": 4030}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,29 @@ def merged(argv: Sequence[str], begin: Sequence[str]) -> list[str]:
         if not drop:
             kept.append(word)
     return [*kept, *argv]
+
+
+SCHEDULES = ("wasserstein", "linear", "paper", "geometric", "noise")
+# Flag, what makes it count, and how that is said.
+_DEPENDS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
+    ("class-dropout", lambda c: c.conditional, "--conditional"),
+    ("nodes", lambda c: c.schedule == "wasserstein", "--schedule wasserstein"),
+    ("blur-std-max", lambda c: c.schedule in SCHEDULES[:-1], "a --schedule that makes its own blur"),
+    ("noise-std-min", lambda c: c.schedule in SCHEDULES, "a --schedule that is no file"),
+    ("noise-std-max", lambda c: c.schedule in SCHEDULES, "a --schedule that is no file"),
+)
+
+
+def check_flags_count(argv: Sequence[str], config: TrainConfig) -> None:
+    """Refuses flags that would change nothing beside the others: who gave them expects that they do."""
+    given = {_name(word) for word in argv if word.startswith("--")}
+    idle = [
+        f"--{flag} has an effect only with {wanted}"
+        for flag, counts, wanted in _DEPENDS
+        if flag in given and not counts(config)
+    ]
+    if idle:
+        raise UserError("; ".join(idle))
 
 
 def _name(word: str) -> str:
