@@ -115,6 +115,8 @@ $(VENV)/.dependencies: pyproject.toml build/environment.txt $(PY)
 	@$(PY) -m pip install "$(TORCH)"
 	@echo "Installing the other dependencies."
 	@SOFTDIFF_BUILD=python SOFTDIFF_CUDA=0 $(PY) -m pip install --quiet -e '.[test]'
+# Without its torchvision, which is built for one torch and beside another keeps diffusers from importing.
+	@$(PY) -m pip install --quiet --no-deps 'torch-fidelity>=0.4'
 	@touch $@
 
 # Editable, so that the tests, the demo and the sources in this folder are one copy; without build isolation,
