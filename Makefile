@@ -23,9 +23,9 @@ TRITON_TESTS := $(OPS_TESTS) tests/test_triton_interpreted.py
 # ... and with the CUDA kernels executed on the CPU (tests/cuda_shim), the sanitizer's run among them.
 EMULATED := SOFTDIFF_CUDA_SHIM=1 OMP_NUM_THREADS=1
 CUDA_TESTS := $(OPS_TESTS) tests/test_cuda_emulated.py tests/test_cuda_clusters.py tests/test_cuda_mistakes.py
-# The trainer's tests start many processes and networks of milliseconds: one thread each, two at a time.
-TRAINER_TESTS := $(wildcard tests/test_training*.py tests/test_data*.py) $(addprefix tests/test_,sampling.py \
-  options.py cli.py checkpoint.py classifier.py evaluate.py frechet.py schedule.py priors.py samplers.py)
+# What measures time runs by itself; all else two processes at once with one thread each, which takes half as long
+# as two threads: those of a small op mostly wait for each other. tests/test_threads.py sets its own numbers.
+TIMED_TESTS := $(wildcard tests/test_bench*.py) $(addprefix tests/test_,baselines.py threads.py triton_launches.py)
 SOURCES := setup.py build_cuda.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
 .DEFAULT_GOAL := help
@@ -51,8 +51,8 @@ lint: $(VENV)/.installed
 	$(PY) -m mypy
 
 test: lint
-	$(PY) -m pytest $(or $(PYTEST_ARGS),$(addprefix --ignore=,$(TRAINER_TESTS)))
-	$(if $(PYTEST_ARGS),,OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(TRAINER_TESTS))
+	$(if $(PYTEST_ARGS),,OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(TIMED_TESTS)))
+	$(PY) -m pytest $(or $(PYTEST_ARGS),$(TIMED_TESTS))
 	$(INTERPRETED) $(PY) -m pytest -n 2 -k triton $(TRITON_TESTS)
 	$(EMULATED) $(PY) -m pytest -n 2 -k cuda $(CUDA_TESTS)
 
