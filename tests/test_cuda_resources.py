@@ -49,6 +49,24 @@ def test_cuda_resources_that_grew_are_found():
     assert problems({"a": {"80": [64, 0]}}, table, [90]) == missing
 
 
+def test_cuda_sources_that_changed_are_told_from_those_of_the_table(tmp_path):
+    # Any file that kernels are compiled from counts, and its name; the table itself does not.
+    folder = tmp_path / "csrc" / "cuda"
+    folder.mkdir(parents=True)
+    counting = ("csrc/heat.h", "csrc/cuda/loss.cu", "CMakeLists.txt", "build_cuda.py")
+    for path in (*counting, "csrc/cuda/resources.json"):
+        (tmp_path / path).write_text(path)
+    before = cuda_resources.sources(tmp_path)
+    (folder / "resources.json").write_text("another")
+    assert cuda_resources.sources(tmp_path) == before
+    found = {before}
+    for path in counting:
+        (tmp_path / path).write_text("changed")
+        found.add(cuda_resources.sources(tmp_path))
+    (folder / "loss.cu").rename(folder / "mix.cu")
+    assert len(found | {cuda_resources.sources(tmp_path)}) == 6
+
+
 @pytest.mark.skipif(not LOGS, reason="this build compiled no CUDA (SOFTDIFF_CUDA=1)")
 def test_cuda_kernels_keep_to_their_resources():
     # No spills, and no more registers than the table says, for every architecture of this build.
