@@ -15,15 +15,23 @@ TRAINED: dict[str, list[str]] = {
     "noise": [*SOFT, "--schedule", "noise", "--prior", "plain"],
     "linear": [*SOFT, "--schedule", "linear"],
     "geometric": [*SOFT, "--schedule", "geometric"],
+    "plain-linear": ["--schedule", "linear"],
+    "plain-geometric": ["--schedule", "geometric"],
+    "increment": [],
 }
-WHOLE = ("soft", "plain")
+MODULES = {"increment": "benchmarks.quality.increment"}
+"""What is run in place of `softdiff_kernels`."""
+WHOLE = ("soft", "plain", "plain-linear")
 """Trained to the preset's end; the others to where all are compared."""
 NAMES = {
     "soft": "Soft Score Matching, Wasserstein schedule",
-    "plain": "plain residual loss instead (the preset)",
-    "noise": "noise only (VE) instead",
-    "linear": "linear schedule instead",
-    "geometric": "geometric schedule instead",
+    "plain": "plain residual loss, Wasserstein schedule (the preset)",
+    "noise": "noise only (VE)",
+    "linear": "Soft Score Matching, linear schedule",
+    "geometric": "Soft Score Matching, geometric schedule",
+    "plain-linear": "plain loss, linear schedule",
+    "plain-geometric": "plain loss, geometric schedule",
+    "increment": "increment-weighted loss, Wasserstein schedule",
 }
 COMPARED_AT = 1500
 """The step at which networks are compared; their learning rate is the preset's up to there."""
@@ -64,7 +72,21 @@ VARIANCES = [
 ]
 # VE's ancestral sampler is poor at few steps, so it also gets the deterministic one, its best.
 NETWORKS = [
-    *(Drawing(network, "momentum", SHORT, step=COMPARED_AT) for network in TRAINED),
+    *(
+        Drawing(network, "momentum", SHORT, step=COMPARED_AT)
+        for network in ("soft", "plain", "noise", "linear", "geometric")
+    ),
     Drawing("noise", "ddim", SHORT, step=COMPARED_AT),
 ]
-PARTS = {"samplers": SAMPLERS, "variances": VARIANCES, "networks": NETWORKS}
+PLAIN = [
+    Drawing(network, "momentum", SHORT, step=COMPARED_AT)
+    for network in ("plain", "plain-linear", "plain-geometric", "increment")
+]
+LINEAR = [Drawing("plain-linear", "momentum", LONG), Drawing("plain-linear", "naive", LONG)]
+PARTS = {
+    "samplers": SAMPLERS,
+    "variances": VARIANCES,
+    "networks": NETWORKS,
+    "plain": PLAIN,
+    "linear": LINEAR,
+}

@@ -13,7 +13,7 @@ from PIL import Image
 from softdiff_kernels.training.images import labelled, save_png
 
 from .measure import grid_name, read
-from .plan import IMAGES, NAMES, NETWORKS, PARTS, SAMPLERS, Drawing
+from .plan import IMAGES, NAMES, NETWORKS, PARTS, PLAIN, SAMPLERS, Drawing
 
 COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6", "#111111", "#8fc0a5")
 SAMPLER_NAMES = {
@@ -31,6 +31,8 @@ def report(out: Path) -> str:
         ("samplers", "Samplers: the preset's weights"),
         ("variances", "Samplers: weights of the paper's loss"),
         ("networks", "Losses, corruptions and schedules: the momentum sampler"),
+        ("plain", "Schedules under the plain loss, and the increment-weighted loss"),
+        ("linear", "Samplers: the plain loss, linear schedule, to the preset's end"),
     ):
         found = _found(out, part)
         if found:
@@ -38,6 +40,7 @@ def report(out: Path) -> str:
             _plot(out / f"{part}.png", part, found)
     _pictures(out / "samplers-grids.png", out, [(SAMPLERS[0], 100), (SAMPLERS[1], 100)])
     _pictures(out / "networks-grids.png", out, [(drawing, 25) for drawing in NETWORKS])
+    _pictures(out / "plain-grids.png", out, [(drawing, 25) for drawing in PLAIN])
     return "\n".join(parts)
 
 
@@ -47,8 +50,7 @@ def _pictures(path: Path, out: Path, shown: list[tuple[Drawing, int]]) -> None:
     for drawing, steps in shown:
         file = out / "grids" / grid_name(drawing, steps)
         if file.exists():
-            part = "networks" if drawing.step is not None else "samplers"
-            rows.append((f"{_label(part, drawing)}, {steps} steps", Image.open(file)))
+            rows.append((f"{_label(drawing)}, {steps} steps", Image.open(file)))
     if rows:
         save_png(path, labelled(rows, size=14))
 
@@ -60,8 +62,9 @@ def _found(out: Path, part: str) -> dict[tuple[str, int], list[float]]:
     return found
 
 
-def _label(part: str, drawing: Drawing) -> str:
-    if part == "networks":
+def _label(drawing: Drawing) -> str:
+    """What sets a curve apart: its network where several are compared at one step, else its sampler."""
+    if drawing.step is not None:
         return NAMES[drawing.network] + (", DDIM" if drawing.sampler == "ddim" else "")
     return SAMPLER_NAMES[drawing.name.partition(" ")[2]]
 
@@ -79,7 +82,7 @@ def _table(part: str, found: dict[tuple[str, int], list[float]]) -> str:
     rows = ["| | " + " | ".join(f"{n} steps" for n in steps) + " |", "|---" * (len(steps) + 1) + "|"]
     for drawing in plan:
         cells = [_cell(found.get((drawing.name, n))) for n in steps]
-        rows.append(f"| {_label(part, drawing)} | " + " | ".join(cells) + " |")
+        rows.append(f"| {_label(drawing)} | " + " | ".join(cells) + " |")
     real = _cell(found.get(("real", 0)))
     rows += ["", f"{IMAGES} real images of the training set, in the samples' place: {real}."]
     return "\n".join(rows)
@@ -93,7 +96,7 @@ def _plot(path: Path, part: str, found: dict[tuple[str, int], list[float]]) -> N
     for colour, drawing in zip(COLOURS, PARTS[part], strict=False):
         steps = [n for n in drawing.steps if found.get((drawing.name, n))]
         means = [statistics.mean(found[drawing.name, n]) for n in steps]
-        ax.plot(steps, means, "o-", color=colour, label=_label(part, drawing), linewidth=1.8, markersize=4)
+        ax.plot(steps, means, "o-", color=colour, label=_label(drawing), linewidth=1.8, markersize=4)
         for n in steps:
             values = found[drawing.name, n]
             ax.plot([n] * len(values), values, "_", color=colour, markersize=7, alpha=0.7)

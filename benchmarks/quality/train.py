@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from .plan import COMPARED_AT, PRESET, TRAINED, WHOLE
+from .plan import COMPARED_AT, MODULES, PRESET, TRAINED, WHOLE
 
 
 def train(data: str, out: Path, only: list[str]) -> None:
@@ -16,7 +16,8 @@ def train(data: str, out: Path, only: list[str]) -> None:
     for name in only or TRAINED:
         folder = out / name
         argv = ["--preset", PRESET, "--data", data, "--outdir", str(folder), "--resume", "auto"]
-        command = [sys.executable, "-m", "softdiff_kernels", "train", *argv, *TRAINED[name], "--keep", "0"]
+        module = MODULES.get(name, "softdiff_kernels")
+        command = [sys.executable, "-m", module, "train", *argv, *TRAINED[name], "--keep", "0"]
         begun = time.monotonic()
         process = subprocess.Popen(command)
         enough = folder / f"state-{COMPARED_AT:08d}.safetensors"
