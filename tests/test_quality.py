@@ -10,10 +10,10 @@ from torch import nn
 pytest.importorskip("diffusers")
 
 from benchmarks.quality.increment import STEP, IncrementDenoiser, increment_weight
-from benchmarks.quality.measure import grid_name
+from benchmarks.quality.measure import grid_name, times_at
 from benchmarks.quality.plan import NAMES, PARTS, TRAINED
 from softdiff_kernels import NoiseKey, dct2
-from softdiff_kernels.diffusion import Corruption
+from softdiff_kernels.diffusion import Corruption, time_steps
 from softdiff_kernels.spectrum import heat_gain
 
 
@@ -29,6 +29,15 @@ def test_no_two_curves_share_a_picture() -> None:
     """Rule: one file a curve and number of steps, over all parts, unless it is the same curve."""
     curves = {(d.name, d.step, n): grid_name(d, n) for part in PARTS.values() for d in part for n in d.steps}
     assert len(set(curves.values())) == len(curves)
+
+
+def test_steps_can_be_taken_at_the_blurs_of_another_schedule() -> None:
+    """Rule: at the times found, this corruption has the other's blurs; both ways are the way from 1 to 0."""
+    one, other = Corruption.paper((16, 16)), Corruption.geometric((16, 16))
+    wanted = [other.blur_std(t) for t in time_steps(9).tolist()]
+    found = times_at(wanted, one)
+    assert found[0] == 1 and found[-1] == 0 and bool((found.diff() < 0).all())
+    assert [one.blur_std(t) for t in found.tolist()] == pytest.approx(wanted, rel=1e-9)
 
 
 def test_the_increment_weight_is_the_gain_of_a_sampler_step() -> None:

@@ -9,8 +9,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from softdiff_kernels.diffusion import Corruption, time_steps
 from softdiff_kernels.training.checkpoint import checkpoint_name
 from softdiff_kernels.training.classifier import Classifier, load_classifier, train_classifier
 from softdiff_kernels.training.data import ImageSet, load_images
@@ -51,7 +54,7 @@ def measure(data: str, test: str, out: Path, part: str) -> None:
         # Fewer steps first, and all seeds of them, so that what there is can be compared at any time.
         plan = [(steps, drawing) for drawing in PARTS[part] for steps in drawing.steps]
         for steps, drawing in sorted(plan, key=lambda item: item[0]):
-            model = _model(drawing, out)
+            model = _model(drawing.network, drawing.step, out)
             for seed in range(SEEDS):
                 if (drawing.name, steps, seed) in done:
                     continue
@@ -78,11 +81,16 @@ def _classifier(path: Path, images: ImageSet) -> Classifier:
     return made
 
 
-def _model(drawing: Drawing, out: Path) -> LoadedModel:
-    folder = out / drawing.network
-    return load_model(
-        str(folder if drawing.step is None else folder / checkpoint_name("weights", drawing.step)), CPU
-    )
+def _model(network: str, step: int | None, out: Path) -> LoadedModel:
+    folder = out / network
+    return load_model(str(folder if step is None else folder / checkpoint_name("weights", step)), CPU)
+
+
+def times_at(blur_std: list[float], corruption: Corruption) -> Tensor:
+    """The times, from 1 to 0, at which a corruption has these blurs; its first and last are the ends."""
+    times = np.interp(blur_std, corruption.blur_std_nodes, corruption.t)
+    times[0], times[-1] = 1.0, 0.0
+    return torch.from_numpy(times)
 
 
 def _draw(
@@ -94,13 +102,17 @@ def _draw(
     reference: FeatureStatistics,
     out: Path,
 ) -> dict[str, Any]:
+    ts = time_steps(steps)
+    if drawing.blurs_of is not None:
+        other = _model(drawing.blurs_of, drawing.step, out).denoiser.corruption
+        ts = times_at([other.blur_std(t) for t in ts.tolist()], model.denoiser.corruption)
     begun = time.perf_counter()
     images = generate(
         model.denoiser,
         model.prior,
         range(seed * IMAGES, (seed + 1) * IMAGES),
         sampler=drawing.sampler,
-        steps=steps,
+        ts=ts,
         batch=BATCH,
         device=CPU,
         options=drawing.options,

@@ -51,11 +51,14 @@ class Drawing:
     steps: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
     step: int | None = None
+    blurs_of: str | None = None
+    """The network at whose levels of blur the steps are taken, where it is not the network itself."""
 
     @property
     def name(self) -> str:
         """As JSON names it."""
         options = "".join(f" {key}={value}" for key, value in self.options.items())
+        options += f" blurs_of={self.blurs_of}" if self.blurs_of else ""
         return f"{self.network} {self.sampler}{options}"
 
 
@@ -83,10 +86,21 @@ PLAIN = [
     for network in ("plain", "plain-linear", "plain-geometric", "increment")
 ]
 LINEAR = [Drawing("plain-linear", "momentum", LONG), Drawing("plain-linear", "naive", LONG)]
+# Whether a schedule tells by where it trains or by where the sampler's steps are.
+CROSSED = [
+    Drawing(network, "momentum", SHORT[:2], step=COMPARED_AT, blurs_of=other)
+    for network, other in (
+        ("plain", None),
+        ("plain", "plain-linear"),
+        ("plain-linear", None),
+        ("plain-linear", "plain"),
+    )
+]
 PARTS = {
     "samplers": SAMPLERS,
     "variances": VARIANCES,
     "networks": NETWORKS,
     "plain": PLAIN,
     "linear": LINEAR,
+    "crossed": CROSSED,
 }

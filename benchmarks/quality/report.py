@@ -32,6 +32,7 @@ def report(out: Path) -> str:
         ("variances", "Samplers: weights of the paper's loss"),
         ("networks", "Losses, corruptions and schedules: the momentum sampler"),
         ("plain", "Schedules under the plain loss, and the increment-weighted loss"),
+        ("crossed", "Schedules: where they train, and where the sampler's steps are"),
         ("linear", "Samplers: the plain loss, linear schedule, to the preset's end"),
     ):
         found = _found(out, part)
@@ -65,7 +66,8 @@ def _found(out: Path, part: str) -> dict[tuple[str, int], list[float]]:
 def _label(drawing: Drawing) -> str:
     """What sets a curve apart: its network where several are compared at one step, else its sampler."""
     if drawing.step is not None:
-        return NAMES[drawing.network] + (", DDIM" if drawing.sampler == "ddim" else "")
+        where = f", steps at the blurs of: {NAMES[drawing.blurs_of]}" if drawing.blurs_of else ""
+        return NAMES[drawing.network] + (", DDIM" if drawing.sampler == "ddim" else "") + where
     return SAMPLER_NAMES[drawing.name.partition(" ")[2]]
 
 

@@ -27,6 +27,7 @@ def generate(
     *,
     sampler: str = "momentum",
     steps: int = 64,
+    ts: Tensor | None = None,
     batch: int = 64,
     device: torch.device,
     labels: Sequence[int] | None = None,
@@ -38,11 +39,11 @@ def generate(
     """uint8 [N, C, H, W]: one image a seed.
 
     Image noise comes from NoiseKey(SAMPLING_SEED, stream=seed): draw 0 for the prior, draw i for step i.
-    labels: a class each, of a conditional denoiser; guidance: how much it counts. options: of the sampler.
-    bar: draw a progress bar for each batch. path: gets x_t before each step, of the first batch, and at last
-    the images: uint8 [batch, C, H, W] each.
+    ts: the sampler's times, in place of `steps` even ones. labels: a class each, of a conditional denoiser;
+    guidance: how much it counts. options: of the sampler. bar: draw a progress bar for each batch. path: gets
+    x_t before each step, of the first batch, and at last the images: uint8 [batch, C, H, W] each.
     """
-    ts = time_steps(steps)
+    ts = time_steps(steps) if ts is None else ts
     made = []
     if not seeds:  # as of a process that is left without any
         shape = prior.sample(0, key=NoiseKey(SAMPLING_SEED), device=device).shape
