@@ -66,7 +66,7 @@ def _found(out: Path, part: str) -> dict[tuple[str, int], list[float]]:
 def _label(drawing: Drawing) -> str:
     """What sets a curve apart: its network where several are compared at one step, else its sampler."""
     if drawing.step is not None:
-        where = f", steps at the blurs of: {NAMES[drawing.blurs_of]}" if drawing.blurs_of else ""
+        where = f", steps at the blurs of {drawing.blurs_of}" if drawing.blurs_of else ""
         return NAMES[drawing.network] + (", DDIM" if drawing.sampler == "ddim" else "") + where
     return SAMPLER_NAMES[drawing.name.partition(" ")[2]]
 
@@ -107,6 +107,9 @@ def _plot(path: Path, part: str, found: dict[tuple[str, int], list[float]]) -> N
     ax.set_yscale("log")
     ticks = sorted({n for drawing in PARTS[part] for n in drawing.steps})
     ax.set_xticks(ticks, [str(n) for n in ticks])
+    low, high = ax.get_ylim()
+    heights = [v * 10**k for k in range(4) for v in (1, 2, 3, 5) if low <= v * 10**k <= high]
+    ax.set_yticks(heights, [str(v) for v in heights])
     ax.minorticks_off()
     ax.set_xlabel("sampler steps")
     ax.set_ylabel("classifier Fréchet distance")
