@@ -3,11 +3,12 @@
 
     python -m benchmarks.quality.increment train --preset mnist --data mnist-train.npz --outdir increment
 
-A step from t to s adds `(C_s - a C_t) x0_hat` to what is there, a = noise_std_s^2 / noise_std_t^2. Soft Score
-Matching weighs an error of x0_hat by C_t^2, so it is blind to what the step brings out anew; the plain loss
-weighs all frequencies alike. Here the weight is the step's own gain, (m_s - a m_t) / (t - s), so that an
-error counts at the t where it gets into the image. (The blur's part, m_s - m_t, sums to one over t for every
-frequency that C_1 removes, so the sum bounds the squared error of the whole way, by Jensen's inequality.)
+A step from t to s adds `(C_s - a C_t) x0_hat` to what is there, a = noise_std_s^2 / noise_std_t^2. Soft
+Score Matching weighs an error of x0_hat by C_t^2, so it is blind to what the step brings out anew; the
+plain loss weighs all frequencies alike. Here the weight is the step's own gain, (m_s - a m_t) / (t - s),
+and no other of t, so that an error counts where it gets into the image. (The blur's part, m_s - m_t, sums
+to one over t for every frequency that C_1 removes, so the sum bounds the squared error of the whole way, by
+Jensen's inequality.)
 
 An experiment on what Soft Score Matching lacks after a short training (docs/experiments.md); no option of the
 trainer, whose record of such a run says `loss: plain`.
