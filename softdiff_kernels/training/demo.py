@@ -24,7 +24,7 @@ from .loop import train
 from .presets import preset
 from .run_folder import next_run_folder
 
-SAMPLER_STEPS = 1500
+SAMPLER_STEPS = 300
 ROWS, COLUMNS = 4, 15
 ENLARGED = 5
 
