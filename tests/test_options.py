@@ -127,7 +127,8 @@ def test_a_flag_that_would_change_nothing_is_refused(
     for idle, counts in (
         ("--class-dropout 0.2", "--conditional"),
         ("--nodes=8 --schedule linear", "--schedule wasserstein"),
-        ("--blur_std_max 5 --schedule noise", "a --schedule that makes its own blur"),
+        ("--blur_std_max 5 --schedule noise", "a --schedule that makes a blur"),
+        ("--blur-std-max 5 --schedule s.json", "a --schedule that makes a blur"),
         ("--noise-std-min 0.02 --schedule s.json", "a --schedule that is no file"),
         ("--noise-std-max 0.2 --schedule s.json", "a --schedule that is no file"),
     ):

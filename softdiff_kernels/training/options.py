@@ -137,14 +137,17 @@ def merged(argv: Sequence[str], begin: Sequence[str]) -> list[str]:
     return [*kept, *argv]
 
 
-SCHEDULES = ("wasserstein", "linear", "paper", "geometric", "noise")
+def _of_a_file(config: TrainConfig) -> bool:
+    return Path(config.schedule).is_file()
+
+
 # Flag, what makes it count, and how that is said.
 _DEPENDS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
     ("class-dropout", lambda c: c.conditional, "--conditional"),
     ("nodes", lambda c: c.schedule == "wasserstein", "--schedule wasserstein"),
-    ("blur-std-max", lambda c: c.schedule in SCHEDULES[:-1], "a --schedule that makes its own blur"),
-    ("noise-std-min", lambda c: c.schedule in SCHEDULES, "a --schedule that is no file"),
-    ("noise-std-max", lambda c: c.schedule in SCHEDULES, "a --schedule that is no file"),
+    ("blur-std-max", lambda c: c.schedule != "noise" and not _of_a_file(c), "a --schedule that makes a blur"),
+    ("noise-std-min", lambda c: not _of_a_file(c), "a --schedule that is no file"),
+    ("noise-std-max", lambda c: not _of_a_file(c), "a --schedule that is no file"),
 )
 
 
