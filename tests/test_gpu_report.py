@@ -120,15 +120,18 @@ def test_parts_follow_each_other_whatever_happens(tmp_path, monkeypatch):
     folder.mkdir()
     seen = "import os\nwrite(status='ok', rows=[], table=os.environ.get('SOFTDIFF_TRITON_CONFIGS', ''), "
     seen += "faster={'corrupt': {'64': 'cuda'}})"
-    # The CUDA parts see what the build has put beside the package they import; Triton's do not wait for it.
-    build = (
-        "import pathlib, time\ntime.sleep(2)\ninto = pathlib.Path(sys.argv[sys.argv.index('--into') + 1])\n"
-    )
+    # The CUDA parts see what the build has put beside the package they import. Triton's do not wait for it;
+    # here the build waits for them, so that no clock decides the order.
+    looked = folder / "looked"
+    build = f"import pathlib, time\nlooked = pathlib.Path({str(looked)!r})\nuntil = time.monotonic() + 30\n"
+    build += "while not looked.exists() and time.monotonic() < until: time.sleep(0.02)\n"
+    build += "into = pathlib.Path(sys.argv[sys.argv.index('--into') + 1])\n"
     build += "(into / 'softdiff_kernels' / '_cuda.py').write_text('made = 1')\nwrite(nvcc='13.0')"
     cuda = "from softdiff_kernels import _cuda\nwrite(made=_cuda.made)"
     triton = "import importlib.util\nfound = importlib.util.find_spec('softdiff_kernels._cuda')\n"
     # (An installation may have a compiled module of its own.)
     triton += "early = found is None or not str(found.origin).endswith('_cuda.py')\n"
+    triton += f"open({str(looked)!r}, 'w').close()\n"
     texts = {
         "environment": "write(reason='', gpu={})",
         "build": build,
