@@ -117,6 +117,8 @@ def _train(argv: Sequence[str]) -> int:
         need(module, "softdiff train")
     if config.tensorboard:
         need("tensorboard", "--tensorboard", "log")
+    if config.wandb:
+        need("wandb", "--wandb", "wandb")
     from .training.loop import train
 
     result = train(config)

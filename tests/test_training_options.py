@@ -277,19 +277,6 @@ def test_corruption_processes_are_what_their_names_say(blobs: Path) -> None:
     assert make_corruption(soft, images)[0].noise_std(1.0) == 0.1
 
 
-def test_tensorboard_gets_the_numbers_and_the_pictures(blobs: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = tmp_path / "run"
-    train(small(blobs, run, steps=3, tensorboard=True, sample_count=4, sample_steps=2))
-    events = EventAccumulator(str(run / "tensorboard")).Reload()
-    found = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert [step for step, _ in found] == [1, 2, 3]
-    assert [value for _, value in found] == pytest.approx([loss for _, loss in losses(run)], rel=1e-6)
-    assert events.Images("samples")
-
-
 def test_a_run_is_named_by_what_it_is() -> None:
     config = TrainConfig("x", preset="cifar10", batch=256, precision="bf16", desc="try two")
     assert run_name(config, "photos") == "photos-cifar10-bs256-bf16-try two"

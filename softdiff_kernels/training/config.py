@@ -125,6 +125,8 @@ class TrainConfig:
     """Checkpoints kept; 0 keeps all."""
     tensorboard: bool = False
     """Also log for TensorBoard, into tensorboard/ of the run folder."""
+    wandb: str | None = None
+    """Also log to this project of Weights & Biases; WANDB_MODE=offline keeps it in the run folder."""
     timeout: float = 600.0
     """Seconds that a process waits for the others before it gives up."""
 
@@ -212,9 +214,7 @@ def check_known(names: Iterable[str]) -> None:
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     unknown = [described(name, known) for name in sorted(set(names) - set(known))]
     if unknown:
-        raise UserError(
-            f"options that this version of softdiff_kernels does not know: {'; '.join(unknown)}"
-        )
+        raise UserError(f"options that this version of softdiff_kernels does not know: {'; '.join(unknown)}")
 
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -244,7 +244,7 @@ MAY_CHANGE = frozenset(
     {
         *("data", "outdir", "resume", "steps", "log_every", "sample_every", "save_every", "keep"),
         *("sampler", "sample_steps", "sample_count", "device", "progress", "preset", "config", "desc"),
-        *("dry_run", "allow_changes", "duration", "batch_gpu", "compile", "tensorboard", "timeout"),
+        *("dry_run", "allow_changes", "duration", "batch_gpu", "compile", "tensorboard", "wandb", "timeout"),
     }
 )
 """Options that a resumed run may change and still be the same run."""
@@ -275,5 +275,3 @@ def check_resumed(old: TrainConfig, new: TrainConfig) -> None:
         raise UserError(
             f"these options differ from those of the run being resumed: {'; '.join(changed)}; {way_out}"
         )
-
-

@@ -213,8 +213,8 @@ def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> 
         saved = trainer.step
         if processes.first and not all(path.exists() for path in _weights_files(trainer, folder)):
             _save(trainer, folder)
-    log = Log(folder, config.tensorboard and processes.first, trainer.step)
-    stopped = False
+    log = Log(folder, config, trainer.step, quiet=not processes.first)
+    stopped = failed = False
     try:
         while trainer.step < config.steps and not stopped:
             meter.add(trainer.step + 1, trainer.advance())
@@ -237,9 +237,12 @@ def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> 
                 progress.say(f"samples in {path}, from the {trainer.prior.describe()}")
         if saved != trainer.step and processes.first:
             _save(trainer, folder)
+    except BaseException:
+        failed = True
+        raise
     finally:
         progress.close()
-        log.close()
+        log.close(failed=failed)
     weights = folder / checkpoint_name("weights", trainer.step)
     finished = trainer.step >= config.steps
     number = stop.signal if stop.signal is not None else signal.SIGTERM
