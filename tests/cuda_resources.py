@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ptxas says of each CUDA kernel, and the table that it is held to.
 
-    python tests/cuda_resources.py build/.../ptxas.log     # writes csrc/cuda/resources.json anew
-    python tests/cuda_resources.py --current               # exit status 0: the table is of these sources
+python tests/cuda_resources.py build/.../ptxas.log     # writes csrc/cuda/resources.json anew
+python tests/cuda_resources.py --current               # exit status 0: the table is of these sources
 """
 
 from __future__ import annotations

@@ -135,9 +135,7 @@ def decode(names: Sequence[str], opened: Opened, wanted: Wanted, where: str) -> 
         return found
 
 
-def _each(
-    count: int, opened: Opened, mode: str | None, wanted: Wanted
-) -> Iterator[tuple[int, _One | str]]:
+def _each(count: int, opened: Opened, mode: str | None, wanted: Wanted) -> Iterator[tuple[int, _One | str]]:
     """Every image in order. A few hundred at a time, so that threads do not run ahead of memory."""
 
     def load(i: int) -> _One | str:

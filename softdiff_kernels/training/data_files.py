@@ -82,9 +82,7 @@ def _found(where: Path, names: list[str], labels: Labels, opened: Opened, wanted
         raise UserError(f"{where}: expected images ({', '.join(sorted(SUFFIXES))}), found none")
     some = [f"{where}/{name}" for name in names[: wanted.limit]]
     decoded = decode(some, opened, wanted, str(where))
-    return Found(
-        decoded.pixels, labels.take(decoded.kept), decoded.sizes, decoded.modes, decoded.unreadable
-    )
+    return Found(decoded.pixels, labels.take(decoded.kept), decoded.sizes, decoded.modes, decoded.unreadable)
 
 
 def _labels(where: Path, names: list[str], text: bytes | None) -> Labels:

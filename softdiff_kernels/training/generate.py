@@ -57,9 +57,7 @@ def generate(
             chosen = torch.tensor(labels[start : start + batch], dtype=torch.int64, device=device)
             model = Guided(denoiser, chosen, guidance)
         callback = partial(_note, path) if path is not None and start == 0 else None
-        x = SAMPLERS[sampler](
-            model, x, ts, disable=not bar, key=key, callback=callback, **(options or {})
-        )
+        x = SAMPLERS[sampler](model, x, ts, disable=not bar, key=key, callback=callback, **(options or {}))
         made.append(to_uint8(x))
     if path is not None:
         path.append(made[0])

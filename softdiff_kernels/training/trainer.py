@@ -110,9 +110,7 @@ class Trainer:
             AveragedModel(self.model, multi_avg_fn=partial(self._average, decay)) for decay in config.ema
         ]
         self.averaged = SoftDenoiser(self.averages[0].module, corruption, config.prediction).eval()
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2)
-        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2))
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.step = 0
         self.seen = 0
