@@ -37,7 +37,7 @@ def test_without_a_gpu_every_part_says_so(tmp_path):
         pytest.skip("needs make and the sources")
     folder = tmp_path / "report"
     command = [make, "-s", "gpu-report", f"REPORT={folder}", f"REPORT_PYTHON={sys.executable}"]
-    done = subprocess.run(command, cwd=ROOT, env=HIDDEN, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=HIDDEN, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {p.name for p in folder.iterdir()} == {"report.json", "report.md", "log.txt"}
     found = json.loads((folder / "report.json").read_text())["parts"]
@@ -83,7 +83,7 @@ def test_a_part_that_breaks_keeps_what_it_had_found(tmp_path):
 def test_a_part_that_hangs_is_killed_with_its_children(tmp_path):
     child = "import subprocess; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)\n"
     text = WRITE + child + "write(number=3)\nimport time; time.sleep(60)"
-    outcome = started(tmp_path, text, seconds=1.5)
+    outcome = started(tmp_path, text, seconds=4)
     assert outcome.status == "timeout"
     assert outcome.seconds < 15
     assert outcome.data == {"number": 3}
@@ -96,7 +96,7 @@ def test_a_part_that_hangs_is_killed_with_its_children(tmp_path):
         return True
 
     # A killed process is seen until the kernel has got round to it.
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not gone() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert gone()
@@ -286,7 +286,7 @@ def test_a_file_that_does_not_import_is_a_failure(tmp_path):
         out = tmp_path / "out.json"
         command = [sys.executable, "-m", "benchmarks.gpu.runner", str(tmp_path / "test_some.py"), "test_one"]
         done = subprocess.run(
-            [*command, "--out", str(out), *plain], cwd=ROOT, capture_output=True, timeout=60
+            [*command, "--out", str(out), *plain], cwd=ROOT, capture_output=True, timeout=200
         )
         assert done.returncode == 1
         assert any("no_such_module" in case["message"] for case in parts.read(out)["cases"])
