@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data that several files of tests train on."""
+"""Data that several files of tests train on, and what is set up before any of them."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from quick_interpreter import quicken
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    quicken()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton's interpreter, without work that it does again at each call of a function inside a kernel."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+
+def quicken() -> None:
+    """Has triton.language patched once a launch, as the launch does, and not once more for each inner call.
+
+    An inner call patches what is patched already, to the same effect, which takes a third to a half of the
+    time. Does nothing to a Triton whose interpreter has other parts.
+    """
+    try:
+        interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+        language: Any = importlib.import_module("triton.language")
+        patch, unchanged = interpreter._patch_lang, interpreter._LangPatchScope
+        modules, is_builtin = (language, language.core), language.core.is_builtin
+    except (ImportError, AttributeError):
+        return
+
+    @functools.cache
+    def seen(fn: Any) -> list[Any]:
+        # Kernels name triton.language; its own functions, such as zeros, the module that it is made of.
+        return [module for module in modules if any(value is module for value in fn.__globals__.values())]
+
+    def once(fn: Any) -> Any:
+        # A patched function is no builtin any more; the launch's own scope restores it at the end.
+        return patch(fn) if any(is_builtin(module.load) for module in seen(fn)) else unchanged()
+
+    interpreter._patch_lang = once
