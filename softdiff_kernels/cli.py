@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -73,6 +74,7 @@ def _sentence(framed: str, command: str) -> str:
     lines = [line for line in lines if line.strip("-")][1:]
     pointer = next((i for i, line in enumerate(lines) if line.startswith("For full helptext")), len(lines))
     text = " ".join(" ".join(lines[:pointer]).split())
+    text = re.sub(r"^Error parsing \w+: (?=--)", "", text)  # what the dataclass itself says
     return f"{text or 'the options cannot be read'} (softdiff {command} --help lists them)"
 
 
@@ -104,7 +106,10 @@ def _train(argv: Sequence[str]) -> int:
         from .training.loop import with_resume_defaults
 
         default = with_resume_defaults(resume, _flag(argv, "--outdir"))
-    config = parse(TrainConfig, "train", argv, default).resolved()
+    config = parse(TrainConfig, "train", argv, default)
+    if default is not None and config.duration is not None and config.batch != default.batch:
+        raise UserError("--duration: a run that goes on with another --batch takes --steps")
+    config = config.resolved()
     check_flags_count(given, config)
     if config.dry_run:
         from .training.loop import check_dry_run
@@ -125,9 +130,10 @@ def _train(argv: Sequence[str]) -> int:
     if int(os.environ.get("RANK", 0)):
         return 0 if result.stopped_by is None else 128 + result.stopped_by
     if result.stopped_by is not None:
-        print(f"stopped at step {result.step}; go on by: softdiff train --resume {result.folder}")
+        again = f"softdiff train --resume {shlex.quote(str(result.folder))}"
+        print(f"stopped at step {result.step}; go on by: {again}")
         return 128 + result.stopped_by
-    print(f"done; draw images by: softdiff sample --weights {result.weights}")
+    print(f"done; draw images by: softdiff sample --weights {shlex.quote(str(result.weights))}")
     return 0
 
 

@@ -147,8 +147,12 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_old_file(tmp_path: Path) -> N
     leftover = tmp_path / (path.name + module.PARTIAL)
     assert leftover.stat().st_size == 2048
     assert find(str(tmp_path), "state") == path
+    # What is not the run's stays.
+    others = [tmp_path / name for name in ("film.partial", "my-state-1.safetensors.partial")]
+    for other in others:
+        other.touch()
     module.remove_partial(tmp_path)
-    assert not leftover.exists() and path.exists()
+    assert not leftover.exists() and path.exists() and all(other.exists() for other in others)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.999])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -93,9 +94,15 @@ def test_sample_writes_a_png_a_seed_and_names_the_prior(
 
 
 def test_resume_by_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = str(tmp_path / "on")
+    out = str(tmp_path / "go on")
     assert main(["train", "--resume", str(run), "--outdir", out, "--steps", "3"]) == 0
-    assert "steps 2 to 3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "steps 2 to 3" in said
+    # A line to copy, whatever the folder's name.
+    line = next(line for line in said.splitlines() if line.startswith("done; draw images by: "))
+    assert shlex.split(line)[-1] == str(tmp_path / "go on" / "weights-00000003.safetensors")
+    argv = ["train", "--resume", str(run), "--batch", "2", "--duration", "100", "--allow-changes"]
+    assert "--duration: a run that goes on with another --batch takes --steps" in refused(capsys, *argv)
     assert "--width: expected 8" in refused(capsys, "train", "--resume", str(run), "--width", "16")
 
 

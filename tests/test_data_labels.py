@@ -53,6 +53,7 @@ def test_null_labels_in_a_dataset_json_are_none_and_not_the_folders(tmp_path: Pa
         (labels_json(("a.png", 0), ("b.png", -1)), "got -1"),
         (labels_json(("a.png", 0), ("b.png", 1.5)), "got 1.5"),
         (labels_json(("a.png", True), ("b.png", 0)), "got true"),
+        (labels_json(("a.png", 0), ("b.png", None)), "got null"),
         (labels_json(("a.png", [0, 1]), ("b.png", [1, 0])), "got [0, 1]"),
         (labels_json(("a.png", 0), ("b.png", 2**70)), str(2**70)),
         (labels_json(("a.png", 0), ("b.png", 5_000_000)), "at most 1000000 classes, got 5000000"),

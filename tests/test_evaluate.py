@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -125,10 +126,34 @@ def test_a_folder_of_samples_brings_its_record_and_not_its_grid(
     said = run(capsys, *argv, "--num", "10")
     # Exactly --num images, the grid is none of them, and too few for a figure is said beside it.
     assert "10 of " in said and "fewer than 500 images" in said
-    for text in ("w.safetensors", "step 7", "prior gaussian-dct", "sampler naive", "steps 9", "seeds 0-11"):
+    for text in ("w.safetensors", "step 7", "prior gaussian-dct", "sampler naive", "steps 9", "seeds 0-9"):
         assert text in said
     assert "class " not in said.replace("classifier", "")
     assert "at most the 12 images" in refused(capsys, *argv, "--num", "13")
+    # Packed, the same: other pictures are left out there, too.
+    whole = run(capsys, *argv, "--num", "12", "--json")
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w") as archived:
+        for file in sorted(tmp_path.glob("*.[pj]*")):
+            archived.write(file, f"samples/{file.name}")
+    argv[1] = str(packed)
+    found = json.loads(run(capsys, *argv, "--num", "12", "--json"))
+    assert found["samples_digest"] == json.loads(whole)["samples_digest"] and found["sampler"] == "naive"
+    argv[1] = str(tmp_path)
+    # And as an archive of the same seeds beside the record; of others, the record is not its.
+    for seeds, sampler in ((range(12), "naive"), (range(1, 13), None)):
+        np.savez(tmp_path / "all.npz", arr_0=bars(12, seed=2)[0][:, 0].numpy(), seeds=np.array(seeds))
+        argv[1] = str(tmp_path / "all.npz")
+        assert json.loads(run(capsys, *argv, "--num", "10", "--json"))["sampler"] == sampler
+    argv[1] = str(tmp_path)
+    # A record that is of other images would be wrong of these.
+    Image.new("L", (8, 8)).save(tmp_path / "000012.png")
+    assert "000012.png is in one of the two alone" in refused(capsys, *argv, "--num", "10")
+    (tmp_path / "000012.png").unlink()
+    (tmp_path / "000003.png").rename(tmp_path / "003.png")
+    assert json.loads(run(capsys, *argv, "--num", "10", "--json"))["samples"] == 10
+    (tmp_path / "003.png").unlink()
+    assert "000003.png is in one of the two alone" in refused(capsys, *argv, "--num", "10")
     (tmp_path / "samples.json").write_text("{")
     assert "samples.json: not readable" in refused(capsys, *argv, "--num", "10")
 
@@ -146,7 +171,7 @@ def test_samples_are_drawn_from_weights(
     argv += ["--steps", "2", "--seeds", "0-19"]
     result = json.loads(run(capsys, *argv, "--num", "6", "--json"))
     made = {name: result[name] for name in ("samples", "sampler", "steps", "seeds", "step")}
-    assert made == {"samples": 6, "sampler": "momentum", "steps": 2, "seeds": "0-19", "step": 1}
+    assert made == {"samples": 6, "sampler": "momentum", "steps": 2, "seeds": "0-5", "step": 1}
     assert "gaussian-dct" in result["prior"] and len(result["weights_digest"]) == 32
     # Seed k is the image that `softdiff sample` writes for it: 6 seeds or the first 6 of 20 are the same.
     argv[-1] = "0-5"

@@ -56,6 +56,11 @@ def test_a_runs_own_file_gives_its_options_again(tmp_path: Path) -> None:
     [
         ("widht: 3\n", r"does not know: widht \(did you mean width\?\)"),
         ("width: wide\n", "--width"),
+        ("bach: 3\n", r"run\.yaml: options .* does not know: bach \(did you mean batch\?\)"),
+        ("flip: 'yes'\n", r"run\.yaml: flip: expected true or false, got 'yes'"),
+        ("flip: null\n", r"run\.yaml: flip: expected true or false, got None"),
+        ("wandb: true\n", r"run\.yaml: wandb: expected no true or false, got true"),
+        ("steps: 0\n", r"^--steps: expected at least 1, got 0"),
         ("- width\n", "expected options and their values"),
         ("width: [3\n", "not a readable YAML file"),
         ("steps: 3\nduration: 5k\n", "expected steps or duration, got both"),

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -71,6 +72,30 @@ def test_everything_that_was_asked_for_is_written_and_agrees(weights: Path, tmp_
     assert record["seeds"] == "3-13" and record["step"] == 40 and record["class"] is None
     assert record["prior"].startswith("gaussian-dct")
     assert record["weights_digest"] == load_model(str(weights), CPU).digest
+
+
+def test_a_folder_holds_images_of_one_making(weights: Path, tmp_path: Path) -> None:
+    """Rule: a second call adds its seeds to the record where it draws alike, and is refused where not."""
+    once = SampleConfig(str(weights), outdir=str(tmp_path), seeds="0-3", steps=3)
+    quiet(once)
+    first = pixels(tmp_path, range(4))
+    quiet(dataclasses.replace(once, seeds="3-5", grid=False))
+    assert np.array_equal(pixels(tmp_path, range(4)), first)
+    record = json.loads((tmp_path / "samples.json").read_text())
+    # A grid of the seeds before would show other images than the record names.
+    assert record["seeds"] == "0-5" and not (tmp_path / "grid.png").exists()
+    with pytest.raises(UserError, match=r"holds 4 images already, .*000002\.png, made otherwise \(steps\)"):
+        quiet(dataclasses.replace(once, seeds="0-1", steps=2))
+    assert json.loads((tmp_path / "samples.json").read_text()) == record
+    assert len(list(tmp_path.iterdir())) == 7
+    # The whole folder anew is no mixture; a call that is cut short leaves none of the images before it.
+    with patch("softdiff_kernels.training.sampling.save_png", side_effect=OSError), pytest.raises(OSError):
+        quiet(dataclasses.replace(once, seeds="0-5", steps=2))
+    assert not list(tmp_path.glob("*.png"))
+    quiet(dataclasses.replace(once, seeds="0-5", steps=2))
+    (tmp_path / "samples.json").unlink()
+    with pytest.raises(UserError, match=r"holds 6 images already, .*000000\.png, without a samples\.json"):
+        quiet(once)
 
 
 def test_an_animation_ends_with_the_images(weights: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from softdiff_kernels.training.images import tile, to_uint8
 from softdiff_kernels.training.loaded import load_model
 from softdiff_kernels.training.loop import options_of, train, with_resume_defaults
 from softdiff_kernels.training.model import UNet, build_model, default_multipliers, scales
-from softdiff_kernels.training.sampling import parse_seeds
+from softdiff_kernels.training.seeds import parse_seeds
 from softdiff_kernels.training.trainer import ema_decay, learning_rate
 
 
@@ -240,8 +240,8 @@ def test_another_run_is_not_a_resumed_one(blobs: Path, tmp_path: Path) -> None:
     changed = dataclasses.replace(again, lr=5e-4, data=str(other), steps=2, allow_changes=True)
     resumed = train(dataclasses.replace(changed, outdir=str(tmp_path / "changed")))
     assert resumed.step == 2 and options_of(tmp_path / "changed" / "state-00000002.safetensors").lr == 5e-4
-    for change in ({"width": 16}, {"schedule": "linear"}, {"prior": "plain"}):
-        with pytest.raises(UserError, match="a resumed run keeps its corruption, prior and network"):
+    for change in ({"width": 16}, {"schedule": "linear"}, {"prior": "plain"}, {"ema": (0.5,)}):
+        with pytest.raises(UserError, match="a resumed run keeps its .* network and averages"):
             train(dataclasses.replace(changed, outdir=str(tmp_path / "wider"), **change))
     # What was allowed once is not allowed for ever.
     later = with_resume_defaults(str(tmp_path / "changed"), None)

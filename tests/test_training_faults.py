@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import math
 import os
 import signal
@@ -21,6 +22,7 @@ pytest.importorskip("diffusers")
 
 from training_runs import CPU, losses, make_trainer, small, tensors
 
+from softdiff_kernels.diffusion import SAMPLERS
 from softdiff_kernels.training import checkpoint as checkpoint_module
 from softdiff_kernels.training.checkpoint import load_checkpoint
 from softdiff_kernels.training.errors import UserError
@@ -117,6 +119,21 @@ def test_losses_are_told_by_quarters_of_t(blobs: Path, tmp_path: Path) -> None:
     assert meter.line(trainer, -1)["loss_by_t"] == [5.0, None, 3.0, 1.5]
 
 
+def test_the_rate_is_of_the_steps_alone(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: what a checkpoint or a grid takes is in no line's images per second."""
+
+    def slow(*_: Any) -> Any:
+        time.sleep(2.0)
+
+    monkeypatch.setattr("softdiff_kernels.training.loop._sample_grid", slow)
+    run = tmp_path / "run"
+    train(small(blobs, run, steps=4, sample_count=1, sample_every=2, log_every=1))
+    lines = map(json.loads, (run / "stats.jsonl").read_text().splitlines())
+    rates = [line["images_per_second"] for line in lines]
+    # Six images in two seconds and more would be under three; a step of this network takes 0.05 s at most.
+    assert len(rates) == 2 and min(rates) > 6 / 1.9
+
+
 def test_a_damaged_state_is_passed_over_with_a_warning(
     blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +158,40 @@ def test_a_damaged_state_is_passed_over_with_a_warning(
         path.write_bytes(whole[:1000])
     with pytest.raises(UserError, match=r"none of its 2 state files can be read whole"):
         train(small(blobs, run, resume=str(run)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are delivered otherwise on Windows")
+def test_a_signal_ends_a_grid_at_its_next_step(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: the run stops with a checkpoint, not with a step or a grid more, and says that it was heard. An
+    echo of the signal changes nothing; another one later stops at once."""
+    seen = []
+
+    real = SAMPLERS["momentum"]
+
+    def interrupted(*args: Any, callback: Any, **kwargs: Any) -> Any:
+        def told(at: Any) -> None:
+            seen.append(at["i"])
+            if at["i"] == 2:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
+            callback(at)
+
+        return real(*args, callback=told, **kwargs)
+
+    monkeypatch.setitem(SAMPLERS, "momentum", interrupted)
+    run = tmp_path / "run"
+    config = small(blobs, run, steps=9, save_every=9, sample_count=2, sample_every=2, sample_steps=6)
+    result = train(config)
+    assert (result.step, result.stopped_by) == (2, signal.SIGTERM) and seen == [0, 1, 2]
+    assert (run / "state-00000002.safetensors").exists() and not list(run.glob("samples-*"))
+    assert "stopping with a checkpoint; the same signal again stops at once" in capfd.readouterr().err
+    monkeypatch.setattr("softdiff_kernels.training.progress.ECHO", 0.0)
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(dataclasses.replace(config, outdir=str(tmp_path / "other")))
+    assert seen == [0, 1, 2] and not list((tmp_path / "other").glob("state-*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are delivered otherwise on Windows")

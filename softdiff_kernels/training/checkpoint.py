@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -228,7 +229,14 @@ def _kinds_in(folder: Path) -> set[str]:
     return {*RUN_KINDS, *(p.name.rpartition("-")[0] for p in folder.glob("weights-ema*.safetensors"))}
 
 
+_WRITTEN = re.compile(
+    r"(state|weights)-.*\.safetensors|(samples-\d+|real|corruption)\.png|config\.yaml|schedule\.json|stats\.jsonl"
+    r"|wandb-id\.txt"
+)
+
+
 def remove_partial(folder: Path) -> None:
-    """Clears what a killed run left half written."""
+    """Clears what a killed run left half written: files by the names that a run writes, and no others."""
     for partial in folder.glob("*" + PARTIAL):
-        partial.unlink(missing_ok=True)
+        if _WRITTEN.fullmatch(partial.name.removesuffix(PARTIAL)):
+            partial.unlink(missing_ok=True)

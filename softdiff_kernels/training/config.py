@@ -253,7 +253,7 @@ MAY_CHANGE = frozenset(
 FITTED = frozenset(
     {
         *("schedule", "nodes", "blur_std_max", "noise_std_min", "noise_std_max", "prior", "image_size"),
-        *("network", "width", "multipliers", "blocks", "patch", "prediction", "conditional"),
+        *("network", "width", "multipliers", "blocks", "patch", "prediction", "conditional", "ema"),
     }
 )
 """Options that are part of a training state, and cannot change even in another run that goes on from it."""
@@ -269,9 +269,9 @@ def check_resumed(old: TrainConfig, new: TrainConfig) -> None:
         if not may and before != after:
             changed.append(f"--{field.name.replace('_', '-')}: expected {before}, got {after}")
     if changed:
-        way_out = "a resumed run keeps its corruption, prior and network"
+        way_out = "a resumed run keeps its corruption, prior, network and averages"
         if not new.allow_changes:
-            way_out = "--allow-changes goes on all the same, but for corruption, prior and network"
+            way_out = "--allow-changes goes on all the same, but for corruption, prior, network and averages"
         raise UserError(
             f"these options differ from those of the run being resumed: {'; '.join(changed)}; {way_out}"
         )

@@ -76,9 +76,9 @@ def from_json(text: bytes, names: Sequence[str], where: str) -> Labels:
             f"such as {missing[0]}"
         )
     values = [found[name] for name in names]
-    odd = next((value for value in values if type(value) is not int), None)
-    if odd is not None:
-        return Labels(fault=f"{wanted}, got {json.dumps(odd)[:80]}")
+    odd = [value for value in values if type(value) is not int]  # null among them
+    if odd:
+        return Labels(fault=f"{wanted}, got {json.dumps(odd[0])[:80]}")
     too_large = next((value for value in values if abs(value) >= 2**63), None)
     if too_large is not None:
         return Labels(fault=f"{wanted}, got {too_large}")

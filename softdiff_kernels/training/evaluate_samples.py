@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
+import contextlib
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from .checkpoint import find, numbered
@@ -21,10 +22,19 @@ from .errors import UserError
 from .evaluate_config import EvaluateConfig
 from .generate import generate
 from .loaded import LoadedModel, load_model
-from .sampling import class_list, labels_of, parse_seeds
+from .sampling import class_list, labels_of
+from .seeds import (
+    GRID,
+    RECORD,
+    as_record,
+    check_record,
+    format_seeds,
+    named_seeds,
+    parse_seeds,
+    read_record,
+    recorded_seeds,
+)
 
-RECORD = "samples.json"
-GRID = "grid.png"
 KNOWN = ("weights", "weights_digest", "step", "prior", "sampler", "steps", "seeds", "guidance", "class")
 
 
@@ -38,18 +48,20 @@ class Samples:
     pixels: Callable[[], Tensor]
     """uint8 [N, C, H, W]; where they are still to be drawn, this draws them."""
     made: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    """Of the images, in their order; empty where they are not known."""
 
 
 def samples(config: EvaluateConfig, say: Callable[[str], None]) -> Samples:
     """What --images or --weights names, cut to --num. Drawing is left for later, when all else is
     known to fit. Raises UserError, one sentence, for anything that cannot be read, or too few."""
     found = _drawn(config, say) if config.images is None else _read(config.images, config)
-    if config.num is None:
-        return found
-    if config.num > found.count:
+    kept = found.count if config.num is None else config.num
+    if kept > found.count:
         raise UserError(f"--num: expected at most the {found.count} images of {found.name}, got {config.num}")
-    kept, pixels = config.num, found.pixels
-    return Samples(kept, found.shape, found.name, lambda: pixels()[:kept], found.made)
+    seeds, pixels = found.seeds[:kept], found.pixels
+    made = {**found.made, "seeds": format_seeds(seeds)} if seeds else found.made
+    return Samples(kept, found.shape, found.name, lambda: pixels()[:kept], made, seeds)
 
 
 def _read(source: str, config: EvaluateConfig) -> Samples:
@@ -57,32 +69,63 @@ def _read(source: str, config: EvaluateConfig) -> Samples:
     if path.suffix == ".safetensors" or (path.is_dir() and numbered(path, "weights")):
         what = "a run folder" if path.is_dir() else "a file of weights"
         raise UserError(f"--images: {source} is {what}: give it as --weights, and its samples are drawn")
-    read = _sampled_folder(path, config) if path.is_dir() else load_images(source, config.size)
-    made = _record(path / RECORD) if path.is_dir() else {}
-    return Samples(len(read.pixels), read.shape, source, lambda: read.pixels, made)
+    of = _of_folder if path.is_dir() else {".zip": _of_zip, ".npz": _of_npz}.get(path.suffix)
+    read, record, seeds = of(path, config) if of is not None else (load_images(source, config.size), {}, [])
+    made = {name: record[name] for name in KNOWN if record.get(name) is not None}
+    return Samples(len(read.pixels), read.shape, source, lambda: read.pixels, made, seeds)
 
 
-def _sampled_folder(folder: Path, config: EvaluateConfig) -> ImageSet:
-    """A folder's images, without the grid that `softdiff sample` draws beside them."""
-    own = sorted(p for p in folder.glob("*.png") if re.fullmatch(r"\d+", p.stem))
-    if not (folder / GRID).is_file() or not own:
-        return load_images(str(folder), config.size)
+Read = tuple[ImageSet, dict[str, Any], list[int]]
+"""Images, the record of how they were made (empty where there is none), and their seeds."""
+
+
+def _of_folder(folder: Path, config: EvaluateConfig) -> Read:
+    """Of a folder of samples the images alone, not the pictures that `softdiff sample` draws beside them."""
+    own = {p.name: p.read_bytes for p in folder.glob("*.png") if named_seeds([p.name])}
+    record = read_record(folder / RECORD)
+    if not own or not (record or (folder / GRID).is_file()):
+        return load_images(str(folder), config.size), {}, []
+    return _copied(own, record, str(folder), config)
+
+
+def _of_zip(path: Path, config: EvaluateConfig) -> Read:
+    """The same of a folder that was packed."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        records = [name for name in names if name.rpartition("/")[2] == RECORD]
+        if len(records) == 1:
+            top = records[0].removesuffix(RECORD)
+            inside = {n.removeprefix(top): partial(archive.read, n) for n in names if n.startswith(top)}
+            own = {name: read for name, read in inside.items() if named_seeds([name])}
+            return _copied(own, as_record(inside[RECORD](), f"{path}: {RECORD}"), str(path), config)
+    # What is wrong with a file is told by what reads every zip.
+    return load_images(str(path), config.size), {}, []
+
+
+def _of_npz(path: Path, config: EvaluateConfig) -> Read:
+    """The images of an archive, and the record beside it where it is of the same seeds."""
+    images = load_images(str(path), config.size)
+    record = read_record(path.parent / RECORD)
+    with np.load(path, allow_pickle=False) as archive:
+        seeds = archive["seeds"].tolist() if record and "seeds" in archive.files else []
+    return (
+        (images, record, seeds)
+        if seeds and sorted(seeds) == recorded_seeds(record, str(path))
+        else (images, {}, [])
+    )
+
+
+def _copied(
+    files: Mapping[str, Callable[[], bytes]], record: dict[str, Any], where: str, config: EvaluateConfig
+) -> Read:
+    """The images of some files alone, held to their record."""
+    if record:
+        check_record(record, named_seeds(files), where)
     with tempfile.TemporaryDirectory() as kept:
-        for file in own:
-            shutil.copyfile(file, Path(kept) / file.name)
-        return load_images(kept, config.size)
-
-
-def _record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as what `softdiff sample` writes ({error})") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: expected a JSON object, as `softdiff sample` writes it")
-    return {name: record[name] for name in KNOWN if record.get(name) is not None}
+        for name, read in files.items():
+            (Path(kept) / name).write_bytes(read())
+        images = load_images(kept, config.size)
+    return images, record, [int(name[:-4]) for name in sorted(files)] if record else []
 
 
 def _drawn(config: EvaluateConfig, say: Callable[[str], None]) -> Samples:
@@ -98,7 +141,6 @@ def _drawn(config: EvaluateConfig, say: Callable[[str], None]) -> Samples:
         "prior": loaded.prior.describe(),
         "sampler": config.sampler,
         "steps": config.steps,
-        "seeds": config.seeds,
     }
     if config.size not in (None, loaded.shape[1:]):
         size = " x ".join(map(str, loaded.shape[1:]))
@@ -108,7 +150,7 @@ def _drawn(config: EvaluateConfig, say: Callable[[str], None]) -> Samples:
         return _draw(loaded, seeds, config, say)
 
     known = {name: value for name, value in made.items() if value is not None}
-    return Samples(len(seeds), loaded.shape, str(file), draw, known)
+    return Samples(len(seeds), loaded.shape, str(file), draw, known, seeds)
 
 
 def _draw(

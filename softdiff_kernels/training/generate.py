@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ def generate(
     options: Mapping[str, Any] | None = None,
     bar: bool = False,
     path: list[Tensor] | None = None,
+    each: Callable[[], None] | None = None,
 ) -> Tensor:
     """uint8 [N, C, H, W]: one image a seed.
 
@@ -42,6 +43,7 @@ def generate(
     ts: the sampler's times, in place of `steps` even ones. labels: a class each, of a conditional denoiser;
     guidance: how much it counts. options: of the sampler. bar: draw a progress bar for each batch. path: gets
     x_t before each step, of the first batch, and at last the images: uint8 [batch, C, H, W] each.
+    each: called at each step; what it raises ends the drawing.
     """
     ts = time_steps(steps) if ts is None else ts
     made = []
@@ -56,7 +58,7 @@ def generate(
         if labels is not None:
             chosen = torch.tensor(labels[start : start + batch], dtype=torch.int64, device=device)
             model = Guided(denoiser, chosen, guidance)
-        callback = partial(_note, path) if path is not None and start == 0 else None
+        callback = partial(_note, path if start == 0 else None, each)
         x = SAMPLERS[sampler](model, x, ts, disable=not bar, key=key, callback=callback, **(options or {}))
         made.append(to_uint8(x))
     if path is not None:
@@ -64,5 +66,8 @@ def generate(
     return torch.cat(made)
 
 
-def _note(path: list[Tensor], at: Mapping[str, Any]) -> None:
-    path.append(to_uint8(at["x"]))
+def _note(path: list[Tensor] | None, each: Callable[[], None] | None, at: Mapping[str, Any]) -> None:
+    if each is not None:
+        each()
+    if path is not None:
+        path.append(to_uint8(at["x"]))

@@ -188,7 +188,7 @@ def train(config: TrainConfig) -> RunResult:
         if processes.first:
             remove_partial(folder)
             save_text(folder / "config.yaml", to_yaml(replace(config, outdir=str(folder))))
-        with stop_on_signals() as stop:
+        with stop_on_signals(quiet=not processes.first) as stop:
             result = _run(trainer, folder, stop, state)
         processes.close()
         return result
@@ -227,14 +227,17 @@ def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> 
                     log.write(line)
                 text = f"loss {line['loss']:.4g}, {line['images_per_second']:.0f} images/s"
                 progress.numbers(text, f"step {trainer.step}/{config.steps}: {text}")
-            if trainer.step % config.save_every == 0 or last:
-                if processes.first:
-                    _save(trainer, folder)
-                saved = trainer.step
-            drawn = trainer.step % config.sample_every == 0 or last
-            if config.sample_count and not stopped and drawn:
-                path = _sample_grid(trainer, folder, log)
-                progress.say(f"samples in {path}, from the {trainer.prior.describe()}")
+            with meter.paused():
+                if trainer.step % config.save_every == 0 or last:
+                    if processes.first:
+                        _save(trainer, folder)
+                    saved = trainer.step
+                drawn = trainer.step % config.sample_every == 0 or last
+                if config.sample_count and not stopped and drawn:
+                    path = _sample_grid(trainer, folder, log, stop)
+                    stopped = path is None
+                    if path is not None:
+                        progress.say(f"samples in {path}, from the {trainer.prior.describe()}")
         if saved != trainer.step and processes.first:
             _save(trainer, folder)
     except BaseException:
@@ -263,12 +266,22 @@ def _save(trainer: Trainer, folder: Path) -> None:
     prune(folder, trainer.config.keep)
 
 
-def _sample_grid(trainer: Trainer, folder: Path, log: Log) -> Path:
-    """Draws the grid, each process its part of the images; the first one writes it."""
+class _Left(Exception):
+    """A grid that is not drawn to its end."""
+
+
+def _sample_grid(trainer: Trainer, folder: Path, log: Log, stop: StopFlag) -> Path | None:
+    """Draws the grid, each process its part of the images; the first one writes it; None after a signal."""
+
+    def look() -> None:
+        if stop.signal is not None:
+            raise _Left
+
     config, processes = trainer.config, trainer.processes
     seeds = list(range(config.sample_count))
     mine = slice(processes.rank, None, processes.world)
-    with autocast(trainer.device, config.precision):
+    images = torch.empty(0)
+    with autocast(trainer.device, config.precision), contextlib.suppress(_Left):
         images = generate(
             trainer.averaged,
             trainer.prior,
@@ -278,7 +291,11 @@ def _sample_grid(trainer: Trainer, folder: Path, log: Log) -> Path:
             batch=trainer.each,
             device=trainer.device,
             labels=[seed % len(trainer.classes) for seed in seeds[mine]] if trainer.classes else None,
+            each=look,
         )
+    # All or none: a signal reaches the processes one after the other.
+    if processes.any(stop.signal is not None):
+        return None
     parts = processes.gather(images)
     path = folder / f"samples-{trainer.step:08d}.png"
     if processes.first:

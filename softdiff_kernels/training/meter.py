@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +36,13 @@ class Meter:
         self.counts = torch.zeros(QUARTILES, dtype=torch.float64, device=self.device)
         self.steps = 0
         self.since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no step's time: checkpoints and grids."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
 
     def add(self, step: int, found: Advance) -> None:
         """What step number `step` found. Nothing here waits for the device."""

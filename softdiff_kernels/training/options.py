@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,22 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: an option is there twice, once with - and once with _ in its name")
     if {"steps", "duration"} <= set(named) and named["duration"] is not None:
         raise UserError(f"{path}: expected steps or duration, got both")
-    with user_errors(f"{path}: "):
+    try:
         check_known(named)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    _check_kinds(path, named)
     return named
+
+
+def _check_kinds(path: str, named: dict[str, Any]) -> None:
+    """Refuses what no flag can stand for: a switch that is no yes or no, a yes or no to what is no switch."""
+    switches = {field.name for field in dataclasses.fields(TrainConfig) if isinstance(field.default, bool)}
+    for name, value in named.items():
+        if name in switches and not isinstance(value, bool):
+            raise UserError(f"{path}: {name}: expected true or false, got {value!r}")
+        if name not in switches and isinstance(value, bool):
+            raise UserError(f"{path}: {name}: expected no true or false, got {str(value).lower()}")
 
 
 LENGTH = frozenset({"steps", "duration"})

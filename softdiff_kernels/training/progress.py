@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,15 +54,20 @@ class Progress:
 
 
 class StopFlag:
-    """Set by the first Ctrl-C or SIGTERM; the second one stops at once."""
+    """Set by the first Ctrl-C or SIGTERM; a second one stops at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.since = 0.0
+
+
+ECHO = 1.0
+"""Seconds in which a second signal is the first one's echo: torchrun hands on what a terminal sent to all."""
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-    """Turns the first Ctrl-C or SIGTERM into a flag, so that a step is never cut in half."""
+def stop_on_signals(*, quiet: bool = False) -> Iterator[StopFlag]:
+    """Turns the first Ctrl-C or SIGTERM into a flag, so that no step is cut in half; says so unless quiet."""
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
@@ -67,8 +75,14 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
     def note(number: int, _: Any) -> None:
         if flag.signal is not None:
+            if time.monotonic() - flag.since < ECHO:
+                return
             raise KeyboardInterrupt
-        flag.signal = number
+        flag.signal, flag.since = number, time.monotonic()
+        if not quiet:
+            # Not by print, which may be at work just now.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping with a checkpoint; the same signal again stops at once\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -45,7 +45,7 @@ def fresh_folder(path: str) -> Path:
         raise UserError(
             f"{folder} already holds a run: go on with it by --resume {folder}, or choose another --outdir"
         )
-    with user_errors():
+    with user_errors("--outdir: "):
         folder.mkdir(parents=True, exist_ok=True)
         # Of a run that ended before its first checkpoint: kept, but its steps are not this run's.
         if (folder / STATS).exists():

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,29 +24,12 @@ from .images import save_png, tile
 from .loaded import LoadedModel, load_model
 from .processes import Processes, abandon, join
 from .run_folder import save_json
+from .seeds import GRID, RECORD, enter_folder, image_name, parse_numbers, parse_seeds
 from .trajectory import save_trajectory
 
-MOST_SEEDS = 10_000_000
 GRID_MOST = 256
 SHOWN = 8
 PRIOR_NAMES = {"gaussian": "gaussian-dct", "blurred": "blurred-images", "plain": "plain-gaussian"}
-
-
-def parse_seeds(text: str, flag: str = "--seeds") -> list[int]:
-    """`0-63`, `3,5,8-10` or `7` as a list."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if match is None:
-            raise UserError(f"{flag}: expected a form such as 0-63, 3,5,8-10 or 7, got {text!r}")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise UserError(f"{flag}: expected a range that rises, got {part.strip()!r}")
-        if last >= 2**63 or last - first >= MOST_SEEDS:
-            wanted = f"at most {MOST_SEEDS} seeds, each under 2^63"
-            raise UserError(f"{flag}: expected {wanted}, got {part.strip()!r}")
-        seeds.extend(range(first, last + 1))
-    return seeds
 
 
 def class_list(text: str | None, model: LoadedModel) -> list[int] | None:
@@ -58,7 +40,7 @@ def class_list(text: str | None, model: LoadedModel) -> list[int] | None:
         return None
     if text is None:
         return list(range(len(model.classes)))
-    classes = parse_seeds(text, "--classes")
+    classes = parse_numbers(text, "--classes")
     if max(classes) >= len(model.classes):
         raise UserError(f"--classes: expected numbers under {len(model.classes)}, got {text!r}")
     return classes
@@ -121,7 +103,7 @@ def _sample(
     if config.guidance != 1.0 and model.config.class_dropout == 0:
         raise UserError("--guidance: the model never saw an image without its class (--class-dropout 0)")
     folder = Path(config.outdir)
-    with user_errors():
+    with user_errors("--outdir, --npz or --trajectory: "):
         for path in (folder, *(Path(name).parent for name in (config.npz, config.trajectory) if name)):
             path.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = {
@@ -135,8 +117,22 @@ def _sample(
         f"{len(seeds)} images by the {config.sampler} sampler in {config.steps} steps, from the "
         f"{prior.describe()}, with the weights of step {model.step}"
     )
+    record = {
+        "weights": str(config.weights),
+        "weights_digest": model.digest,
+        "step": model.step,
+        "sampler": config.sampler,
+        **sampler_options(config),
+        "steps": config.steps,
+        "prior": prior.describe(),
+        "class": None if classes is None else config.classes or "all",
+        "guidance": config.guidance,
+        "precision": config.precision,
+    }
+
+    # Written before the images: whatever comes, it names all that may be there.
+    processes.from_first(lambda: save_json(folder / RECORD, enter_folder(folder, record, seeds)))
     mine = seeds[processes.rank :: processes.world]
-    digits = max(6, len(str(max(seeds))))
     files: list[Path] = []
     kept: list[Tensor] = []
     wanted = len(mine) if config.npz else -(-GRID_MOST // processes.world) if config.grid else 0
@@ -154,7 +150,7 @@ def _sample(
                 **common,
             )
         for seed, image in zip(part, images, strict=True):
-            files.append(folder / f"{seed:0{digits}d}.png")
+            files.append(folder / image_name(seed))
             save_png(files[-1], image)
         # Copies, since a slice would keep, and send, its whole batch.
         kept.extend(image.clone() for image in images[: max(0, wanted - len(kept))])
@@ -163,23 +159,9 @@ def _sample(
     shown = _in_order(processes.gather(kept), seeds)
     if not processes.first:
         return files
-    record = {
-        "weights": str(config.weights),
-        "weights_digest": model.digest,
-        "step": model.step,
-        "sampler": config.sampler,
-        **sampler_options(config),
-        "steps": config.steps,
-        "seeds": config.seeds,
-        "prior": prior.describe(),
-        "class": None if classes is None else config.classes or "all",
-        "guidance": config.guidance,
-        "precision": config.precision,
-    }
-    extra = [folder / "samples.json"]
-    save_json(extra[-1], record)
+    extra = [folder / RECORD]
     if config.grid:
-        extra.append(folder / "grid.png")
+        extra.append(folder / GRID)
         save_png(extra[-1], tile(torch.stack(shown[:GRID_MOST])))
     if config.npz:
         extra.append(Path(config.npz))
