@@ -241,7 +241,7 @@ def test_another_run_is_not_a_resumed_one(blobs: Path, tmp_path: Path) -> None:
     resumed = train(dataclasses.replace(changed, outdir=str(tmp_path / "changed")))
     assert resumed.step == 2 and options_of(tmp_path / "changed" / "state-00000002.safetensors").lr == 5e-4
     for change in ({"width": 16}, {"schedule": "linear"}, {"prior": "plain"}, {"ema": (0.5,)}):
-        with pytest.raises(UserError, match="a resumed run keeps its .* network and averages"):
+        with pytest.raises(UserError, match=r"a resumed run keeps its .* network and averages"):
             train(dataclasses.replace(changed, outdir=str(tmp_path / "wider"), **change))
     # What was allowed once is not allowed for ever.
     later = with_resume_defaults(str(tmp_path / "changed"), None)
