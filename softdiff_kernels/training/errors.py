@@ -41,4 +41,7 @@ def user_errors(prefix: str = "") -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{prefix}{error}") from error
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            text = f"{error.filename}: {error.strerror}"  # without the number of the error
+        raise UserError(f"{prefix}{text}") from error
