@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ pytest.importorskip("tyro")
 
 from training_runs import losses, make_trainer, small, tensors
 
+from softdiff_kernels.training.checkpoint import load_checkpoint
 from softdiff_kernels.training.loop import train
 
 pytestmark = pytest.mark.skipif(
@@ -34,9 +36,11 @@ ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK
 ENVIRONMENT = {**ALONE, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
 
 
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
 def torchrun(*argv: str) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launch, "-m", "softdiff_kernels", *argv]
+    command = [*LAUNCH, "-m", "softdiff_kernels", *argv]
     return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 
@@ -103,6 +107,31 @@ def test_accumulation_makes_the_same_gradient(blobs: Path) -> None:
         for a, b in zip(first, parts, strict=True):
             # Float32 sums of at most some thousand terms in another order.
             assert float((a - b).norm()) <= 1e-5 * float(torch.cat([g.flatten() for g in first]).norm())
+
+
+def test_a_signal_to_torchrun_stops_all_with_one_checkpoint(blobs: Path, tmp_path: Path) -> None:
+    """Rule: as a batch system stops a job: the processes end after one and the same step, which is saved."""
+    run = tmp_path / "run"
+    flags = "--width 8 --blocks 1 --batch 6 --schedule paper --sample-count 0 --log-every 1 --steps 100000"
+    argv = ["train", "--data", str(blobs), "--outdir", str(run), *flags.split(), "--save-every", "100000"]
+    command = [*LAUNCH, "-m", "softdiff_kernels", *argv]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                break
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    (state,) = run.glob("state-*.safetensors")
+    step = load_checkpoint(state, "state").meta["step"]
+    assert step >= 3 and losses(run)[-1][0] == step and len(list(run.glob("weights-*"))) == 1
+    for line in ("stopping with a checkpoint", "go on by: softdiff train --resume"):
+        assert said.count(line) == 1
 
 
 @pytest.mark.parametrize("fault", ["dies", "sleeps"])
