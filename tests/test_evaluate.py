@@ -140,11 +140,13 @@ def test_a_folder_of_samples_brings_its_record_and_not_its_grid(
     found = json.loads(run(capsys, *argv, "--num", "12", "--json"))
     assert found["samples_digest"] == json.loads(whole)["samples_digest"] and found["sampler"] == "naive"
     argv[1] = str(tmp_path)
-    # And as an archive of the same seeds beside the record; of others, the record is not its.
-    for seeds, sampler in ((range(12), "naive"), (range(1, 13), None)):
-        np.savez(tmp_path / "all.npz", arr_0=bars(12, seed=2)[0][:, 0].numpy(), seeds=np.array(seeds))
+    # An archive brings its own record, in the order of its seeds; the one beside it may be of others.
+    images, seeds = bars(12, seed=2)[0][:, 0].numpy(), np.arange(12)[::-1]
+    for more, made in (({"record": np.array(json.dumps(record))}, ("naive", "2-11")), ({}, (None, None))):
+        np.savez(tmp_path / "all.npz", arr_0=images, seeds=seeds, **more)
         argv[1] = str(tmp_path / "all.npz")
-        assert json.loads(run(capsys, *argv, "--num", "10", "--json"))["sampler"] == sampler
+        found = json.loads(run(capsys, *argv, "--num", "10", "--json"))
+        assert (found["sampler"], found["seeds"]) == made
     argv[1] = str(tmp_path)
     # A record that is of other images would be wrong of these.
     Image.new("L", (8, 8)).save(tmp_path / "000012.png")

@@ -72,6 +72,7 @@ def test_everything_that_was_asked_for_is_written_and_agrees(weights: Path, tmp_
     assert record["seeds"] == "3-13" and record["step"] == 40 and record["class"] is None
     assert record["prior"].startswith("gaussian-dct")
     assert record["weights_digest"] == load_model(str(weights), CPU).digest
+    assert json.loads(str(packed["record"])) == record
 
 
 def test_a_folder_holds_images_of_one_making(weights: Path, tmp_path: Path) -> None:

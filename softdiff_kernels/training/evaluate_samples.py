@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,7 @@ from .loaded import LoadedModel, load_model
 from .sampling import class_list, labels_of
 from .seeds import (
     GRID,
+    NPZ_RECORD,
     RECORD,
     as_record,
     check_record,
@@ -32,7 +34,6 @@ from .seeds import (
     named_seeds,
     parse_seeds,
     read_record,
-    recorded_seeds,
 )
 
 KNOWN = ("weights", "weights_digest", "step", "prior", "sampler", "steps", "seeds", "guidance", "class")
@@ -69,7 +70,7 @@ def _read(source: str, config: EvaluateConfig) -> Samples:
     if path.suffix == ".safetensors" or (path.is_dir() and numbered(path, "weights")):
         what = "a run folder" if path.is_dir() else "a file of weights"
         raise UserError(f"--images: {source} is {what}: give it as --weights, and its samples are drawn")
-    of = _of_folder if path.is_dir() else {".zip": _of_zip, ".npz": _of_npz}.get(path.suffix)
+    of = _of_folder if path.is_dir() else {".zip": _of_zip, ".npz": _of_npz}.get(path.suffix.lower())
     read, record, seeds = of(path, config) if of is not None else (load_images(source, config.size), {}, [])
     made = {name: record[name] for name in KNOWN if record.get(name) is not None}
     return Samples(len(read.pixels), read.shape, source, lambda: read.pixels, made, seeds)
@@ -90,7 +91,9 @@ def _of_folder(folder: Path, config: EvaluateConfig) -> Read:
 
 def _of_zip(path: Path, config: EvaluateConfig) -> Read:
     """The same of a folder that was packed."""
-    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+    # What is wrong with a file (RuntimeError: a password) is told by what reads every zip.
+    wrong = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*wrong), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         records = [name for name in names if name.rpartition("/")[2] == RECORD]
         if len(records) == 1:
@@ -98,21 +101,17 @@ def _of_zip(path: Path, config: EvaluateConfig) -> Read:
             inside = {n.removeprefix(top): partial(archive.read, n) for n in names if n.startswith(top)}
             own = {name: read for name, read in inside.items() if named_seeds([name])}
             return _copied(own, as_record(inside[RECORD](), f"{path}: {RECORD}"), str(path), config)
-    # What is wrong with a file is told by what reads every zip.
     return load_images(str(path), config.size), {}, []
 
 
 def _of_npz(path: Path, config: EvaluateConfig) -> Read:
-    """The images of an archive, and the record beside it where it is of the same seeds."""
+    """The images of an archive, and the record that `softdiff sample --npz` put into it."""
     images = load_images(str(path), config.size)
-    record = read_record(path.parent / RECORD)
     with np.load(path, allow_pickle=False) as archive:
-        seeds = archive["seeds"].tolist() if record and "seeds" in archive.files else []
-    return (
-        (images, record, seeds)
-        if seeds and sorted(seeds) == recorded_seeds(record, str(path))
-        else (images, {}, [])
-    )
+        if NPZ_RECORD not in archive.files or "seeds" not in archive.files:
+            return images, {}, []
+        seeds, record = archive["seeds"].tolist(), str(archive[NPZ_RECORD])
+    return images, as_record(record.encode(), f"{path}: {NPZ_RECORD}"), seeds
 
 
 def _copied(
@@ -125,7 +124,9 @@ def _copied(
         for name, read in files.items():
             (Path(kept) / name).write_bytes(read())
         images = load_images(kept, config.size)
-    return images, record, [int(name[:-4]) for name in sorted(files)] if record else []
+    # Those that could not be read were left out, with a warning.
+    known = record and len(images.pixels) == len(files)
+    return images, record, [int(name[:-4]) for name in sorted(files)] if known else []
 
 
 def _drawn(config: EvaluateConfig, say: Callable[[str], None]) -> Samples:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,16 @@ from .images import save_png, tile
 from .loaded import LoadedModel, load_model
 from .processes import Processes, abandon, join
 from .run_folder import save_json
-from .seeds import GRID, RECORD, enter_folder, image_name, parse_numbers, parse_seeds
+from .seeds import (
+    GRID,
+    NPZ_RECORD,
+    RECORD,
+    enter_folder,
+    format_seeds,
+    image_name,
+    parse_numbers,
+    parse_seeds,
+)
 from .trajectory import save_trajectory
 
 GRID_MOST = 256
@@ -165,7 +175,7 @@ def _sample(
         save_png(extra[-1], tile(torch.stack(shown[:GRID_MOST])))
     if config.npz:
         extra.append(Path(config.npz))
-        _save_npz(extra[-1], shown, seeds, labels_of(seeds, classes))
+        _save_npz(extra[-1], shown, seeds, labels_of(seeds, classes), record)
     if config.trajectory:
         extra.append(Path(config.trajectory))
         first = seeds[:SHOWN]
@@ -193,10 +203,13 @@ def _in_order(parts: list[list[Tensor]], seeds: Sequence[int]) -> list[Tensor]:
     return [parts[rank][place] for rank, place in places if place < len(parts[rank])]
 
 
-def _save_npz(path: Path, images: list[Tensor], seeds: list[int], labels: list[int] | None) -> None:
-    """The images as [N, H, W, C], which other evaluators read as arr_0."""
+def _save_npz(
+    path: Path, images: list[Tensor], seeds: list[int], labels: list[int] | None, record: dict[str, Any]
+) -> None:
+    """The images as [N, H, W, C], which other evaluators read as arr_0, and how they were made."""
     pixels = torch.stack(images).permute(0, 2, 3, 1).numpy()
     arrays: dict[str, Any] = {"arr_0": pixels, "seeds": np.array(seeds)}
+    arrays[NPZ_RECORD] = np.array(json.dumps({**record, "seeds": format_seeds(seeds)}))
     if labels is not None:
         arrays["labels"] = np.array(labels)
     buffer = io.BytesIO()

@@ -13,6 +13,8 @@ from .errors import UserError
 
 MOST_SEEDS = 10_000_000
 RECORD = "samples.json"
+NPZ_RECORD = "record"
+"""The same in an .npz: of its own images, whatever is drawn into the folder later."""
 GRID = "grid.png"
 
 
