@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,8 @@ from training_runs import CPU, losses, make_trainer, small, tensors
 
 from softdiff_kernels.diffusion import SAMPLERS
 from softdiff_kernels.training import checkpoint as checkpoint_module
+from softdiff_kernels.training import loop as loop_module
+from softdiff_kernels.training import meter as meter_module
 from softdiff_kernels.training.checkpoint import load_checkpoint
 from softdiff_kernels.training.errors import UserError
 from softdiff_kernels.training.loop import resolve_resume, train, with_resume_defaults
@@ -119,19 +123,29 @@ def test_losses_are_told_by_quarters_of_t(blobs: Path, tmp_path: Path) -> None:
     assert meter.line(trainer, -1)["loss_by_t"] == [5.0, None, 3.0, 1.5]
 
 
-def test_the_rate_is_of_the_steps_alone(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_is_of_the_steps_alone(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rule: what a checkpoint or a grid takes is in no line's images per second."""
+    clock = SimpleNamespace(now=0.0)
 
-    def slow(*_: Any) -> Any:
-        time.sleep(2.0)
+    def takes(seconds: float, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            clock.now += seconds
+            return real(*args)
 
-    monkeypatch.setattr("softdiff_kernels.training.loop._sample_grid", slow)
+        return call
+
+    monkeypatch.setattr(meter_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(Trainer, "advance", takes(2.0, Trainer.advance))
+    for name, seconds in (("_save", 50.0), ("_sample_grid", 100.0)):
+        monkeypatch.setattr(loop_module, name, takes(seconds, getattr(loop_module, name)))
     run = tmp_path / "run"
-    train(small(blobs, run, steps=4, sample_count=1, sample_every=2, log_every=1))
+    train(small(blobs, run, steps=6, save_every=3, sample_count=1, sample_every=2, sample_steps=2))
     lines = map(json.loads, (run / "stats.jsonl").read_text().splitlines())
-    rates = [line["images_per_second"] for line in lines]
-    # Six images in two seconds and more would be under three; a step of this network takes 0.05 s at most.
-    assert len(rates) == 2 and min(rates) > 6 / 1.9
+    # Six images in the two seconds of a step; grids after steps 2, 4 and 6, checkpoints after 3 and 6.
+    assert [line["images_per_second"] for line in lines] == [3.0] * 6
+    assert clock.now == 6 * 2 + 3 * 100 + 2 * 50
 
 
 def test_a_damaged_state_is_passed_over_with_a_warning(
