@@ -139,6 +139,11 @@ def test_a_folder_of_samples_brings_its_record_and_not_its_grid(
     argv[1] = str(packed)
     found = json.loads(run(capsys, *argv, "--num", "12", "--json"))
     assert found["samples_digest"] == json.loads(whole)["samples_digest"] and found["sampler"] == "naive"
+    # A damaged image is not left out, which would leave other images than the record names.
+    content = bytearray(packed.read_bytes())
+    content[content.index(b"IDAT", content.index(b"samples/000005.png")) + 8] ^= 255
+    packed.write_bytes(content)
+    assert "samples/000005.png cannot be unpacked (Bad CRC-32" in refused(capsys, *argv, "--num", "12")
     argv[1] = str(tmp_path)
     # An archive brings its own record, in the order of its seeds; the one beside it may be of others.
     images, seeds = bars(12, seed=2)[0][:, 0].numpy(), np.arange(12)[::-1]

@@ -181,7 +181,6 @@ def test_a_signal_ends_a_grid_at_its_next_step(
     """Rule: the run stops with a checkpoint, not with a step or a grid more, and says that it was heard. An
     echo of the signal changes nothing; another one later stops at once."""
     seen = []
-
     real = SAMPLERS["momentum"]
 
     def interrupted(*args: Any, callback: Any, **kwargs: Any) -> Any:

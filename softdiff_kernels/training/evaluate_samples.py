@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import zipfile
 import zlib
@@ -90,18 +89,27 @@ def _of_folder(folder: Path, config: EvaluateConfig) -> Read:
 
 
 def _of_zip(path: Path, config: EvaluateConfig) -> Read:
-    """The same of a folder that was packed."""
-    # What is wrong with a file (RuntimeError: a password) is told by what reads every zip.
-    wrong = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
-    with contextlib.suppress(*wrong), zipfile.ZipFile(path) as archive:
+    """The same of a folder that was packed; it is refused where not all of its images can be read."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile):
+        return load_images(str(path), config.size), {}, []  # which tells what is wrong with it
+
+    def read(name: str) -> bytes:
+        try:
+            return archive.read(name)
+        except (RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # RuntimeError: a password
+            raise UserError(f"{path}: {name} cannot be unpacked ({error})") from error
+
+    with archive:
         names = archive.namelist()
         records = [name for name in names if name.rpartition("/")[2] == RECORD]
-        if len(records) == 1:
-            top = records[0].removesuffix(RECORD)
-            inside = {n.removeprefix(top): partial(archive.read, n) for n in names if n.startswith(top)}
-            own = {name: read for name, read in inside.items() if named_seeds([name])}
-            return _copied(own, as_record(inside[RECORD](), f"{path}: {RECORD}"), str(path), config)
-    return load_images(str(path), config.size), {}, []
+        if len(records) != 1:
+            return load_images(str(path), config.size), {}, []
+        top = records[0].removesuffix(RECORD)
+        inside = {n.removeprefix(top): partial(read, n) for n in names if n.startswith(top)}
+        own = {name: unpack for name, unpack in inside.items() if named_seeds([name])}
+        return _copied(own, as_record(inside[RECORD](), f"{path}: {RECORD}"), str(path), config)
 
 
 def _of_npz(path: Path, config: EvaluateConfig) -> Read:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,7 +61,7 @@ class _WeightsAndBiases:
                 id=kept.read_text(encoding="utf-8").strip(),
                 name=folder.name,
                 dir=str(folder),
-                config=asdict(config),
+                config=config.to_dict(),
                 resume="allow",
                 allow_val_change=True,
             )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, user_errors
 
 MOST_SEEDS = 10_000_000
 RECORD = "samples.json"
@@ -66,7 +66,11 @@ def named_seeds(names: Iterable[str]) -> list[int]:
 
 def read_record(path: Path) -> dict[str, Any]:
     """What `softdiff sample` wrote of how its images were made; empty where it wrote nothing."""
-    return as_record(path.read_bytes(), str(path)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    with user_errors():
+        content = path.read_bytes()
+    return as_record(content, str(path))
 
 
 def as_record(content: bytes, where: str) -> dict[str, Any]:
