@@ -13,6 +13,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch.autograd import forward_ad
 
 IMAGE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,6 +45,60 @@ def image(op: str, name: str, value: Tensor, *, like: Tensor | None = None, uint
             raise ValueError(f"{op}: expected {name} on {like.device}, got {describe(value)}")
 
 
+def readable(value: Tensor) -> bool:
+    """Whether Python may look at the numbers in a tensor: it is on the CPU and nothing records the call.
+
+    Not on a device, where it would wait; nor where there are no numbers to see: under torch.compile, export
+    and jit.trace, in a fake tensor, or below a transform of torch.func.
+    """
+    return not torch.compiler.is_compiling() and value.is_cpu and not _recorded(value)
+
+
+def _recorded(value: Tensor) -> bool:
+    return (
+        type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        or _functorch.is_functorch_wrapped_tensor(value)
+        or torch._is_functional_tensor(value)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.jit.is_tracing()
+    )
+
+
+def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients") -> None:
+    """Refuses a tensor by which someone differentiates, backward or forward, at any level of torch.func.
+
+    torch.compile sees neither a tangent nor an outer level here: there the ops' own rules refuse both.
+    """
+    found = "requires grad" if value.requires_grad else None
+    if not torch.compiler.is_compiling() and (
+        forward_ad._current_level >= 0 or _functorch.is_functorch_wrapped_tensor(value)
+    ):
+        found = found or _derivative_below(value)
+    if found:
+        raise ValueError(
+            f"{op}: {name} {found}, but the ops are not differentiable in their {what}; pass {name}.detach()"
+        )
+
+
+def _derivative_below(value: Tensor) -> str | None:
+    """How someone differentiates by `value`, at this level of torch.func or one below it."""
+    if value.requires_grad:
+        return "requires grad"
+    # A batched tensor hides the tangent of the one within; vmap has no rule for looking at it.
+    if (
+        forward_ad._current_level >= 0
+        and not _functorch.is_batchedtensor(value)
+        and forward_ad.unpack_dual(value).tangent is not None
+    ):
+        return "carries a tangent"
+    interpreter = _functorch.peek_interpreter_stack()
+    if interpreter is None:
+        return None
+    wrapped_here = _functorch.maybe_get_level(value) == interpreter.level()
+    with temporarily_pop_interpreter_stack():
+        return _derivative_below(_functorch.get_unwrapped(value) if wrapped_here else value)
+
+
 def coefficient(
     op: str, name: str, value: float | Tensor, batch: int, device: torch.device, *, nonnegative: bool = True
 ) -> Tensor:
@@ -51,11 +108,7 @@ def coefficient(
     launch of its own; a compiled graph, which would not be captured with it, has it on the device.
     """
     if isinstance(value, Tensor):
-        if value.requires_grad:
-            raise ValueError(
-                f"{op}: {name} requires grad, but the ops are not differentiable in their coefficients; "
-                f"pass {name}.detach()"
-            )
+        no_derivative(op, name, value)
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
             raise ValueError(
                 f"{op}: expected {name} as a number or a tensor [{batch}], got {describe(value)}"
@@ -104,12 +157,12 @@ def number(op: str, name: str, value: float, *, nonnegative: bool = True, most: 
 
 
 def values(op: str, name: str, value: Tensor, *, nonnegative: bool = True) -> None:
-    """Checks the numbers inside a CPU coefficient tensor; on a device that would synchronise."""
-    if value.device.type != "cpu":
+    """Checks the numbers inside a coefficient tensor where they can be seen."""
+    if not readable(value):
         return
     good = torch.isfinite(value)
     if nonnegative:
-        good &= value >= 0
+        good = good & (value >= 0)
     if not bool(good.all()):
         row = int((~good).nonzero()[0])
         wanted = "finite numbers" + (" of at least 0" if nonnegative else "")
@@ -117,8 +170,8 @@ def values(op: str, name: str, value: Tensor, *, nonnegative: bool = True) -> No
 
 
 def ordered(op: str, name_s: str, value_s: Tensor, name_t: str, value_t: Tensor) -> None:
-    """Checks value_s <= value_t per sample, on the CPU."""
-    if value_s.device.type != "cpu" or value_t.device.type != "cpu":
+    """Checks value_s <= value_t per sample, where they can be seen."""
+    if not (readable(value_s) and readable(value_t)):
         return
     low, high = torch.broadcast_tensors(value_s.double(), value_t.double())
     if bool((low > high).any()):
@@ -139,11 +192,7 @@ def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.dev
     """Checks that a spectral mask broadcasts against [B, C, H, W]."""
     if not isinstance(value, Tensor) or value.dtype not in IMAGE_DTYPES:
         raise TypeError(f"{op}: expected {name} as a floating-point tensor, got {describe(value)}")
-    if value.requires_grad:
-        raise ValueError(
-            f"{op}: {name} requires grad, but the ops are not differentiable in their masks; "
-            f"pass {name}.detach()"
-        )
+    no_derivative(op, name, value, "masks")
     if value.device != device:
         raise ValueError(f"{op}: expected {name} on {device}, got {describe(value)}")
     padded = (1,) * (4 - value.dim()) + tuple(value.shape)

@@ -57,7 +57,7 @@ def _coefficient(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     coefficient = args.coefficient(op, name, value, x.shape[0], x.device, nonnegative=nonnegative)
-    if isinstance(value, Tensor) and not torch.compiler.is_compiling():
+    if isinstance(value, Tensor):
         args.values(op, name, coefficient, nonnegative=nonnegative)
     return args.on(coefficient, x.device).to(dtype or _compute_dtype(x))
 
@@ -268,9 +268,8 @@ def momentum_step(
     std_s = _coefficient(op, "blur_std_s", blur_std_s, x_t)
     sigma_t = _coefficient(op, "noise_std_t", noise_std_t, x_t, dtype=torch.float64)
     sigma_s = _coefficient(op, "noise_std_s", noise_std_s, x_t, dtype=torch.float64)
-    if not torch.compiler.is_compiling():
-        args.ordered(op, "blur_std_s", std_s, "blur_std_t", std_t)
-        args.ordered(op, "noise_std_s", sigma_s, "noise_std_t", sigma_t)
+    args.ordered(op, "blur_std_s", std_s, "blur_std_t", std_t)
+    args.ordered(op, "noise_std_s", sigma_s, "noise_std_t", sigma_t)
     keep, rest, inject = momentum_coefficients(sigma_t, sigma_s, variance)
     inject = inject.to(_compute_dtype(x_t))
     return _reverse(x_t, x0_hat, std_t, std_s, keep, rest, inject, 0.0, key, noise, out)
