@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every op's torch.library schema and fake, side by side.
+"""Every op's torch.library schema and fake, side by side, and the registration of all that belongs to an op.
 
-The ops are pure functions of tensors (`step_out` apart, which declares its mutation); autograd lies
-outside, in `_autograd.py`. A coefficient is a float32 or float64 tensor [1] or [B]. A key is three host
-integers (seed, stream, draw), or int64 rows [1, 3] or [B, 3] on the device, or absent.
+The ops are pure functions of tensors (`step_out` apart, which declares its mutation). Their derivatives
+(`_autograd.py`) and batching rules (`_vmap.py`) are registered with them. A coefficient is a float32 or float64
+tensor [1] or [B]. A key is three host integers (seed, stream, draw), or int64 rows [1, 3] or [B, 3] on the
+device, or absent.
 
 One Python function serves all dispatch keys below autograd: it asks `backends` which implementation
 takes the call, so that a choice of backend holds under torch.compile as well.
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _autograd, _vmap
 from .backends import dispatcher
 
 _KEY = "SymInt[] key, Tensor? key_rows"
@@ -38,10 +40,10 @@ _SCHEMAS = {
         "(Tensor? x_t, Tensor x0_hat, Tensor blur_std_t, Tensor blur_std_s, Tensor first, Tensor second, "
         f"str rule, float floor, {_KEY}, Tensor? noise, Tensor(a!) out) -> ()"
     ),
-    # The loss of each image [B]; its gradient for the prediction, times gradient_scale, or an empty tensor.
+    # The loss, reduced: [B] or []; and, if asked, the gradient of its sum for the prediction, or an empty tensor.
     "soft_score_loss": (
         "(Tensor prediction, Tensor target, Tensor blur_std, Tensor? weight, float floor, "
-        "float gradient_scale, bool gradient) -> (Tensor, Tensor)"
+        "str reduction, bool gradient) -> (Tensor, Tensor)"
     ),
     "spectral_mix": f"(Tensor[] inputs, Tensor[] masks, Tensor? noise_mask, {_KEY}) -> Tensor",
     "normal": f"(SymInt[] shape, {_KEY}, ScalarType dtype, Device device) -> Tensor",
@@ -71,7 +73,7 @@ def _fake_step_out(*args: Any) -> None:
 
 def _fake_loss(prediction: Tensor, target: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    loss = prediction.new_empty(prediction.shape[0], dtype=dtype)
+    loss = prediction.new_empty([prediction.shape[0]] if args[-2] == "none" else [], dtype=dtype)
     return loss, torch.empty_like(prediction) if args[-1] else prediction.new_empty(0)
 
 
@@ -102,11 +104,42 @@ def image_dtype(x0: Tensor) -> torch.dtype:
     return torch.float32 if x0.dtype == torch.uint8 else x0.dtype
 
 
+def _soft_score_loss() -> Callable[..., Any]:
+    """The op by the backends' form of it: the loss of each image, and the gradient times a factor."""
+    each = dispatcher("soft_score_loss")
+
+    def call(
+        prediction: Tensor,
+        target: Tensor,
+        blur_std: Tensor,
+        weight: Tensor | None,
+        floor: float,
+        reduction: str,
+        gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        share = _autograd.share(reduction, prediction.shape[0])
+        loss, slope = each(prediction, target, blur_std, weight, floor, share, gradient)
+        return _autograd.reduce(loss, reduction), slope
+
+    return call
+
+
+# Kernels for dispatch keys are taken back when their library goes.
+_library = torch.library.Library("softdiff", "DEF")
+_RULES = {rule.op: rule for rule in _autograd.RULES}
+
+
 def _register(name: str) -> Any:
     qualified = f"softdiff::{name}"
-    torch.library.define(qualified, _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "CompositeExplicitAutograd", dispatcher(name))
-    torch.library.register_fake(qualified, _FAKES[name])
+    direct = _soft_score_loss() if name == "soft_score_loss" else dispatcher(name)
+    _library.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, direct, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, _FAKES[name], lib=_library)
+    torch.library.register_vmap(qualified, _vmap.RULES[name], lib=_library)
+    if name in _RULES:  # normal takes no image
+        rule = _RULES[name]
+        rule.direct = staticmethod(direct)
+        _library.impl(name, rule.kernel, "Autograd", with_keyset=True)
     return getattr(torch.ops.softdiff, name).default
 
 
