@@ -75,9 +75,14 @@ def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients")
     ):
         found = found or _derivative_below(value)
     if found:
-        raise ValueError(
-            f"{op}: {name} {found}, but the ops are not differentiable in their {what}; pass {name}.detach()"
-        )
+        raise not_differentiable(op, name, found, what)
+
+
+def not_differentiable(op: str, name: str, found: str, what: str) -> ValueError:
+    """found: "requires grad" or "carries a tangent"; what: "coefficients" or "masks"."""
+    return ValueError(
+        f"{op}: {name} {found}, but the ops are not differentiable in their {what}; pass {name}.detach()"
+    )
 
 
 def _derivative_below(value: Tensor) -> str | None:

@@ -7,8 +7,8 @@ it holds for `torch.ops.softdiff.*` however it is reached (eager calls, torch.fu
 traced graph). Coefficients and masks have no derivative: one that asks for it is refused.
 
 The rules are autograd Functions of a single level: at each level of torch.func's transforms the dispatcher
-calls the kernel with that level's tensors, and the Function's `forward` passes the call on to the level below.
-`forward` takes the context, for the other style inspects a signature at every call (100 us for ten arguments).
+calls the kernel with that level's tensors, and `forward` passes the call on to the level below. `forward` takes
+the context, for the other style inspects a signature at every call (100 us for ten arguments).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, _C
+from torch import _C, Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
@@ -27,8 +27,8 @@ from .reference import momentum_coefficients
 
 _ops = torch.ops.softdiff
 
-# What a call of plain tensors has left to do when it arrives at a kernel for Autograd: the op itself. Such a call
-# goes straight to it; one that modes, transforms or subclasses still wait for goes through the dispatcher.
+# The dispatch keys of a call that has only the op itself left to do after autograd. It is made at once; one
+# that modes, transforms or subclasses still wait for goes on through the dispatcher.
 _PLAIN = frozenset(
     (_C.DispatchKeySet(device) | _C.DispatchKeySet(autograd)).raw_repr()
     for device, autograd in (
@@ -36,6 +36,7 @@ _PLAIN = frozenset(
         (_C.DispatchKey.CUDA, _C.DispatchKey.AutogradCUDA),
     )
 )
+_TANGENT = "carries a tangent"
 
 
 def share(reduction: str, batch: int) -> float:
@@ -67,12 +68,27 @@ def _sum(*terms: Tensor | None) -> Tensor | None:
 class _Rule(_SingleLevelFunction):
     """A Function over (dispatch keys, the op's arguments), with what the rules share.
 
-    coefficients: position among the op's arguments and name of each argument that has no derivative.
+    op: its name; direct: what it does below autograd, set where it is registered. coefficients: position
+    among the Function's arguments, and name, of each that has no derivative.
     """
 
     op: str
     direct: Callable[..., Any]
     coefficients: tuple[tuple[int, str], ...] = ()
+
+    @classmethod
+    def kernel(cls) -> Callable[..., Any]:
+        """The op's kernel for the key Autograd. What costs time at every call is looked up once."""
+        direct, run, record = cls.direct, cls.run, cls.record
+        enabled, any_requires_grad = torch.is_grad_enabled, _C._any_requires_grad
+        levels = forward_ad
+
+        def call(keys: Any, *arguments: Any) -> Any:
+            if levels._current_level >= 0 or (enabled() and any_requires_grad(*arguments)):
+                return record(keys, *arguments)
+            return direct(*arguments) if keys.raw_repr() in _PLAIN else run(keys, *arguments)
+
+        return call
 
     @classmethod
     def run(cls, keys: Any, *arguments: Any) -> Any:
@@ -84,41 +100,27 @@ class _Rule(_SingleLevelFunction):
             return overload.redispatch(keys & _C._after_autograd_keyset, *arguments)
 
     @classmethod
+    def record(cls, keys: Any, *arguments: Any) -> Any:
+        """The op, with its derivative at this level."""
+        if not _C._are_functorch_transforms_active():
+            return cls.apply(keys, *arguments)  # type: ignore[attr-defined]
+        with enable_single_level_autograd_function():
+            return cls.apply(keys, *arguments)  # type: ignore[attr-defined]
+
+    @classmethod
     def begin(cls, ctx: Any, *saved: Tensor | None) -> None:
         """Refuses derivatives in coefficients, and keeps what both modes need."""
-        cls.refuse(ctx.needs_input_grad[1:], "requires grad")
+        cls.refuse(ctx.needs_input_grad, "requires grad")
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @classmethod
-    def refuse(cls, marks: Sequence[Any], what: str) -> None:
+    def refuse(cls, marks: Sequence[Any], found: str) -> None:
+        """marks: for each argument of the Function True or a tangent where it asks for a derivative."""
         for position, name in cls.coefficients:
             if marks[position] is not None and marks[position] is not False:
-                raise ValueError(
-                    f"{cls.op}: {name} {what}, but the ops are not differentiable in their coefficients and masks; "
-                    f"pass {name}.detach()"
-                )
-
-    @classmethod
-    def kernel(cls, keys: Any, *arguments: Any) -> Any:
-        """The op's kernel for the key Autograd."""
-        if not _recorded(arguments):
-            return cls.run(keys, *arguments)
-        return cls.record(keys, *arguments)
-
-    @classmethod
-    def record(cls, keys: Any, *arguments: Any) -> Any:
-        with enable_single_level_autograd_function():
-            return cls.apply(keys, *arguments)
-
-
-def _recorded(arguments: tuple[Any, ...]) -> bool:
-    """Whether a derivative may be asked for: by reverse mode, or by forward mode at any level."""
-    return forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _C._any_requires_grad(*arguments))
-
-
-_TANGENT = "carries a tangent"
+                raise args.not_differentiable(cls.op, name, found, "coefficients")
 
 
 class Dct2(_Rule):
@@ -128,7 +130,8 @@ class Dct2(_Rule):
     def forward(ctx: Any, keys: Any, x: Tensor, inverse: bool) -> Tensor:
         Dct2.begin(ctx)
         ctx.inverse = inverse
-        return Dct2.run(keys, x, inverse)
+        out: Tensor = Dct2.run(keys, x, inverse)
+        return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
@@ -141,7 +144,7 @@ class Dct2(_Rule):
 
 class Blur(_Rule):
     op = "blur"
-    coefficients = ((1, "blur_std"), (2, "scale"))
+    coefficients = ((2, "blur_std"), (3, "scale"))
 
     @staticmethod
     def forward(
@@ -149,7 +152,8 @@ class Blur(_Rule):
     ) -> Tensor:
         Blur.begin(ctx, blur_std, scale)
         ctx.floor = floor
-        return Blur.run(keys, x, blur_std, scale, floor)
+        out: Tensor = Blur.run(keys, x, blur_std, scale, floor)
+        return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
@@ -157,7 +161,7 @@ class Blur(_Rule):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        Blur.refuse(tangents[1:], _TANGENT)
+        Blur.refuse(tangents, _TANGENT)
         return Blur._again(ctx, tangents[1])
 
     @staticmethod
@@ -167,7 +171,7 @@ class Blur(_Rule):
 
 class Corrupt(_Rule):
     op = "corrupt"
-    coefficients = ((1, "blur_std"), (2, "noise_std"), (3, "scale"))
+    coefficients = ((2, "blur_std"), (3, "noise_std"), (4, "scale"))
 
     @staticmethod
     def forward(ctx: Any, keys: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -197,7 +201,7 @@ class Corrupt(_Rule):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        Corrupt.refuse(tangents[1:], _TANGENT)
+        Corrupt.refuse(tangents, _TANGENT)
         x0, noise = tangents[1], tangents[8]
         blur_std, noise_std, scale = ctx.saved_tensors
         if x0 is not None:
@@ -213,7 +217,7 @@ class Corrupt(_Rule):
 
 class Step(_Rule):
     op = "step"
-    coefficients = ((2, "blur_std_t"), (3, "blur_std_s"), (4, "a or noise_std_t"), (5, "b or noise_std_s"))
+    coefficients = ((3, "blur_std_t"), (4, "blur_std_s"), (5, "a or noise_std_t"), (6, "b or noise_std_s"))
 
     @staticmethod
     def forward(ctx: Any, keys: Any, *arguments: Any) -> Tensor:
@@ -226,40 +230,37 @@ class Step(_Rule):
         return x_s
 
     @staticmethod
-    def _coefficients(ctx: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-        """a and b."""
-        _, _, first, second = ctx.saved_tensors
-        if ctx.rule == "given":
-            return first, second
-        a, _, b = momentum_coefficients(args.on(first, device), args.on(second, device), ctx.rule)
-        return a, b
-
-    @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         g_x = g_clean = g_noise = None
-        if g is not None:
-            a, b = Step._coefficients(ctx, g.device)
-            if ctx.needs_input_grad[1]:
-                g_x = _scaled(a, g, g.dtype)
-            if ctx.needs_input_grad[2]:
-                g_clean = Step._linear(ctx, None, g, None).to(ctx.clean_dtype)
-            if ctx.needs_input_grad[11]:
-                g_noise = _scaled(b, g, ctx.noise_dtype)
-        return None, g_x, g_clean, *[None] * 8, g_noise
+        if g is not None and ctx.needs_input_grad[2]:
+            g_clean = Step._linear(ctx, None, g, None).to(ctx.clean_dtype)
+        if g is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[11]):
+            a, b = Step._a_and_b(ctx, g.device)
+            g_x = _scaled(a, g, g.dtype) if ctx.needs_input_grad[1] else None
+            g_noise = _scaled(b, g, ctx.noise_dtype) if ctx.needs_input_grad[11] else None
+        return None, g_x, g_clean, None, None, None, None, None, None, None, None, g_noise
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        Step.refuse(tangents[1:], _TANGENT)
+        Step.refuse(tangents, _TANGENT)
         x_t, clean, noise = tangents[1], tangents[2], tangents[11]
         if clean is not None:
             return Step._linear(ctx, x_t, clean, noise).to(ctx.dtype)
         if x_t is None and noise is None:
             return None
-        a, b = Step._coefficients(ctx, (noise if x_t is None else x_t).device)
+        a, b = Step._a_and_b(ctx, (noise if x_t is None else x_t).device)
         return _sum(
             None if x_t is None else _scaled(a, x_t, ctx.dtype),
             None if noise is None else _scaled(b, noise, ctx.dtype),
         )
+
+    @staticmethod
+    def _a_and_b(ctx: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+        _, _, first, second = ctx.saved_tensors
+        if ctx.rule == "given":
+            return first, second
+        a, _, b = momentum_coefficients(args.on(first, device), args.on(second, device), ctx.rule)
+        return a, b
 
     @staticmethod
     def _linear(ctx: Any, x_t: Tensor | None, clean: Tensor, noise: Tensor | None) -> Tensor:
@@ -272,39 +273,39 @@ class StepOut(_Rule):
 
     op = "step_out"
 
+    @classmethod
+    def record(cls, keys: Any, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and _C._any_requires_grad(*arguments):
+            raise _out_refused("requires grad")
+        # Only a Function is told, at every level, whether one of its arguments carries a tangent.
+        super().record(keys, *(a for a in arguments if isinstance(a, Tensor)))
+        return cls.run(keys, *arguments)
+
     @staticmethod
     def forward(ctx: Any, keys: Any, *tensors: Tensor) -> Tensor:
         return tensors[0].new_empty(0)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        StepOut._refuse(_TANGENT)
-
-    @staticmethod
-    def _refuse(what: str) -> None:
-        raise ValueError(
-            f"step_out: an argument {what}, but out= cannot be differentiated; drop it, or work under "
-            "torch.no_grad()"
-        )
-
-    @classmethod
-    def record(cls, keys: Any, *arguments: Any) -> Any:
-        if torch.is_grad_enabled() and _C._any_requires_grad(*arguments):
-            StepOut._refuse("requires grad")
-        # Only a Function is told, at every level, whether one of its arguments carries a tangent.
-        super().record(keys, *(a for a in arguments if isinstance(a, Tensor)))
-        return cls.run(keys, *arguments)
+        raise _out_refused(_TANGENT)
 
 
-class SoftScoreLoss(_Rule):
-    """Of both outputs: the loss, and its gradient for the prediction, which the same pass computes.
+def _out_refused(found: str) -> ValueError:
+    return ValueError(
+        f"step_out: an argument {found}, but out= cannot be differentiated; drop it, or work under "
+        "torch.no_grad()"
+    )
 
-    With L = 2 w C^2 (times each image's share): the gradient is L (prediction - target), and so linear in both images.
-    Kept as an output of the op, it is itself differentiable when `backward` multiplies by it.
+
+class LossAndGradient(_Rule):
+    """The loss, and its gradient for the prediction, which the same pass computes.
+
+    With L = 2 w C^2, times an image's share, the gradient is L (prediction - target): linear in both images.
+    As an output of the op it is itself differentiable where `backward` multiplies by it.
     """
 
-    op = "soft_score_loss"
-    coefficients = ((2, "blur_std"), (3, "weight"))
+    op = "soft_score_loss_and_gradient"
+    coefficients = ((3, "blur_std"), (4, "weight"))
 
     @staticmethod
     def forward(
@@ -316,37 +317,31 @@ class SoftScoreLoss(_Rule):
         weight: Tensor | None,
         floor: float,
         reduction: str,
-        gradient: bool,
+        shown: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        loss, slope = SoftScoreLoss.run(keys, prediction, target, blur_std, weight, floor, reduction, True)
-        SoftScoreLoss.begin(ctx, slope, blur_std, weight)
+        """shown: whether the caller gets to see the gradient."""
+        loss, gradient = LossAndGradient.run(keys, prediction, target, blur_std, weight, floor, reduction)
+        LossAndGradient.begin(ctx, gradient, blur_std, weight)
         ctx.save_for_forward(prediction, target, blur_std, weight)
-        ctx.floor, ctx.reduction, ctx.gradient = floor, reduction, gradient
+        ctx.floor, ctx.reduction, ctx.shown = floor, reduction, shown
         ctx.target_dtype = target.dtype
-        return loss, slope
-
-    @classmethod
-    def record(cls, keys: Any, *arguments: Any) -> Any:
-        loss, slope = super().record(keys, *arguments)
-        return loss, slope if arguments[-1] else arguments[0].new_empty(0)
+        return loss, gradient
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_slope: Tensor | None) -> Any:
-        slope, blur_std, weight = ctx.saved_tensors
-        total = None if g is None else _times(slope, g, alone=not ctx.gradient and g_slope is None)
-        if g_slope is not None:
-            total = _sum(
-                total, SoftScoreLoss._curvature(ctx, _once(ctx, g_slope, blur_std), blur_std, weight)
-            )
-        if total is None:
-            return (None,) * 8
+    def backward(ctx: Any, g: Tensor | None, g_gradient: Tensor | None) -> Any:
+        gradient, blur_std, weight = ctx.saved_tensors
+        total = None if g is None else _times(gradient, g, alone=not ctx.shown and g_gradient is None)
+        if g_gradient is not None:
+            once = _ops.blur.default(g_gradient, blur_std, None, ctx.floor)
+            total = _sum(total, LossAndGradient._curvature(ctx, once, blur_std, weight))
         g_prediction = total if ctx.needs_input_grad[1] else None
-        g_target = -total.to(ctx.target_dtype) if ctx.needs_input_grad[2] else None
-        return None, g_prediction, g_target, None, None, None, None, None
+        g_target = None if total is None or not ctx.needs_input_grad[2] else -total.to(ctx.target_dtype)
+        # As many as `apply` was given: without `shown` where the op itself was called.
+        return None, g_prediction, g_target, *[None] * (len(ctx.needs_input_grad) - 3)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        SoftScoreLoss.refuse(tangents[1:], _TANGENT)
+        LossAndGradient.refuse(tangents, _TANGENT)
         prediction, target, blur_std, weight = ctx.saved_tensors
         dtype = _wide(prediction)
         moved = _sum(
@@ -355,16 +350,16 @@ class SoftScoreLoss(_Rule):
         )
         if moved is None:
             return None, None
-        # Blurred images against each other: <gradient, moved> loses digits where the blur removes most of `moved`.
-        once = _once(ctx, moved, blur_std)
-        error = _once(ctx, prediction.to(dtype) - target.to(dtype), blur_std)
+        # Between blurred images: <gradient, moved> loses digits where the blur removes most of `moved`.
+        once = _ops.blur.default(moved, blur_std, None, ctx.floor)
+        error = _ops.blur.default(prediction.to(dtype) - target.to(dtype), blur_std, None, ctx.floor)
         each = 2.0 * (error * once).sum(dim=(1, 2, 3))
         if weight is not None:
             each = each * args.on(weight, each.device).to(dtype)
-        slope = None
-        if ctx.gradient or any(ctx.needs_input_grad):
-            slope = SoftScoreLoss._curvature(ctx, once, blur_std, weight).to(prediction.dtype)
-        return reduce(each, ctx.reduction), slope
+        gradient = None
+        if ctx.shown or any(ctx.needs_input_grad):
+            gradient = LossAndGradient._curvature(ctx, once, blur_std, weight).to(prediction.dtype)
+        return reduce(each, ctx.reduction), gradient
 
     @staticmethod
     def _curvature(ctx: Any, once: Tensor, blur_std: Tensor, weight: Tensor | None) -> Tensor:
@@ -375,13 +370,8 @@ class SoftScoreLoss(_Rule):
         return out
 
 
-def _once(ctx: Any, v: Tensor, blur_std: Tensor) -> Tensor:
-    out: Tensor = _ops.blur.default(v, blur_std, None, ctx.floor)
-    return out
-
-
-def _times(slope: Tensor, g: Tensor, alone: bool) -> Tensor:
-    """`g * slope`, g of shape [] or [B]; slope itself where g is one and nobody else will see it.
+def _times(gradient: Tensor, g: Tensor, alone: bool) -> Tensor:
+    """`g * gradient`, g of shape [] or [B]; the gradient itself where g is one and nobody will see it again.
 
     `loss.backward()` passes a one: looking spares a pass over memory, where looking costs nothing.
     """
@@ -393,14 +383,29 @@ def _times(slope: Tensor, g: Tensor, alone: bool) -> Tensor:
         and args.readable(g)
         and g.item() == 1.0
     ):
-        return slope.detach()
-    return _scaled(g.reshape(-1), slope, slope.dtype)
+        return gradient.detach()
+    return _scaled(g.reshape(-1), gradient, gradient.dtype)
+
+
+class SoftScoreLoss(_Rule):
+    """The loss alone; where a derivative may be asked for, the pass that computes the gradient, too."""
+
+    op = "soft_score_loss"
+
+    @classmethod
+    def record(cls, keys: Any, *arguments: Any) -> Any:
+        return LossAndGradient.record(keys, *arguments, False)[0]
 
 
 class SpectralMix(_Rule):
-    """Its lists come spread out: (dispatch keys, number of inputs, noise_mask, key, key_rows, *inputs, *masks)."""
+    """Its Function takes the lists spread out: (keys, count, noise_mask, key, key_rows, *inputs, *masks)."""
 
     op = "spectral_mix"
+
+    @classmethod
+    def record(cls, keys: Any, *arguments: Any) -> Any:
+        inputs, masks, *others = arguments
+        return super().record(keys, len(inputs), *others, *inputs, *masks)
 
     @staticmethod
     def forward(
@@ -413,44 +418,44 @@ class SpectralMix(_Rule):
         out: Tensor = SpectralMix.run(keys, list(inputs), list(masks), noise_mask, key, rows)
         return out
 
-    @classmethod
-    def record(cls, keys: Any, *arguments: Any) -> Any:
-        inputs, masks, *others = arguments
-        return super().record(keys, len(inputs), *others, *inputs, *masks)
-
-    @staticmethod
-    def refuse_masks(marks: Sequence[Any], count: int, what: str) -> None:
-        named = [("noise_mask", marks[2]), *((f"masks[{i}]", m) for i, m in enumerate(marks[5 + count :]))]
-        for name, mark in named:
-            if mark is not None and mark is not False:
-                raise ValueError(
-                    f"spectral_mix: {name} {what}, but the ops are not differentiable in their coefficients and "
-                    f"masks; pass {name}.detach()"
-                )
-
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
-        none = [None] * ctx.count
-        if g is None:
-            return (None,) * 5 + (*none, *none)
         grads = [
             _ops.spectral_mix.default([g], [mask], None, [], None).to(dtype) if needed else None
             for mask, dtype, needed in zip(
-                ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[5:], strict=False
+                ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[5 : 5 + ctx.count], strict=True
             )
+            if g is not None
         ]
-        return (None,) * 5 + (*grads, *none)
+        return (None,) * 5 + (*(grads or [None] * ctx.count), *[None] * ctx.count)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         SpectralMix.refuse_masks(tangents, ctx.count, _TANGENT)
-        moved = [(x, m) for x, m in zip(tangents[5:], ctx.saved_tensors, strict=False) if x is not None]
+        images = tangents[5 : 5 + ctx.count]
+        moved = [(x, m) for x, m in zip(images, ctx.saved_tensors, strict=True) if x is not None]
         if not moved:
             return None
         # The op's result has its first input's dtype: the widest loses nothing before the last rounding.
         moved.sort(key=lambda pair: -pair[0].dtype.itemsize)
-        images, masks = zip(*moved, strict=True)
-        return _ops.spectral_mix.default(list(images), list(masks), None, [], None).to(ctx.dtypes[0])
+        inputs, masks = zip(*moved, strict=True)
+        return _ops.spectral_mix.default(list(inputs), list(masks), None, [], None).to(ctx.dtypes[0])
+
+    @staticmethod
+    def refuse_masks(marks: Sequence[Any], count: int, found: str) -> None:
+        named = [("noise_mask", marks[2]), *((f"masks[{i}]", m) for i, m in enumerate(marks[5 + count :]))]
+        for name, mark in named:
+            if mark is not None and mark is not False:
+                raise args.not_differentiable("spectral_mix", name, found, "masks")
 
 
-RULES: tuple[type[_Rule], ...] = (Dct2, Blur, Corrupt, Step, StepOut, SoftScoreLoss, SpectralMix)
+RULES: tuple[type[_Rule], ...] = (
+    Dct2,
+    Blur,
+    Corrupt,
+    Step,
+    StepOut,
+    SoftScoreLoss,
+    LossAndGradient,
+    SpectralMix,
+)

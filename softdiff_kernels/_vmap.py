@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batching rules of the registered ops, for torch.func.vmap and what is built on it (jacrev, jacfwd, hessian).
+"""Batching rules of the registered ops, for torch.func.vmap and what stands on it (jacrev, jacfwd, hessian).
 
-Every op treats each image of its batch by itself. So a mapped axis of N becomes part of the batch axis: images
-[N, B, C, H, W] become [N B, C, H, W], and coefficients, masks and noise keys follow. A key gives each of the N
-slices the noise that it would get alone.
+Every op treats each image of its batch by itself. So a mapped axis of N becomes part of the batch axis:
+images [N, B, C, H, W] become [N B, C, H, W], and coefficients, masks and noise keys follow. A key gives each
+of the N slices the noise that it would get alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import reduce
+from ._autograd import reduce, share
 from .noise import key_rows
 
 _ops = torch.ops.softdiff
@@ -25,8 +25,8 @@ def _front(size: int, dim: int | None, x: Tensor) -> Tensor:
     return x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
-def _image(size: int, dim: int | None, x: Tensor | None) -> Tensor | None:
-    """[N B, C, H, W]."""
+def _image(size: int, dim: int | None, x: Any) -> Any:
+    """[N B, C, H, W]; None of None."""
     return None if x is None else _front(size, dim, x).flatten(0, 1)
 
 
@@ -107,7 +107,7 @@ def _step_out(info: Any, dims: Any, *arguments: Any) -> Any:
     out, dim = arguments[-1], dims[-1]
     if dim is None:
         raise ValueError(
-            "step_out: expected out= with the axis that vmap maps over, got one tensor for all of its slices; "
+            "step_out: expected out= with the axis that vmap maps over, got one tensor for all slices; "
             "drop out=, or map over it too"
         )
     # Written at once, when every slice has been read: out may be one of the images.
@@ -116,19 +116,26 @@ def _step_out(info: Any, dims: Any, *arguments: Any) -> Any:
     return None, None
 
 
-def _soft_score_loss(info: Any, dims: Any, prediction: Tensor, target: Tensor, *others: Any) -> Any:
-    *coefficients, floor, reduction, gradient = others
+def _soft_score_loss(info: Any, dims: Any, *arguments: Any) -> Any:
+    folded, reduction = _loss_arguments(info.batch_size, dims, *arguments)
+    return reduce(_apart(info.batch_size, _ops.soft_score_loss.default(*folded, "none")), reduction), 0
+
+
+def _soft_score_loss_and_gradient(info: Any, dims: Any, *arguments: Any) -> Any:
     size = info.batch_size
+    folded, reduction = _loss_arguments(size, dims, *arguments)
+    loss, gradient = _ops.soft_score_loss_and_gradient.default(*folded, "none")
+    loss, gradient = _apart(size, loss), _apart(size, gradient)
+    each = share(reduction, gradient.shape[1])
+    return (reduce(loss, reduction), gradient if each == 1.0 else gradient * each), (0, 0)
+
+
+def _loss_arguments(size: int, dims: Any, *arguments: Any) -> tuple[list[Any], str]:
+    prediction, target, blur_std, weight, floor, reduction = arguments
     images = [_image(size, d, x) for d, x in zip(dims[:2], (prediction, target), strict=True)]
     batch = images[0].shape[0] // size
-    folded = [_coefficient(size, d, c, batch) for d, c in zip(dims[2:4], coefficients, strict=True)]
-    loss, slope = _ops.soft_score_loss.default(*images, *folded, floor, "none", gradient)
-    loss = reduce(_apart(size, loss), reduction)
-    if not gradient:
-        return (loss, slope), (0, None)
-    if reduction == "mean" and batch > 1:
-        slope = slope / batch
-    return (loss, _apart(size, slope)), (0, 0)
+    factors = [_coefficient(size, d, c, batch) for d, c in zip(dims[2:4], (blur_std, weight), strict=True)]
+    return [*images, *factors, floor], reduction
 
 
 def _spectral_mix(
@@ -171,6 +178,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "step": _step,
     "step_out": _step_out,
     "soft_score_loss": _soft_score_loss,
+    "soft_score_loss_and_gradient": _soft_score_loss_and_gradient,
     "spectral_mix": _spectral_mix,
     "normal": _normal,
 }

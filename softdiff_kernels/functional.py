@@ -10,7 +10,7 @@ alone. Under autocast, arithmetic is in float32 and the result has the image's d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -205,8 +205,7 @@ def soft_score_loss(
     args.choice(op, "reduction", reduction, ("none", "mean", "sum"))
     std = args.coefficient(op, "blur_std", blur_std, prediction.shape[0], prediction.device)
     factor = _optional(op, "weight", weight, prediction)
-    loss, _ = _ops.soft_score_loss(prediction, target, std, factor, floor, reduction, False)
-    return loss
+    return _ops.soft_score_loss(prediction, target, std, factor, floor, reduction)
 
 
 @_twin

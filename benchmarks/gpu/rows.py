@@ -112,8 +112,8 @@ def ours(op: str, case: Case, noise: Tensor | None = None) -> Any:
     if op != IN_ONE_LAUNCH:
         return cases.ours(case, noise=noise)
     a = case.arguments
-    return torch.ops.softdiff.soft_score_loss(
-        a["prediction"], a["target"], a["blur_std"], a["weight"], 0.0, "mean", True
+    return torch.ops.softdiff.soft_score_loss_and_gradient(
+        a["prediction"], a["target"], a["blur_std"], a["weight"], 0.0, "mean"
     )
 
 
