@@ -58,6 +58,7 @@ def _recorded(value: Tensor) -> bool:
     return (
         type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
         or _functorch.is_functorch_wrapped_tensor(value)
+        or _functorch.is_legacy_batchedtensor(value)
         or torch._is_functional_tensor(value)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.jit.is_tracing()

@@ -7,8 +7,8 @@ it holds for `torch.ops.softdiff.*` however it is reached (eager calls, torch.fu
 traced graph). Coefficients and masks have no derivative: one that asks for it is refused.
 
 The rules are autograd Functions of a single level: at each level of torch.func's transforms the dispatcher
-calls the kernel with that level's tensors, and `forward` passes the call on to the level below. `forward` takes
-the context, for the other style inspects a signature at every call (100 us for ten arguments).
+calls the kernel with that level's tensors, and `forward` passes the call on to the level below. `forward`
+takes the context, for the other style inspects a signature at every call (100 us for ten arguments).
 """
 
 from __future__ import annotations
@@ -65,8 +65,16 @@ def _sum(*terms: Tensor | None) -> Tensor | None:
     return sum(there[1:], start=there[0]) if there else None
 
 
+# The dispatch keys of a call, and whether derivatives are recorded where it was made: backward, forward.
+_State = tuple[Any, bool, bool]
+
+
+def _state(keys: Any) -> _State:
+    return keys, torch.is_grad_enabled(), _C._is_fwd_grad_enabled()
+
+
 class _Rule(_SingleLevelFunction):
-    """A Function over (dispatch keys, the op's arguments), with what the rules share.
+    """A Function over (state of the call, the op's arguments), with what the rules share.
 
     op: its name; direct: what it does below autograd, set where it is registered. coefficients: position
     among the Function's arguments, and name, of each that has no derivative.
@@ -79,23 +87,34 @@ class _Rule(_SingleLevelFunction):
     @classmethod
     def kernel(cls) -> Callable[..., Any]:
         """The op's kernel for the key Autograd. What costs time at every call is looked up once."""
-        direct, run, record = cls.direct, cls.run, cls.record
-        enabled, any_requires_grad = torch.is_grad_enabled, _C._any_requires_grad
-        levels = forward_ad
+        direct, record = cls.direct, cls.record
+        enabled, any_requires_grad, levels = torch.is_grad_enabled, _C._any_requires_grad, forward_ad
 
         def call(keys: Any, *arguments: Any) -> Any:
-            if levels._current_level >= 0 or (enabled() and any_requires_grad(*arguments)):
-                return record(keys, *arguments)
-            return direct(*arguments) if keys.raw_repr() in _PLAIN else run(keys, *arguments)
+            # Only a Function is told whether an argument carries a tangent, and a graph of torch.func's
+            # transforms opens levels that forward_ad does not know: what is not plain is always recorded.
+            if (
+                keys.raw_repr() in _PLAIN
+                and levels._current_level < 0
+                and not (enabled() and any_requires_grad(*arguments))
+            ):
+                return direct(*arguments)
+            return record(keys, *arguments)
 
         return call
 
     @classmethod
-    def run(cls, keys: Any, *arguments: Any) -> Any:
+    def run(cls, state: _State, *arguments: Any) -> Any:
         """The op itself, one level below."""
+        keys, backward, forward = state
         if keys.raw_repr() in _PLAIN:
             return cls.direct(*arguments)
-        with _C._AutoDispatchBelowAutograd():
+        # A Function's `forward` runs with both modes off; the levels below have not been asked yet.
+        with (
+            _C._AutoDispatchBelowAutograd(),
+            torch.set_grad_enabled(backward),
+            forward_ad._set_fwd_grad_enabled(forward),
+        ):
             overload = getattr(_ops, cls.op).default
             return overload.redispatch(keys & _C._after_autograd_keyset, *arguments)
 
@@ -103,9 +122,9 @@ class _Rule(_SingleLevelFunction):
     def record(cls, keys: Any, *arguments: Any) -> Any:
         """The op, with its derivative at this level."""
         if not _C._are_functorch_transforms_active():
-            return cls.apply(keys, *arguments)  # type: ignore[attr-defined]
+            return cls.apply(_state(keys), *arguments)  # type: ignore[attr-defined]
         with enable_single_level_autograd_function():
-            return cls.apply(keys, *arguments)  # type: ignore[attr-defined]
+            return cls.apply(_state(keys), *arguments)  # type: ignore[attr-defined]
 
     @classmethod
     def begin(cls, ctx: Any, *saved: Tensor | None) -> None:
@@ -127,10 +146,10 @@ class Dct2(_Rule):
     op = "dct2"
 
     @staticmethod
-    def forward(ctx: Any, keys: Any, x: Tensor, inverse: bool) -> Tensor:
+    def forward(ctx: Any, state: _State, x: Tensor, inverse: bool) -> Tensor:
         Dct2.begin(ctx)
         ctx.inverse = inverse
-        out: Tensor = Dct2.run(keys, x, inverse)
+        out: Tensor = Dct2.run(state, x, inverse)
         return out
 
     @staticmethod
@@ -139,7 +158,7 @@ class Dct2(_Rule):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return None if tangents[1] is None else _ops.dct2.default(tangents[1], ctx.inverse)
+        return _ops.dct2.default(tangents[1], ctx.inverse)
 
 
 class Blur(_Rule):
@@ -148,16 +167,16 @@ class Blur(_Rule):
 
     @staticmethod
     def forward(
-        ctx: Any, keys: Any, x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float
+        ctx: Any, state: _State, x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float
     ) -> Tensor:
         Blur.begin(ctx, blur_std, scale)
         ctx.floor = floor
-        out: Tensor = Blur.run(keys, x, blur_std, scale, floor)
+        out: Tensor = Blur.run(state, x, blur_std, scale, floor)
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
-        return None, Blur._again(ctx, g), None, None, None
+        return None, None if g is None else Blur._again(ctx, g), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -165,8 +184,8 @@ class Blur(_Rule):
         return Blur._again(ctx, tangents[1])
 
     @staticmethod
-    def _again(ctx: Any, v: Tensor | None) -> Tensor | None:
-        return None if v is None else _ops.blur.default(v, *ctx.saved_tensors, ctx.floor)
+    def _again(ctx: Any, v: Tensor) -> Any:
+        return _ops.blur.default(v, *ctx.saved_tensors, ctx.floor)
 
 
 class Corrupt(_Rule):
@@ -174,12 +193,12 @@ class Corrupt(_Rule):
     coefficients = ((2, "blur_std"), (3, "noise_std"), (4, "scale"))
 
     @staticmethod
-    def forward(ctx: Any, keys: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, state: _State, *arguments: Any) -> tuple[Tensor, Tensor]:
         _, blur_std, noise_std, scale, floor, _, _, noise, residual = arguments
         Corrupt.begin(ctx, blur_std, noise_std, scale)
         ctx.floor, ctx.residual = floor, residual
         ctx.noise_dtype = None if noise is None else noise.dtype
-        x_t, rest = Corrupt.run(keys, *arguments)
+        x_t, rest = Corrupt.run(state, *arguments)
         ctx.dtype = x_t.dtype
         if not residual:
             ctx.mark_non_differentiable(rest)
@@ -209,8 +228,6 @@ class Corrupt(_Rule):
                 x0, blur_std, noise_std, scale, ctx.floor, [], None, noise, ctx.residual
             )
             return x_t, rest if ctx.residual else None
-        if noise is None:
-            return None, None
         x_t = _scaled(noise_std, noise, ctx.dtype)
         return x_t, -x_t if ctx.residual else None
 
@@ -220,51 +237,54 @@ class Step(_Rule):
     coefficients = ((3, "blur_std_t"), (4, "blur_std_s"), (5, "a or noise_std_t"), (6, "b or noise_std_s"))
 
     @staticmethod
-    def forward(ctx: Any, keys: Any, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, state: _State, *arguments: Any) -> Tensor:
         _, x0_hat, std_t, std_s, first, second, rule, floor, _, _, noise = arguments
         Step.begin(ctx, std_t, std_s, first, second)
         ctx.rule, ctx.floor = rule, floor
         ctx.clean_dtype, ctx.noise_dtype = x0_hat.dtype, None if noise is None else noise.dtype
-        x_s: Tensor = Step.run(keys, *arguments)
+        x_s: Tensor = Step.run(state, *arguments)
         ctx.dtype = x_s.dtype
         return x_s
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         g_x = g_clean = g_noise = None
-        if g is not None and ctx.needs_input_grad[2]:
-            g_clean = Step._linear(ctx, None, g, None).to(ctx.clean_dtype)
-        if g is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[11]):
-            a, b = Step._a_and_b(ctx, g.device)
-            g_x = _scaled(a, g, g.dtype) if ctx.needs_input_grad[1] else None
-            g_noise = _scaled(b, g, ctx.noise_dtype) if ctx.needs_input_grad[11] else None
+        if g is not None:
+            saved = ctx.saved_tensors
+            if ctx.needs_input_grad[2]:
+                g_clean = Step._linear(ctx, saved, None, g, None).to(ctx.clean_dtype)
+            if ctx.needs_input_grad[1] or ctx.needs_input_grad[11]:
+                a, b = Step._a_and_b(ctx, saved, g.device)
+                g_x = _scaled(a, g, g.dtype) if ctx.needs_input_grad[1] else None
+                g_noise = _scaled(b, g, ctx.noise_dtype) if ctx.needs_input_grad[11] else None
         return None, g_x, g_clean, None, None, None, None, None, None, None, None, g_noise
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         Step.refuse(tangents, _TANGENT)
         x_t, clean, noise = tangents[1], tangents[2], tangents[11]
+        saved = ctx.saved_tensors
         if clean is not None:
-            return Step._linear(ctx, x_t, clean, noise).to(ctx.dtype)
-        if x_t is None and noise is None:
-            return None
-        a, b = Step._a_and_b(ctx, (noise if x_t is None else x_t).device)
+            return Step._linear(ctx, saved, x_t, clean, noise).to(ctx.dtype)
+        a, b = Step._a_and_b(ctx, saved, (noise if x_t is None else x_t).device)
         return _sum(
             None if x_t is None else _scaled(a, x_t, ctx.dtype),
             None if noise is None else _scaled(b, noise, ctx.dtype),
         )
 
     @staticmethod
-    def _a_and_b(ctx: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-        _, _, first, second = ctx.saved_tensors
+    def _a_and_b(ctx: Any, saved: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+        _, _, first, second = saved
         if ctx.rule == "given":
             return first, second
         a, _, b = momentum_coefficients(args.on(first, device), args.on(second, device), ctx.rule)
         return a, b
 
     @staticmethod
-    def _linear(ctx: Any, x_t: Tensor | None, clean: Tensor, noise: Tensor | None) -> Tensor:
-        out: Tensor = _ops.step.default(x_t, clean, *ctx.saved_tensors, ctx.rule, ctx.floor, [], None, noise)
+    def _linear(
+        ctx: Any, saved: Sequence[Tensor], x_t: Tensor | None, clean: Tensor, noise: Tensor | None
+    ) -> Tensor:
+        out: Tensor = _ops.step.default(x_t, clean, *saved, ctx.rule, ctx.floor, [], None, noise)
         return out
 
 
@@ -279,10 +299,10 @@ class StepOut(_Rule):
             raise _out_refused("requires grad")
         # Only a Function is told, at every level, whether one of its arguments carries a tangent.
         super().record(keys, *(a for a in arguments if isinstance(a, Tensor)))
-        return cls.run(keys, *arguments)
+        return cls.run(_state(keys), *arguments)
 
     @staticmethod
-    def forward(ctx: Any, keys: Any, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, state: _State, *tensors: Tensor) -> Tensor:
         return tensors[0].new_empty(0)
 
     @staticmethod
@@ -310,7 +330,7 @@ class LossAndGradient(_Rule):
     @staticmethod
     def forward(
         ctx: Any,
-        keys: Any,
+        state: _State,
         prediction: Tensor,
         target: Tensor,
         blur_std: Tensor,
@@ -319,12 +339,14 @@ class LossAndGradient(_Rule):
         reduction: str,
         shown: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """shown: whether the caller gets to see the gradient."""
-        loss, gradient = LossAndGradient.run(keys, prediction, target, blur_std, weight, floor, reduction)
+        """shown: whether the caller gets to see the gradient; else it is for `backward` alone."""
+        loss, gradient = LossAndGradient.run(state, prediction, target, blur_std, weight, floor, reduction)
         LossAndGradient.begin(ctx, gradient, blur_std, weight)
         ctx.save_for_forward(prediction, target, blur_std, weight)
         ctx.floor, ctx.reduction, ctx.shown = floor, reduction, shown
         ctx.target_dtype = target.dtype
+        if not shown and not any(ctx.needs_input_grad):
+            ctx.mark_non_differentiable(gradient)
         return loss, gradient
 
     @staticmethod
@@ -348,8 +370,7 @@ class LossAndGradient(_Rule):
             None if tangents[1] is None else tangents[1].to(dtype),
             None if tangents[2] is None else -tangents[2].to(dtype),
         )
-        if moved is None:
-            return None, None
+        assert moved is not None
         # Between blurred images: <gradient, moved> loses digits where the blur removes most of `moved`.
         once = _ops.blur.default(moved, blur_std, None, ctx.floor)
         error = _ops.blur.default(prediction.to(dtype) - target.to(dtype), blur_std, None, ctx.floor)
@@ -398,7 +419,7 @@ class SoftScoreLoss(_Rule):
 
 
 class SpectralMix(_Rule):
-    """Its Function takes the lists spread out: (keys, count, noise_mask, key, key_rows, *inputs, *masks)."""
+    """Its Function takes the lists spread out: (state, count, noise_mask, key, key_rows, *inputs, *masks)."""
 
     op = "spectral_mix"
 
@@ -409,19 +430,19 @@ class SpectralMix(_Rule):
 
     @staticmethod
     def forward(
-        ctx: Any, keys: Any, count: int, noise_mask: Tensor | None, key: Any, rows: Any, *spread: Tensor
+        ctx: Any, state: _State, count: int, noise_mask: Tensor | None, key: Any, rows: Any, *spread: Tensor
     ) -> Tensor:
         inputs, masks = spread[:count], spread[count:]
         SpectralMix.refuse_masks(ctx.needs_input_grad, count, "requires grad")
         SpectralMix.begin(ctx, *masks)
         ctx.count, ctx.dtypes = count, [x.dtype for x in inputs]
-        out: Tensor = SpectralMix.run(keys, list(inputs), list(masks), noise_mask, key, rows)
+        out: Tensor = SpectralMix.run(state, list(inputs), list(masks), noise_mask, key, rows)
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         grads = [
-            _ops.spectral_mix.default([g], [mask], None, [], None).to(dtype) if needed else None
+            SpectralMix._filtered(g, mask).to(dtype) if needed else None
             for mask, dtype, needed in zip(
                 ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[5 : 5 + ctx.count], strict=True
             )
@@ -434,12 +455,17 @@ class SpectralMix(_Rule):
         SpectralMix.refuse_masks(tangents, ctx.count, _TANGENT)
         images = tangents[5 : 5 + ctx.count]
         moved = [(x, m) for x, m in zip(images, ctx.saved_tensors, strict=True) if x is not None]
-        if not moved:
-            return None
         # The op's result has its first input's dtype: the widest loses nothing before the last rounding.
         moved.sort(key=lambda pair: -pair[0].dtype.itemsize)
         inputs, masks = zip(*moved, strict=True)
         return _ops.spectral_mix.default(list(inputs), list(masks), None, [], None).to(ctx.dtypes[0])
+
+    @staticmethod
+    def _filtered(g: Tensor, mask: Tensor) -> Tensor:
+        if _C._functorch.is_legacy_batchedtensor(g):  # is_grads_batched: it has no rule for lists of tensors
+            spectrum = _ops.dct2.default(g.to(_wide(g)), False)
+            return _ops.dct2.default(mask.to(spectrum.dtype) * spectrum, True).to(g.dtype)
+        return _ops.spectral_mix.default([g], [mask], None, [], None)
 
     @staticmethod
     def refuse_masks(marks: Sequence[Any], count: int, found: str) -> None:
