@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from .config import described
-from .data_names import listed, printable
+from .data_names import listed, printable, shown
 from .errors import UserError
 
 
@@ -45,7 +45,7 @@ def _one(part: str, classes: Sequence[str]) -> tuple[int, ...]:
     if len(readings) == 1:
         return readings.pop()
     if readings:
-        kinds = [", ".join(named_class(i, classes) for i in reading[:3]) for reading in sorted(readings)]
+        kinds = [", ".join(named_class(i, classes) for i in reading[:3]) for reading in sorted(readings)[:3]]
         raise UserError(
             f"--classes: {part!r} can mean class {' or '.join(kinds)}: write number:... for numbers, and "
             "name:... for names"
@@ -53,7 +53,7 @@ def _one(part: str, classes: Sequence[str]) -> tuple[int, ...]:
     table = listed({named_class(i, classes): "" for i in range(len(classes))})
     raise UserError(
         f"--classes: expected numbers under {len(classes)} or names of classes, got "
-        f"{described(part, classes)}; the model's classes are {table}"
+        f"{described(shown(part) or 'none', classes)}; the model's classes are {table}"
     )
 
 

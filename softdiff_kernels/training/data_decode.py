@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 UNKNOWN = "not an image that Pillow knows"
+HEIC_REASON = "Pillow reads HEIC with the package pillow-heif alone"
 STILL = frozenset(("MPO", "PSD"))
 """Formats whose further frames are previews or layers of one picture."""
 Opened = Callable[[int], "Path | IO[bytes]"]
@@ -118,7 +119,7 @@ def decode(names: Sequence[str], opened: Opened, wanted: Wanted, where: str) -> 
         for i, one in _each(len(names), opened, mode, wanted):
             if isinstance(one, str):
                 heic = one == UNKNOWN and suffix_of(parts_of(names[i])) in HEIC
-                found.unreadable[names[i]] = f"{one} without the package pillow-heif" if heic else one
+                found.unreadable[names[i]] = HEIC_REASON if heic else one
                 continue
             if wanted.channels is None:
                 colour, opaque = colour or not one.grey, opaque or not one.alpha

@@ -17,12 +17,19 @@ from .data_names import Parts, suffix_of
 from .errors import need
 
 SUFFIXES = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif "
-    ".jp2 .j2k .tga".split()
+    (
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif"),
+        *(".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".tga"),
+    )
 )
 """Files that are images by their names: those of them that cannot be read are told with the reason."""
 HEIC = frozenset((".heic", ".heif"))
-RAW = frozenset(".3fr .arw .cr2 .cr3 .dng .erf .iiq .kdc .nef .nrw .orf .pef .raf .rw2 .srw".split())
+RAW = frozenset(
+    (
+        *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".kdc", ".nef", ".nrw", ".orf"),
+        *(".pef", ".raf", ".rw2", ".srw"),
+    )
+)
 """Photographs as sensors saw them. Many are TIFF files by content, of which Pillow reads a small preview."""
 NO_PICTURES = frozenset(
     ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "IM", "IMT", "IPTC", "MCIDAS", "MIC", "MPEG", "SPIDER", "WMF")

@@ -16,7 +16,12 @@ from .data_names import Parts, listed, parts_of, printable, shown
 
 MOST_CLASSES = 1_000_000
 MOST_SHOWN = 20
-SPLITS = frozenset("train training test testing val valid validation eval evaluation dev extra".split())
+SPLITS = frozenset(
+    (
+        *("train", "training", "test", "testing", "val", "valid", "validation"),
+        *("eval", "evaluation", "dev", "extra"),
+    )
+)
 """Folders that are called so are usually parts of one set."""
 WHERE_FROM = (
     "labels come from class sub-folders (every image in one, two or more of them), from a dataset.json by "
@@ -139,7 +144,10 @@ def from_folders(images: Sequence[Parts]) -> Labels:
         where = f"{len(outside)} of its {len(images)} images lie in none of its sub-folders"
         return Labels(why=f"{where}, such as {shown(outside[0])}")
     if len(labels.classes) == 1:
-        return Labels(why=f"its images lie in the one folder {told}; are the folders in that the classes?")
+        return Labels(
+            why=f"its images lie all in the one folder {told}; if the folders in it are the classes, give "
+            "that one as the data set"
+        )
     if all(re.fullmatch(r"\d{5,}", name) for name in labels.classes):
         return Labels(
             why=f"its folders ({told}) have names of five digits or more, which are taken for parts of a "

@@ -60,8 +60,8 @@ class Found:
             told = f"{len(self.unreadable)} of {count} images cannot be read and are left out"
             yield f"warning: {told}: {listed(self.unreadable)}"
         if self.animated:
-            told = f"{len(self.animated)} of {count} images have several frames or pages; the first is taken"
-            yield f"note: {told}: {listed(self.animated)}"
+            told = f"{len(self.animated)} of {len(self.pixels)} images have several frames or pages"
+            yield f"note: {told}; the first is taken: {listed(self.animated)}"
         if self.others:
             files = "1 other file is" if len(self.others) == 1 else f"{len(self.others)} other files are"
             yield f"note: {files} left out: {listed(self.others)}"
