@@ -25,8 +25,8 @@ from softdiff_kernels.training.sampling import sample
 
 @pytest.fixture(scope="module")
 def old_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A folder of classes 0, 1, 2 and 10, and a run on its images from when folders were sorted as text: there
-    10 is class 2, and 2 is class 3."""
+    """A folder of classes 0, 1, 2 and 10, and a run on its images from when folders were sorted as text:
+    there 10 is class 2, and 2 is class 3."""
     folder = tmp_path_factory.mktemp("old")
     images = np.random.default_rng(3).integers(0, 256, size=(12, 8, 8), dtype=np.uint8)
     labels, classes = np.arange(12) // 3, np.array(["0", "1", "10", "2"])

@@ -78,10 +78,10 @@ def _one(source: Path | IO[bytes], mode: str | None, wanted: Wanted) -> _One | s
     operations = need("PIL.ImageOps", "reading images")
     try:
         with pil.open(source, formats=formats()) as opened:
-            animated = opened.format not in STILL and getattr(opened, "is_animated", False)
             opened.load()
             levels = grey_range(opened)
             image = operations.exif_transpose(opened)
+            animated = opened.format not in STILL and _is_animated(opened)
         grey, alpha, size, stored = image.mode in GREY_MODES, has_alpha(image), image.size, image.mode
         if levels is not None:
             image = eight_bits(image, *levels)
@@ -92,6 +92,14 @@ def _one(source: Path | IO[bytes], mode: str | None, wanted: Wanted) -> _One | s
         return UNKNOWN  # its own words name an object in memory
     except (*UNREADABLE, pil.DecompressionBombError) as error:
         return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_animated(image: Image) -> bool:
+    """Whether there are more frames; a damaged second one does not spoil the first, which is read."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except UNREADABLE:
+        return True
 
 
 def _mode(colour: bool, opaque: bool) -> str:
