@@ -129,7 +129,9 @@ def _sample(
         f"{len(seeds)} images by the {config.sampler} sampler in {config.steps} steps, from the "
         f"{prior.describe()}, with the weights of step {model.step}"
     )
-    drawn = [named_class(i, model.classes) for i in classes or ()]
+    drawn = ", ".join(named_class(i, model.classes) for i in (classes or ())[:MOST_SHOWN])
+    if classes is not None and len(classes) > MOST_SHOWN:
+        drawn += f" and {len(classes) - MOST_SHOWN} more"
     record: dict[str, Any] = {
         "weights": str(config.weights),
         "weights_digest": model.digest,
@@ -138,7 +140,7 @@ def _sample(
         **sampler_options(config),
         "steps": config.steps,
         "prior": prior.describe(),
-        "class": None if classes is None else "all" if config.classes is None else ", ".join(drawn),
+        "class": None if classes is None else "all" if config.classes is None else drawn,
         "guidance": config.guidance,
         "precision": config.precision,
     }
@@ -147,8 +149,7 @@ def _sample(
         for line in class_table(model.classes):
             say(line)
         if config.classes is not None:
-            more = f" and {len(drawn) - MOST_SHOWN} more" if len(drawn) > MOST_SHOWN else ""
-            say(f"seeds take in turn: {', '.join(drawn[:MOST_SHOWN])}{more}")
+            say(f"seeds take in turn: {drawn}")
 
     # Written before the images: whatever comes, it names all that may be there.
     processes.from_first(lambda: save_json(folder / RECORD, enter_folder(folder, record, seeds)))
