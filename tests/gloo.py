@@ -27,6 +27,9 @@ needs_gloo = [
 def _work(rank: int, port: int, folder: str, work: Callable[[int], Any]) -> None:
     about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in about.items()}, MASTER_ADDR="127.0.0.1")
+    os.environ["CUDA_VISIBLE_DEVICES"] = (
+        ""  # else FSDP and accelerate would take a GPU, which gloo does not serve
+    )
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     try:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusals for a loss that bypasses its wrapper: DDP and FSDP act in the `forward` of what they wrap alone."""
+"""Refusals for a loss that bypasses its wrapper: DDP and FSDP act only in the `forward` of what they wrap."""
 
 from __future__ import annotations
 
 import gc
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
@@ -13,11 +13,21 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
-_HOLDERS: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
-"""Of each module with a method `loss`: the module that it is a part of, and every DDP and FSDP around it."""
+
+class Wrappable(nn.Module):
+    """A module with a loss beside its forward, of which is noted what holds it."""
+
+
+_HOLDERS: WeakKeyDictionary[nn.Module, list[ref[nn.Module]]] = WeakKeyDictionary()
+"""Of each Wrappable: the modules that it is a part of, and every DDP and FSDP around it."""
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 _REDUCE_WITHOUT_FORWARD = ("_use_python_reducer", "_delay_all_reduce_all_params")
 """Modes of DDP whose hooks need no forward, and which leave no trace of one."""
+
+
+def _holders(module: nn.Module) -> list[nn.Module]:
+    found = (held() for held in _HOLDERS.get(module, ()))
+    return [holder for holder in found if holder is not None]
 
 
 def _note_holder(parent: nn.Module, name: str, child: nn.Module | None) -> None:
@@ -25,8 +35,9 @@ def _note_holder(parent: nn.Module, name: str, child: nn.Module | None) -> None:
         # By name: to import FSDP takes a third of a second.
         wraps = type(parent).__name__ in _WRAPPERS
         for module in child.modules() if wraps else (child,):
-            if hasattr(type(module), "loss"):
-                _HOLDERS.setdefault(module, WeakSet()).add(parent)
+            if isinstance(module, Wrappable):
+                others = (holder for holder in _holders(module) if holder is not parent)
+                _HOLDERS[module] = [ref(holder) for holder in (*others, parent)]
 
 
 # A wrapper leaves no mark on what it wraps. Torch calls this where a module gets a submodule.
@@ -52,7 +63,7 @@ def _is_bypassed(holder: Any) -> bool:
 
 def _bypassed_by(module: nn.Module) -> str | None:
     """The name of a live wrapper that the call of `module` bypasses."""
-    for holder in (module, *_HOLDERS.get(module, ())):
+    for holder in (module, *_holders(module)):
         if _is_bypassed(holder):
             return "fully_shard" if hasattr(type(holder), "_get_fsdp_state") else type(holder).__name__
     return None
@@ -63,14 +74,16 @@ def refuse_bypass(op: str, module: nn.Module) -> None:
 
     Not under torch.compile, whose graphs do not see this.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _bypassed_by(module) is None:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not _bypassed_by(module):
+        return
+    if not any(p.requires_grad for p in module.parameters()):
         return
     gc.collect()  # a wrapper that was given up may still hang in a circle of references
     wrapper = _bypassed_by(module)
-    if wrapper is not None and any(p.requires_grad for p in module.parameters()):
+    if wrapper:
         raise RuntimeError(
-            f"{op}: expected a call through the wrapper, got one beside {wrapper}, so that each process would "
-            "keep a gradient of its own; wrap TrainingLoss(denoiser) and call what comes out, or use "
+            f"{op}: expected a call through the wrapper, got one beside {wrapper}, so that each process "
+            "would keep a gradient of its own; wrap TrainingLoss(denoiser) and call what comes out, or use "
             "torch.no_grad() where no gradient is needed"
         )
 

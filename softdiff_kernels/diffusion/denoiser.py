@@ -20,7 +20,7 @@ PREDICTION_TYPES = ("residual", "sample")
 WEIGHTS = ("paper", "uniform")
 
 
-class SoftDenoiser(nn.Module):
+class SoftDenoiser(_wrappers.Wrappable):
     """Wraps `inner_model(x_t, t[B], **kw)` so that it is called and trained by what it means.
 
     prediction_type: "residual" where the network gives phi = x_0 - x_t, so `x0_hat = phi + x_t`

@@ -39,12 +39,13 @@ class TrainingLoss(nn.Module):
     ) -> Tensor:
         """As `SoftDenoiser.loss`. x0 is this process's part of the batch, and key names its images.
 
-        So two processes with parts of 8 images each take `NoiseKey(seed, stream=n + 8 * rank)`: the same key in both
-        would be the same noise twice. ValueError for a key under DataParallel, which hands the same one to each replica.
+        So two processes with parts of 8 images each take `NoiseKey(seed, stream=n + 8 * rank)`: the same key
+        in both would be the same noise twice. ValueError for a key under DataParallel, whose replicas would
+        share it.
         """
         if key is not None and getattr(self, "_is_replica", False):
             raise ValueError(
-                "TrainingLoss: expected no key under DataParallel, whose replicas would all draw the noise of "
-                "the first images, got one; give t and noise, or use DistributedDataParallel"
+                "TrainingLoss: expected no key under DataParallel, whose replicas would all draw the first "
+                "images' noise, got one; give t and noise, or use DistributedDataParallel"
             )
         return self.denoiser.loss(x0, t, key=key, noise=noise, reduction=reduction, **kw)
