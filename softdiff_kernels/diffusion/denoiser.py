@@ -84,7 +84,7 @@ class SoftDenoiser(_wrappers.Wrappable):
         corruption, as in `functional.corrupt`. reduction: "none", "mean" over the batch, or "sum".
         kw goes to the network. Summed over an image's elements (float64 for float64 images).
         Daras et al. 2022, eq. 12. Under DDP, FSDP2 or accelerate, wrap and call `TrainingLoss(denoiser)`:
-        RuntimeError where this would bypass a DDP of several processes.
+        RuntimeError where this would bypass a DDP of several processes, or FSDP.
         """
         op = "SoftDenoiser.loss"
         _wrappers.refuse_bypass(op, self)
