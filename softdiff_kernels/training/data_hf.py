@@ -12,8 +12,8 @@ from .data_decode import decode
 from .data_labels import Labels, from_values
 from .data_pixels import Found, Wanted
 from .errors import UserError, need
+from .paths import HF as PREFIX
 
-PREFIX = "hf:"
 LABELS = ("label", "labels")
 
 

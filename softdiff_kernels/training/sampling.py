@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,7 +129,7 @@ def _sample(
         f"{prior.describe()}, with the weights of step {model.step}"
     )
     record = {
-        "weights": str(config.weights),
+        "weights": os.path.abspath(config.weights),
         "weights_digest": model.digest,
         "step": model.step,
         "sampler": config.sampler,
