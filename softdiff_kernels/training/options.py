@@ -60,23 +60,24 @@ _TRUE = ("true", "yes", "on")
 
 def _value(where: str, name: str, node: Any) -> bool | str | list[str] | None:
     """An option's value from its YAML node."""
-    kind = node.tag.rpartition(":")[2]
-    quote = f"{node.value}, which YAML reads as {kind}; in quotes it is text"
-    if isinstance(_FIELDS[name].default, bool):
+    kind, default = node.tag.rpartition(":")[2], _FIELDS[name].default
+    if isinstance(default, bool):
         if kind != "bool":
             got = "None" if kind == "null" else repr(node.value) if node.id == "scalar" else f"a {kind}"
             raise UserError(f"{where}: expected true or false, got {got}")
         return node.value.lower() in _TRUE
     if kind == "bool":
-        raise UserError(f"{where}: expected no true or false, got {quote}")
+        raise UserError(f"{where}: expected no true or false, got {node.value}; a text goes in quotes")
     if kind == "null":
-        if _FIELDS[name].default is not None:
-            raise UserError(f"{where}: expected a value, got {quote if node.value else 'none'}")
+        if default is not None:
+            got = node.value or "nothing"
+            raise UserError(f"{where}: expected a value, got {got}; leave the line out, or quote a text")
         return None
-    if node.id == "sequence" and all(item.id == "scalar" for item in node.value):
+    if isinstance(default, tuple) and node.id == "sequence" and all(i.id == "scalar" for i in node.value):
         return [item.value for item in node.value]
     if node.id != "scalar":
-        raise UserError(f"{where}: expected one value or a list of values, got a {kind}")
+        wanted = "a list of values" if isinstance(default, tuple) else "a name or a number"
+        raise UserError(f"{where}: expected {wanted}, got a {node.id}")
     return str(node.value)
 
 

@@ -123,19 +123,19 @@ def join(timeout: float, device: torch.device) -> tuple[Processes, torch.device]
     missing = [name for name in RANK_VARIABLES if not os.environ.get(name, "").strip()]
     if missing:
         raise UserError(f"RANK is set but {', '.join(missing)} is not: start several processes by torchrun")
-    _variable("MASTER_PORT", 0)
+    place, _ = local_rank(), _variable("MASTER_PORT", 0)
     if not dist.is_available():
         raise UserError("several processes need a torch with torch.distributed")
     cuda = device.type == "cuda"
     if cuda:
         if device.index is not None:
             raise UserError(f"--device: expected cuda, each process takes its own, got {device}")
-        if local_rank() >= torch.cuda.device_count():
+        if place >= torch.cuda.device_count():
             raise UserError(
                 f"expected at most as many processes as GPUs, {torch.cuda.device_count()}, got number "
-                f"{local_rank()} (counted from 0)"
+                f"{place} (counted from 0)"
             )
-        device = torch.device("cuda", local_rank())
+        device = torch.device("cuda", place)
         torch.cuda.set_device(device)
     limit = timedelta(seconds=timeout)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
