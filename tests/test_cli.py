@@ -414,7 +414,8 @@ def test_variables_of_torchrun(
             monkeypatch.setenv(name, value)
         assert main(sample) == 2
         assert words in capsys.readouterr().err
-    assert main(train) == 2  # and before a dry run prints what would not be
+    monkeypatch.setenv("RANK", "5")
+    assert main(train) == 2  # before a dry run prints what would not be
 
 
 def test_devices_that_are_not_there(run: Path, dots: Path, capsys: pytest.CaptureFixture[str]) -> None:
