@@ -290,6 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns its exit code: 2, with one line on stderr, where the user can put right what
     went wrong; 130 after Ctrl-C; 1, without a word, where the reader of a pipe has left."""
     _interrupt.over()
+    with contextlib.suppress(AttributeError, ValueError):  # names that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code, said = 2, ""
     lost: OSError | None = None
     try:

@@ -303,6 +303,20 @@ def test_an_output_that_takes_nothing(
         assert capsys.readouterr().err == said
 
 
+def test_a_name_that_the_output_cannot_show(
+    dots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: a name beyond the output's encoding is shown by its number, and ends no command."""
+    for name in ("ä", "b"):
+        shutil.copytree(dots, tmp_path / "set" / name)
+    for encoding, shown in (("ascii", r"0 \xe4: 8"), ("utf-8", "0 ä: 8")):
+        taken = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(taken, encoding=encoding))
+        # Where labels sort their classes, b may come before ä.
+        assert main(["dataset", str(tmp_path / "set")]) == 0
+        assert shown[2:] in taken.getvalue().decode(encoding)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_leaves_nothing_for_python_to_complain_of() -> None:
     for unbuffered in ("", "1"):
@@ -516,6 +530,15 @@ def test_home_in_every_path(
         *(["bench", "compare", "~/none", "~/none"], ["dataset", "hf:~/none"]),
     ):
         assert str(tmp_path / "none") in refused(capsys, *argv)
+
+
+def test_an_empty_path_is_not_the_present_folder(
+    dots: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: what `--data=$UNSET` stands for is refused, where the present folder's images would be taken."""
+    monkeypatch.chdir(dots)
+    for argv in (["dataset", ""], ["train", "--data=", "-n"], ["train", "--data", ".", "--outdir=", "-n"]):
+        assert "expected the name of a file or folder as" in refused(capsys, *argv)
 
 
 def test_every_option_of_text_is_a_path_or_known_to_be_none() -> None:

@@ -45,6 +45,8 @@ def read_hf(source: str, wanted: Wanted) -> Found:
         count = len(table) if wanted.limit is None else min(wanted.limit, len(table))
     except UserError:
         raise
+    except MemoryError:
+        raise
     except Exception as error:  # the package, its file systems and its network client each have their own
         told = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source}: cannot be loaded as split {split} of a data set ({told})") from error

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import re
@@ -122,11 +121,9 @@ _ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ \w+)", re.IGNORECA
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out: torch has RuntimeErrors of several texts beside
     MemoryError and torch.OutOfMemoryError, and a failed mapping or thread is one too."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
-    )
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and _WORDS.search(str(error)) is not None
 
 
 def out_of_memory(error: BaseException) -> str:

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
+from .errors import UserError
+
 HF = "hf:"
 PathText = Annotated[str, "path"]
 """The type of an option that names a file or folder, or may do so."""
@@ -22,11 +24,14 @@ def at_home(text: str) -> str:
 
 
 def expanded(options: Options) -> Options:
-    """The dataclass with ~ as the home folder in every option that is a `PathText`."""
+    """The dataclass with ~ as the home folder in every option that is a `PathText`; an empty one, as of a
+    shell's variable that is not set, would be the present folder, and is a UserError."""
     changed: dict[str, Any] = {}
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
         if isinstance(value, str) and (hint == PathText or PathText in get_args(hint)):
+            if not value:
+                raise UserError(f"expected the name of a file or folder as {name}, got an empty text")
             changed[name] = at_home(value)
     return dataclasses.replace(options, **changed)  # type: ignore[type-var]
 
