@@ -309,12 +309,11 @@ def test_a_name_that_the_output_cannot_show(
     """Rule: a name beyond the output's encoding is shown by its number, and ends no command."""
     for name in ("ä", "b"):
         shutil.copytree(dots, tmp_path / "set" / name)
-    for encoding, shown in (("ascii", r"0 \xe4: 8"), ("utf-8", "0 ä: 8")):
+    for encoding, shown in (("ascii", r" \xe4: 8"), ("utf-8", " ä: 8")):
         taken = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(taken, encoding=encoding))
-        # Where labels sort their classes, b may come before ä.
         assert main(["dataset", str(tmp_path / "set")]) == 0
-        assert shown[2:] in taken.getvalue().decode(encoding)
+        assert shown in taken.getvalue().decode(encoding)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
