@@ -297,7 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _command(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as stop:  # of the parser, once it has printed its help
-        code = stop.code if isinstance(stop.code, int) else 0
+        if stop.code not in (0, None):
+            raise
+        code = 0
     except UserError as error:
         said = str(error)
     except KeyboardInterrupt:
