@@ -11,6 +11,7 @@ Images are [B, C, H, W] in [-1, 1]; blur_std is in pixels; coefficients are numb
 Importing this needs torch and numpy alone: no compiler, no GPU, no Triton, and CUDA is not initialised.
 """
 
+from . import _interrupt as _interrupt  # before all that imports torch
 from . import reference
 from ._version import __version__
 from .backends import backends, use_backend

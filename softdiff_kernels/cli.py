@@ -8,6 +8,7 @@ alone; a command's own flags are read by tyro from the dataclasses of `training.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -16,7 +17,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from .training.errors import UserError, need
+from . import __version__, _interrupt
+from .training.errors import UserError, need, reason
 
 COMMANDS = {
     "train": "train a model on a folder of images, a .zip or .npz file, or the built-in digits",
@@ -35,7 +37,7 @@ def usage() -> str:
     """What `softdiff --help` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
-    lines += ["", "softdiff COMMAND --help lists its options"]
+    lines += ["", "softdiff COMMAND --help lists its options; softdiff --version tells the versions"]
     return "\n".join(["usage: softdiff COMMAND [OPTIONS]", "", *lines])
 
 
@@ -47,11 +49,14 @@ def parse(
     *,
     positional: bool = False,
 ) -> Options:
-    """Reads flags into a dataclass; a wrong flag is a UserError of one sentence.
+    """Reads flags into a dataclass, ~ in paths as the home folder; a wrong flag is a UserError of one
+    sentence.
 
     positional: what has no default stands without a flag.
     """
     tyro = need("tyro", f"softdiff {command}")
+    from .training.paths import expanded
+
     described = io.StringIO()
     try:
         with contextlib.redirect_stderr(described):
@@ -59,7 +64,7 @@ def parse(
             if positional:
                 extra["config"] = (tyro.conf.PositionalRequiredArgs,)
             found: Options = tyro.cli(options, prog=f"softdiff {command}", args=list(argv), **extra)
-            return found
+            return expanded(found)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -93,7 +98,9 @@ def _flag(argv: Sequence[str], name: str) -> str | None:
 
 def _train(argv: Sequence[str]) -> int:
     from .training.config import TrainConfig
+    from .training.processes import rank, world_size
 
+    first = rank() == 0
     default, given = None, argv
     helped = "--help" in argv or "-h" in argv
     if not helped:
@@ -104,8 +111,10 @@ def _train(argv: Sequence[str]) -> int:
     if not helped and (resume := _flag(argv, "--resume")) is not None:
         need("safetensors", "softdiff train")
         from .training.loop import with_resume_defaults
+        from .training.paths import at_home
 
-        default = with_resume_defaults(resume, _flag(argv, "--outdir"))
+        outdir = _flag(argv, "--outdir")
+        default = with_resume_defaults(at_home(resume), None if outdir is None else at_home(outdir))
     config = parse(TrainConfig, "train", argv, default)
     if default is not None and config.duration is not None and config.batch != default.batch:
         raise UserError("--duration: a run that goes on with another --batch takes --steps")
@@ -116,7 +125,7 @@ def _train(argv: Sequence[str]) -> int:
         from .training.options import describe, to_yaml
 
         check_dry_run(config)
-        print(f"{to_yaml(config)}# {describe(config, int(os.environ.get('WORLD_SIZE', 1)))}")
+        print(f"{to_yaml(config)}# {describe(config, world_size())}")
         return 0
     for module in ("safetensors", "PIL", "diffusers", "yaml"):
         need(module, "softdiff train")
@@ -127,7 +136,7 @@ def _train(argv: Sequence[str]) -> int:
     from .training.loop import train
 
     result = train(config)
-    if int(os.environ.get("RANK", 0)):
+    if not first:
         return 0 if result.stopped_by is None else 128 + result.stopped_by
     if result.stopped_by is not None:
         again = f"softdiff train --resume {shlex.quote(str(result.folder))}"
@@ -234,31 +243,86 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns its exit code: 2, with one line on stderr, where the user can put
-    right what went wrong; 130 after Ctrl-C."""
-    words = list(sys.argv[1:] if argv is None else argv)
+def version() -> str:
+    """What `softdiff --version` prints."""
+    import torch
+
+    return f"softdiff_kernels {__version__}, torch {torch.__version__}"
+
+
+def _command(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
+    if words[0] in ("-V", "--version", "version"):
+        print(version())
+        return 0
+    if words[0] not in RUN:
+        raise UserError(f"expected a command ({', '.join(RUN)}), got {words[0]!r}")
+    return RUN[words[0]](words[1:])
+
+
+def _lost_output() -> OSError | None:
+    """Writes out standard output; the error, if that fails. What it holds is then thrown away, or Python
+    would try again on its way out and complain in its own words."""
     try:
-        if words[0] not in RUN:
-            raise UserError(f"expected a command ({', '.join(RUN)}), got {words[0]!r}")
-        return RUN[words[0]](words[1:])
-    except UserError as error:
-        rank = os.environ.get("RANK")
-        who = f"softdiff (process {rank})" if rank is not None else "softdiff"
-        print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("softdiff: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
-        print(f"softdiff: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+def _told(error: Exception) -> str:
+    """The sentence for an error of the machine; any other is raised again, with its traceback."""
+    from .training.memory import is_out_of_memory, out_of_memory
+
+    if is_out_of_memory(error):
+        return out_of_memory(error)
+    if isinstance(error, OSError):
+        return reason(error)
+    raise error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns its exit code: 2, with one line on stderr, where the user can put right what
+    went wrong; 130 after Ctrl-C; 1, without a word, where the reader of a pipe has left."""
+    _interrupt.over()
+    with contextlib.suppress(AttributeError, ValueError):  # names that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    code, said = 2, ""
+    lost: OSError | None = None
+    try:
+        code = _command(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as stop:  # of the parser, once it has printed its help
+        if stop.code not in (0, None):
+            raise
+        code = 0
+    except UserError as error:
+        said = str(error)
+    except KeyboardInterrupt:
+        code, said = 130, _interrupt.STOPPED
+    except OSError as error:
+        # Without a name: of standard output, where it has no buffer that would fail again.
+        written = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
+        lost, said = error if written else None, _told(error)
+    except Exception as error:
+        said = _told(error)
+    lost = _lost_output() or lost
+    if isinstance(lost, BrokenPipeError):
+        return 1
+    if lost is not None:
+        code, said = 2, f"cannot write to standard output: {reason(lost)}"
+    if said and code == 2:
+        rank = os.environ.get("RANK")
+        who = f"softdiff (process {rank})" if rank else "softdiff"
+        said = f"{who}: error: {' '.join(said.split())}"
+    if said:
+        with contextlib.suppress(OSError):
+            print(said, file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

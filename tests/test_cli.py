@@ -3,22 +3,35 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 import softdiff_kernels
+from softdiff_kernels import cli
+from softdiff_kernels.bench.config import BenchConfig, CompareConfig
 from softdiff_kernels.cli import COMMANDS, main
 from softdiff_kernels.training import doctor
+from softdiff_kernels.training.command_configs import DemoConfig, SampleConfig, ScheduleConfig
+from softdiff_kernels.training.config import TrainConfig
+from softdiff_kernels.training.dataset import DatasetConfig
+from softdiff_kernels.training.evaluate_config import EvaluateConfig
+from softdiff_kernels.training.loaded import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--width", "8", "--blocks", "1", "--batch", "4", "--no-progress"]
@@ -246,6 +259,301 @@ assert main(["train", "--data", "digits"]) == 2
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'needs tyro, which is not installed: pip install "softdiff_kernels[train]"' in done.stderr
+
+
+def test_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    wanted = f"softdiff_kernels {softdiff_kernels.__version__}, torch {torch.__version__}"
+    assert capsys.readouterr().out == wanted + "\n"
+
+
+class Broken(io.StringIO):
+    """A stream that takes text and cannot write it out."""
+
+    def __init__(self, number: int, *, at_once: bool) -> None:
+        super().__init__()
+        self.number, self.at_once = number, at_once
+
+    def write(self, text: str) -> int:
+        if self.at_once:
+            raise OSError(self.number, os.strerror(self.number))
+        return super().write(text)
+
+    def flush(self) -> None:
+        if self.getvalue():
+            raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["schedule", "--help"], ["dataset", "digits"]])
+def test_an_output_that_takes_nothing(
+    argv: list[str], at_once: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: a full disk is one sentence and not exit code 0, whether it shows at once or when the buffer is
+    written out; a reader that has left, as `head` does, is no error to tell of."""
+    if argv[0] == "dataset":
+        pytest.importorskip("sklearn")
+    pytest.importorskip("tyro")
+    for number, code, said in (
+        (errno.ENOSPC, 2, "softdiff: error: cannot write to standard output: No space left on device\n"),
+        (errno.EPIPE, 1, ""),
+    ):
+        monkeypatch.setattr(sys, "stdout", Broken(number, at_once=at_once))
+        assert main(argv) == code
+        assert capsys.readouterr().err == said
+
+
+def test_a_name_that_the_output_cannot_show(
+    dots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: a name beyond the output's encoding is shown by its number, and ends no command."""
+    for name in ("ä", "b"):
+        shutil.copytree(dots, tmp_path / "set" / name)
+    for encoding, shown in (("ascii", r" \xe4: 8"), ("utf-8", " ä: 8")):
+        taken = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(taken, encoding=encoding))
+        assert main(["dataset", str(tmp_path / "set")]) == 0
+        assert shown in taken.getvalue().decode(encoding)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_leaves_nothing_for_python_to_complain_of() -> None:
+    for unbuffered in ("", "1"):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "softdiff_kernels", "--help"],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+                **{"cwd": ROOT, "stdout": full, "stderr": subprocess.PIPE, "text": True},
+            )
+        assert done.returncode == 2
+        assert done.stderr == "softdiff: error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to oneself")
+@pytest.mark.parametrize("form", ["script", "module", "library"])
+def test_ctrl_c_within_the_imports(form: str, tmp_path: Path) -> None:
+    """Rule: exit code 130 and no traceback in both forms of the command, also where what is being imported
+    would catch the exception; a program that imports the library gets its KeyboardInterrupt."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('interrupted') from None\n"
+    )
+    # As pip writes it.
+    script = "import sys\nfrom softdiff_kernels.cli import main\nsys.exit(main())\n"
+    (tmp_path / "softdiff").write_text(script)
+    command = {
+        "script": [str(tmp_path / "softdiff"), "doctor"],
+        "module": ["-m", "softdiff_kernels", "doctor"],
+        "library": ["-c", "import softdiff_kernels"],
+    }[form]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, *command], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    if form == "library":
+        assert done.returncode == 1 and "ImportError: interrupted" in done.stderr
+    else:
+        assert (done.returncode, done.stderr, done.stdout) == (130, "softdiff: stopped\n", "")
+
+
+def test_ctrl_c_within_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.RUN, "doctor", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "softdiff: stopped\n"
+
+
+def test_no_memory_is_a_sentence_in_every_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: Python's, torch's on the CPU and on a GPU; an error of another kind keeps its traceback."""
+
+    def failing(error: Exception) -> Any:
+        def run(_: object) -> int:
+            raise error
+
+        return run
+
+    text = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    for error in (
+        *(MemoryError(), RuntimeError(f"{text}you tried to allocate 40 bytes. Error code 12")),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    ):
+        for command in COMMANDS:
+            monkeypatch.setitem(cli.RUN, command, failing(error))
+            assert "out of " in refused(capsys, command)
+    monkeypatch.setitem(cli.RUN, "doctor", failing(RuntimeError("a mistake of ours")))
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        main(["doctor"])
+
+
+def test_memory_that_ran_out_is_no_damaged_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: a file that memory has no room for is not told to be damaged."""
+
+    def none(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("safetensors.safe_open", none)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        load_model(str(run), torch.device("cpu"))
+
+
+def test_variables_of_torchrun(
+    run: Path, dots: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: an empty one is as good as none; one that is no number, or beyond the others, is a sentence."""
+    train, sample = ["train", "--data", str(dots), "-n"], ["sample", "--weights", str(run), "--seeds", "x"]
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+    assert main(train) == 0
+    assert "global batch 64 = 1 x 64 x 1" in capsys.readouterr().out
+    assert "--seeds" in refused(capsys, *sample)
+    sample = [*sample[:-1], "0", "--steps", "1"]
+    several = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for changed, words in (
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected a whole number, as torchrun sets it, got 'two'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: expected at least 1, got 0"),
+        ({"RANK": "-1"}, "RANK: expected a whole number"),
+        ({"RANK": "2"}, "RANK: expected under 2"),
+        ({"WORLD_SIZE": ""}, "RANK: expected under 1"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK: expected a whole number"),
+        ({"LOCAL_RANK": ""}, "RANK is set but LOCAL_RANK is not"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT: expected a whole number"),
+    ):
+        for name, value in {**several, **changed}.items():
+            monkeypatch.setenv(name, value)
+        assert main(sample) == 2
+        assert words in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "5")
+    assert main(train) == 2  # before a dry run prints what would not be
+
+
+def test_devices_that_are_not_there(run: Path, dots: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rule: one short sentence with what can be given, in every command that takes a device; devices of torch
+    that the ops and the trainer are not made for are refused even where torch has them."""
+    commands = (
+        *(["train", "--data", str(dots)], ["sample", "--weights", str(run)], ["bench", "--no-plots"]),
+        ["evaluate", "--images", str(dots), "--reference", str(dots)],
+    )
+    for command in commands:
+        for device in ("mps", "meta", "xpu:0", "", "CPU", "cuda:-1"):
+            said = refused(capsys, *command, f"--device={device}")
+            assert f"--device: expected auto, cpu, cuda or cuda:N, got {device!r}; softdiff runs on" in said
+            assert len(said) < 200
+        assert "got 'cuda:99', which is not usable here" in refused(capsys, *command, "--device", "cuda:99")
+
+
+def test_what_a_schedule_would_replace_stays(
+    dots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: as of `softdiff dataset`: a file that exists is replaced with --overwrite alone."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    argv = ["schedule", "--data", str(dots), "--levels", "16", "--nodes", "4"]
+    for extra, name in (([], "schedule.json"), (["--plot", "s.png", "--out", "other.json"], "s.png")):
+        Path(name).write_text("mine")
+        assert f"{name} exists already: choose another" in refused(capsys, *argv, *extra)
+        assert Path(name).read_text() == "mine" and not Path("other.json").exists()
+        assert main([*argv, *extra, "--overwrite"]) == 0
+        assert Path(name).read_bytes() != b"mine"
+
+
+def test_a_run_is_gone_on_with_from_another_folder(
+    dots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: a run's relative places are of the folder that it was started in, wherever it is gone on with;
+    where nothing is there any more they are looked for here, and else a sentence tells of both folders."""
+    start, other = tmp_path / "start", tmp_path / "other"
+    other.mkdir()
+    shutil.copytree(dots, start / "pics")
+    monkeypatch.chdir(start)
+    assert main(["schedule", "--data", "pics", "--nodes", "4", "--levels", "16", "--out", "s.json"]) == 0
+    argv = ["train", "--data", "pics", "--schedule", "s.json", "--outdir", "run", "--steps", "1", *TINY]
+    assert main([*argv, "--sample-count", "0"]) == 0
+    monkeypatch.chdir(other)
+    assert main(["train", "--resume", "../start/run", "--steps", "2"]) == 0
+    # The run's file, too, is good from anywhere, and its record of weights.
+    written = yaml.safe_load((start / "run" / "config.yaml").read_text())
+    assert (written["data"], written["schedule"]) == (str(start / "pics"), str(start / "s.json"))
+    assert main(["train", "--config", "../start/run/config.yaml", "--steps", "1", "--outdir", "new"]) == 0
+    assert main(["sample", "--weights", "../start/run", "--seeds", "0", "--steps", "1"]) == 0
+    assert json.loads(Path("samples/samples.json").read_text())["weights"] == str(start / "run")
+    # The same schedule by another name, or a copy of it, is no change; another one is.
+    resumed = ["train", "--resume", "../start/run", "--steps", "2", "-n", "--schedule"]
+    shutil.copy(start / "s.json", "copy.json")
+    assert main([*resumed, "../start/s.json"]) == main([*resumed, "copy.json"]) == 0
+    Path("copy.json").write_text("{}")
+    assert "--schedule: expected" in refused(capsys, *resumed, "copy.json")
+    # Of the state of the first step, which was started elsewhere and whose images have gone since.
+    monkeypatch.chdir(start)
+    assert main([*argv, "--sample-count", "0", "--outdir", "again"]) == 0
+    (start / "pics").rename(other / "pics")
+    monkeypatch.chdir(tmp_path)
+    said = refused(capsys, "train", "--resume", "start/again", "--steps", "2")
+    assert f"pics: no such file or folder here, nor in {start}, where the run was started" in said
+    assert "--data" in said
+    monkeypatch.chdir(other)
+    assert main(["train", "--resume", "../start/again", "--steps", "2"]) == 0
+
+
+def test_home_in_every_path(
+    dots: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: a shell leaves ~ as it is behind `--flag=`; here it is the home folder in every option that names
+    a file, also in a YAML file, and in no other option."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(dots)
+    shutil.copytree(dots, tmp_path / "pics")
+    assert main(["dataset", "~/pics", "--out=~/set.npz"]) == 0
+    argv = ["schedule", "--data=~/set.npz", "--levels", "16", "--nodes", "4", "--out=~/s.json"]
+    assert main(argv) == 0
+    (tmp_path / "c.yaml").write_text("data: ~/pics\nschedule: ~/s.json\noutdir: ~/run\ndesc: ~/kept\n")
+    tiny = [*TINY, "--sample-count", "0"]
+    assert main(["train", "--config=~/c.yaml", "--steps", "1", *tiny]) == 0
+    assert "desc: ~/kept" in (tmp_path / "run" / "config.yaml").read_text()
+    assert main(["train", "--resume=~/run", "--steps", "2", "--outdir=~/on"]) == 0
+    assert main(["train", "--resume=auto", "--data=~/pics", "--outdir=~/on", "--steps=3"]) == 0
+    argv = ["sample", "--weights=~/on", "--seeds", "0", "--steps", "1", "--outdir=~/drawn", "--npz=~/a/b.npz"]
+    assert main(argv) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"set.npz", "s.json", "run", "on", "drawn", "a"} <= names
+    assert not any(Path(dots).glob("~*"))
+    # Those that are only read name the place where they looked.
+    for argv in (
+        ["evaluate", "--images=~/none", "--reference=~/pics"],
+        ["evaluate", "--images=~/pics", "--reference=~/none"],
+        *(["bench", "compare", "~/none", "~/none"], ["dataset", "hf:~/none"]),
+    ):
+        assert str(tmp_path / "none") in refused(capsys, *argv)
+
+
+def test_an_empty_path_is_not_the_present_folder(
+    dots: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: what `--data=$UNSET` stands for is refused, where the present folder's images would be taken."""
+    monkeypatch.chdir(dots)
+    for argv in (["dataset", ""], ["train", "--data=", "-n"], ["train", "--data", ".", "--outdir=", "-n"]):
+        assert "expected the name of a file or folder as" in refused(capsys, *argv)
+
+
+def test_every_option_of_text_is_a_path_or_known_to_be_none() -> None:
+    """Rule: who adds an option of text decides whether ~ in it is the home folder."""
+    none = {
+        *("preset", "desc", "duration", "wandb", "device"),  # train
+        *("seeds", "classes", "metric"),
+    }
+    configs = (
+        *(TrainConfig, SampleConfig, ScheduleConfig, DemoConfig, EvaluateConfig, DatasetConfig),
+        *(BenchConfig, CompareConfig),
+    )
+    for config in configs:
+        for name, hint in get_type_hints(config, include_extras=True).items():
+            if hint in (str, str | None):
+                assert name in none, f"{config.__name__}.{name}"
 
 
 def test_module_form_lists_the_commands() -> None:

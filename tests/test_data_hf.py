@@ -77,6 +77,23 @@ def test_hugging_face_labels_that_are_text_are_in_the_order_of_numbers(hf: Any, 
     )
 
 
+def test_an_empty_hugging_face_set(hf: Any, tmp_path: Path) -> None:
+    """Rule: a set without rows is told as such, as an empty folder is, whether or not it has its columns; and
+    an empty split does not keep another one from being read."""
+    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=["a", "b"])})
+    none = hf.Dataset.from_dict({"image": [], "label": []}, features=features)
+    picture = {"bytes": png(random_pixels()), "path": None}
+    one = hf.Dataset.from_dict({"image": [picture], "label": [0]}, features=features)
+    none.save_to_disk(str(tmp_path / "none"))
+    hf.Dataset.from_dict({}).save_to_disk(str(tmp_path / "bare"))
+    hf.DatasetDict({"train": none, "test": one}).save_to_disk(str(tmp_path / "half"))
+    for name in ("none", "bare", "half"):
+        for labels in (False, True):
+            said = message(f"hf:{tmp_path / name}", need_labels=labels)
+            assert f"hf:{tmp_path / name}: expected at least one image, found no rows" in said
+    assert len(load_images(f"hf:{tmp_path / 'half'}:test").pixels) == 1
+
+
 def test_hugging_face_labels_that_cannot_be_used(hf: Any, tmp_path: Path) -> None:
     picture = {"bytes": png(random_pixels()), "path": None}
     for name, labels in (("float", [0.5, 1.0]), ("lists", [[0], [1, 2]]), ("none", [None, 1])):

@@ -259,15 +259,29 @@ def test_a_set_that_memory_has_no_room_for_is_refused_with_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule: N C H W bytes are needed: 5 images of 3 x 4 x 6 are 360."""
-    monkeypatch.setattr(data_pixels, "_available_memory", lambda: 300)
+    monkeypatch.setattr(data_pixels, "available_memory", lambda: 300)
     fill(tmp_path / "folder", {f"{i}.png": random_pixels(i) for i in range(5)})
     np.savez(tmp_path / "set.npz", images=np.zeros((5, 4, 6, 3), np.uint8))
     assert "need 360 bytes, and 300 bytes of memory are free" in message(tmp_path / "folder")
     assert "bytes of memory are free" in message(tmp_path / "set.npz")
-    monkeypatch.setattr(data_pixels, "_available_memory", lambda: None)
+    monkeypatch.setattr(data_pixels, "available_memory", lambda: None)
     assert len(load_images(str(tmp_path / "folder")).pixels) == 5
 
 
 def test_this_machine_says_how_much_memory_is_free() -> None:
-    room = data_pixels._available_memory()
+    room = data_pixels.available_memory()
     assert room is None or 2**20 < room < 2**50
+
+
+def test_an_image_that_memory_had_no_room_for_is_not_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: to go on without such images would be another data set, with or without a warning."""
+    fill(tmp_path / "folder", {f"{i}.png": random_pixels(i) for i in range(3)})
+
+    def none(*_: object, **__: object) -> None:
+        raise OSError("out of memory error when reading image file")  # Pillow's, which has no number
+
+    monkeypatch.setattr("PIL.Image.open", none)
+    with pytest.raises(OSError, match="out of memory"):
+        load_images(str(tmp_path / "folder"))

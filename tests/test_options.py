@@ -66,6 +66,16 @@ def test_a_runs_own_file_gives_its_options_again(tmp_path: Path) -> None:
         ("steps: 3\nduration: 5k\n", "expected steps or duration, got both"),
         ("sample_steps: 3\nsample-steps: 4\n", "is there twice"),
         ("preset: [mnist]\n", "preset: expected a name"),
+        ("data: on\n", r"run\.yaml: data: expected no true or false, got on; a text goes in quotes"),
+        ("desc: no\n", r"run\.yaml: desc: expected no true or false, got no; a text goes in quotes"),
+        ("data: null\n", r"run\.yaml: data: expected a value, got null; .* quote a text"),
+        ("data: ~\n", r"run\.yaml: data: expected a value, got ~"),
+        ("schedule:\n", r"run\.yaml: schedule: expected a value, got nothing; leave the line out"),
+        ("device: Null\n", r"run\.yaml: device: expected a value, got Null"),
+        ("data: [a, b]\n", r"run\.yaml: data: expected a name or a number, got a sequence"),
+        ("data: {a: b}\n", r"run\.yaml: data: expected a name or a number, got a mapping"),
+        ("ema: {a: b}\n", r"run\.yaml: ema: expected a list of values, got a mapping"),
+        ("width: 8\nwidth: 16\n", "is there twice: width"),
         ("preset: minst\n", "--preset: expected one of digits, mnist, cifar10, celeba64, got 'minst'"),
     ],
 )
@@ -80,6 +90,43 @@ def test_mistakes_in_a_file_are_one_sentence(
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(UserError, match="no such file"):
         resolve("--data", "x", config=str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "value"),
+    [
+        ("data: 00123", "data", "00123"),
+        ("data: 0o17", "data", "0o17"),
+        ("data: 1_000", "data", "1_000"),
+        ("data: 12:30:45", "data", "12:30:45"),
+        ("data: 2024-01-01", "data", "2024-01-01"),
+        ("data: 2024-01-01 10:00:00", "data", "2024-01-01 10:00:00"),
+        ("data: 1.50", "data", "1.50"),
+        ("data: 1e3", "data", "1e3"),
+        ("data: .inf", "data", ".inf"),
+        ("data: 'on'", "data", "on"),
+        ('desc: "no"', "desc", "no"),
+        ("desc: 'null'", "desc", "null"),
+        ("desc: null", "desc", None),
+        ("desc:", "desc", None),
+        ("flip: on", "flip", True),
+        ("progress: No", "progress", False),
+        # Where a number is wanted, it is the one that a reader sees and that the flag would be.
+        ("steps: 010", "steps", 10),
+        ("steps: 1_000", "steps", 1000),
+        ("image_size: [010, 020]", "image_size", (10, 20)),
+    ],
+)
+def test_a_file_is_taken_as_it_is_written(text: str, option: str, value: object, tmp_path: Path) -> None:
+    """Rule: an option is the text that stands in the file, not the number, date or truth value that YAML 1.1
+    makes of it; `data: 00123` was the folder 83."""
+    (tmp_path / "run.yaml").write_text(text + "\n")
+    argv = [] if option == "data" else ["--data", "x"]
+    assert getattr(resolve(*argv, config=str(tmp_path / "run.yaml")), option) == value
+    # What a run writes for it says the same again.
+    config = TrainConfig(**{"data": "x", option: value})  # type: ignore[arg-type]
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    assert getattr(resolve(config=str(tmp_path / "run.yaml")), option) == value
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..training.errors import UserError
+from ..training.paths import PathText
 
 Op = Literal[
     "corrupt",
@@ -36,7 +37,7 @@ class BenchConfig:
     makes ratios unsteady. `softdiff bench compare A.json B.json` shows what changed between two runs.
     """
 
-    out: str | None = None
+    out: PathText | None = None
     """Folder for bench.json, bench.md and the plots. Default: benchmark-results/DATE-DEVICE."""
     quick: bool = False
     """Few sizes, small batches, little time for each, no torch.compile, no large networks: to see that it
@@ -102,9 +103,9 @@ class BenchConfig:
 class CompareConfig:
     """Show what changed between two results of `softdiff bench`, and whether it is beyond the noise."""
 
-    before: str
+    before: PathText
     """bench.json of the first run, or its folder."""
-    after: str
+    after: PathText
     """bench.json of the second run, or its folder."""
     all: bool = False
     """Also list the rows that did not change."""

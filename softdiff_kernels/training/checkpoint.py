@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .memory import is_out_of_memory
 
 VERSION = 2
 PARTIAL = ".partial"
@@ -158,6 +159,8 @@ def _read(path: Path, kind: str, *, whole: bool) -> Checkpoint:
     except UserError:
         raise
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         got = f"a truncated file or one of another kind ({error})"
         raise DamagedCheckpoint(f"{path}: expected {wanted}, got {got}") from error
     return Checkpoint(kind, meta, tensors, digest)

@@ -21,6 +21,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .data import ImageSet
 from .errors import UserError
 from .frechet import FeatureStatistics
+from .memory import is_out_of_memory
 
 FEATURES = 64
 LEAST_IMAGES = 200
@@ -205,6 +206,8 @@ def load_classifier(path: str | Path) -> Classifier:
             file=Path(path).name,
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise UserError(f"{path}: its parts do not fit together ({reason})") from error
 

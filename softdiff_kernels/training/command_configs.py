@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import UserError
+from .paths import PathText
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """Draw images from a weights file."""
 
-    weights: str
+    weights: PathText
     """Weights file, or a run folder (its newest weights)."""
     ema: float | None = None
     """Which averaged weights of a run folder, by their decay. Default: the first."""
-    outdir: str = "samples"
+    outdir: PathText = "samples"
     """Folder for one PNG a seed, named by its seed, samples.json and grid.png."""
     seeds: str = "0-63"
     """Seeds: a range such as 0-63, a list such as 3,5,8-10, or one number. A seed's image does not
@@ -34,7 +35,7 @@ class SampleConfig:
     """Fresh noise of ddim, as a share of the exact posterior's: 0 is deterministic."""
     prior: Literal["gaussian", "blurred", "plain"] | None = None
     """Start from this prior, fitted to --data, instead of the one in the weights file."""
-    data: str | None = None
+    data: PathText | None = None
     """Images to fit --prior to; as in `softdiff train`."""
     classes: str | None = None
     """Of a conditional model: classes that seeds take in turn, by name or number, such as cat,dog or 0-9;
@@ -45,9 +46,9 @@ class SampleConfig:
     """Images at a time, in each process."""
     grid: bool = True
     """Also write grid.png."""
-    npz: str | None = None
+    npz: PathText | None = None
     """Also write all images into this .npz: arr_0 uint8 [N, H, W, C], seeds, and labels with classes."""
-    trajectory: str | None = None
+    trajectory: PathText | None = None
     """Also draw how the first eight images come about: a strip (.png) or an animation (.gif)."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Of the network, as in `softdiff train`."""
@@ -85,9 +86,9 @@ class SampleConfig:
 class ScheduleConfig:
     """Compute the Wasserstein shortest-path schedule of a data set and save it as JSON."""
 
-    data: str
+    data: PathText
     """Folder of images, .npz, .npy, .zip, or the word digits: as in `softdiff train`."""
-    out: str = "schedule.json"
+    out: PathText = "schedule.json"
     """File to write."""
     image_size: tuple[int, ...] = ()
     """As in `softdiff train`."""
@@ -103,15 +104,17 @@ class ScheduleConfig:
     """As in `softdiff train`."""
     noise_std_max: float = 0.1
     """As in `softdiff train`."""
-    plot: str | None = None
+    plot: PathText | None = None
     """Also draw the schedule into this PNG."""
+    overwrite: bool = False
+    """Replace --out and --plot if they exist."""
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     """Train on scikit-learn's digits for a few minutes and draw momentum beside naive samples."""
 
-    outdir: str = "demo"
+    outdir: PathText = "demo"
     """Folder for digits.png and the run."""
     steps: int | None = None
     """Optimiser steps, for a shorter or longer demo."""

@@ -11,28 +11,30 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal
 
 from .errors import UserError
+from .paths import PathText
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a Soft Diffusion model on a folder of images, an .npz file, or the built-in digits."""
 
-    data: str
+    data: PathText
     """Folder of images (searched recursively), .npz, .npy, .zip, hf:NAME[:SPLIT], or the word digits."""
     preset: str | None = None
     """Options to begin with: digits, mnist, cifar10 or celeba64. --config and flags override them."""
-    config: str | None = None
+    config: PathText | None = None
     """YAML file of options, such as a run's config.yaml. Flags override it."""
-    outdir: str | None = None
+    outdir: PathText | None = None
     """Run folder. Default: the next number under runs/, such as runs/00000-digits-bs64-fp32."""
     desc: str | None = None
     """Words to end the name of a numbered run folder with."""
     dry_run: bool = False
     """Print the options as they are resolved, and end. Also -n."""
-    resume: str | None = None
+    resume: PathText | None = None
     """Training state to go on from: a state file, a run folder (its newest state), or the word auto
     (the newest state in --outdir; a fresh start if it holds none). Flags given beside it override."""
     allow_changes: bool = False
@@ -92,7 +94,7 @@ class TrainConfig:
     loss: Literal["soft", "plain"] = "soft"
     """soft (Soft Score Matching: errors seen through the blur), or plain (the residual's own error)."""
 
-    schedule: str = "wasserstein"
+    schedule: PathText = "wasserstein"
     """wasserstein (the shortest path for this data), linear (the paper's ranges, blur linear in t),
     geometric (blur geometric in t, as IHDM), noise (no blur: VE), or a file from `softdiff schedule`."""
     nodes: int = 32
@@ -197,6 +199,14 @@ class TrainConfig:
         return cls(**plain)
 
 
+SCHEDULES = ("wasserstein", "linear", "paper", "geometric", "noise")
+
+
+def schedule_file(schedule: str) -> bool:
+    """Whether --schedule names a file that is there, and no schedule."""
+    return schedule not in SCHEDULES and Path(schedule).is_file()
+
+
 def check_sides(sides: tuple[int, ...]) -> None:
     """Refuses an --image-size that is no side and no height and width."""
     if len(sides) > 2 or any(side < 1 for side in sides):
@@ -266,6 +276,8 @@ def check_resumed(old: TrainConfig, new: TrainConfig) -> None:
     for field in dataclasses.fields(old):
         before, after = getattr(old, field.name), getattr(new, field.name)
         may = field.name in MAY_CHANGE or (new.allow_changes and field.name not in FITTED)
+        if field.name == "schedule" and _same_file(before, after):
+            continue
         if not may and before != after:
             changed.append(f"--{field.name.replace('_', '-')}: expected {before}, got {after}")
     if changed:
@@ -275,3 +287,9 @@ def check_resumed(old: TrainConfig, new: TrainConfig) -> None:
         raise UserError(
             f"these options differ from those of the run being resumed: {'; '.join(changed)}; {way_out}"
         )
+
+
+def _same_file(before: str, after: str) -> bool:
+    """Whether both are files of the same bytes: a schedule may be named from another folder, or copied."""
+    files = Path(before), Path(after)
+    return all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()

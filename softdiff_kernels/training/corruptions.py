@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..diffusion import Corruption, Schedule, shortest_path_schedule
-from .config import TrainConfig
+from .config import TrainConfig, schedule_file
 from .data import ImageSet
 from .errors import UserError, need, user_errors
 
@@ -45,7 +44,7 @@ def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, 
             need("scipy.sparse", "the Wasserstein schedule")
             found = shortest_path_schedule(images.spectrum, nodes=config.nodes, dataset=images.name, **ranges)
             return Corruption.from_schedule(found), found
-    if not Path(config.schedule).is_file():
+    if not schedule_file(config.schedule):
         wanted = "wasserstein, linear, geometric, noise or a schedule file"
         raise UserError(f"--schedule: expected {wanted}, got {config.schedule!r}")
     with user_errors():

@@ -32,6 +32,7 @@ from .data_pixels import (
     to_mode,
 )
 from .errors import UserError, need
+from .memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,6 +92,8 @@ def _one(source: Path | IO[bytes], mode: str | None, wanted: Wanted) -> _One | s
     except pil.UnidentifiedImageError:
         return UNKNOWN  # its own words name an object in memory
     except (*UNREADABLE, pil.DecompressionBombError) as error:
+        if is_out_of_memory(error):
+            raise
         return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -168,6 +171,8 @@ def _each(count: int, opened: Opened, mode: str | None, wanted: Wanted) -> Itera
         try:
             source = opened(i)
         except UNREADABLE as error:
+            if is_out_of_memory(error):
+                raise
             return " ".join(str(error).split()) or type(error).__name__
         return _one(source, mode, wanted)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import IO, Any
@@ -12,8 +13,8 @@ from .data_decode import decode
 from .data_labels import Labels, from_values
 from .data_pixels import Found, Wanted
 from .errors import UserError, need
+from .paths import HF as PREFIX
 
-PREFIX = "hf:"
 LABELS = ("label", "labels")
 
 
@@ -31,7 +32,9 @@ def read_hf(source: str, wanted: Wanted) -> Found:
     if not name:
         raise UserError(f"{source}: expected hf:NAME or hf:FOLDER, with a :SPLIT behind it or not")
     try:
-        table = _loaded(datasets, name, split)
+        table = _loaded(datasets, name, split, source)
+        if len(table) == 0:
+            raise UserError(f"{source}: expected at least one image, found no rows")
         columns = table.features
         images = [c for c, feature in columns.items() if isinstance(feature, datasets.Image)]
         if not images:
@@ -41,6 +44,8 @@ def read_hf(source: str, wanted: Wanted) -> Found:
         table = table.select_columns([images[0]]).cast_column(images[0], datasets.Image(decode=False))
         count = len(table) if wanted.limit is None else min(wanted.limit, len(table))
     except UserError:
+        raise
+    except MemoryError:
         raise
     except Exception as error:  # the package, its file systems and its network client each have their own
         told = " ".join(str(error).split()) or type(error).__name__
@@ -56,18 +61,20 @@ def read_hf(source: str, wanted: Wanted) -> Found:
     return decoded.found(labels)
 
 
-def _loaded(datasets: Any, name: str, split: str) -> Any:
+def _loaded(datasets: Any, name: str, split: str, source: str) -> Any:
     folder = Path(name)
-    if not any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if split not in splits:
+            raise UserError(f"{name}: expected one of the splits {', '.join(splits)}, got {split}")
+        folder = folder / split
+    elif not (folder / "state.json").is_file():
         return datasets.load_dataset(name, split=split)
-    loaded = datasets.load_from_disk(name)
-    if not hasattr(loaded, "keys"):
-        if split != "train":
-            raise UserError(f"{name}: holds one split alone, so that :{split} cannot be chosen")
-        return loaded
-    if split not in loaded:
-        raise UserError(f"{name}: expected one of the splits {', '.join(loaded)}, got {split}")
-    return loaded[split]
+    elif split != "train":
+        raise UserError(f"{name}: holds one split alone, so that :{split} cannot be chosen")
+    if not json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+        raise UserError(f"{source}: expected at least one image, found no rows")  # the package cannot load it
+    return datasets.load_from_disk(str(folder))
 
 
 def _labels(table: Any, columns: Any, source: str) -> Labels:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from .data_labels import Labels
 from .data_names import listed
 from .errors import UserError, need
+from .memory import available_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -173,24 +173,9 @@ def allocated(shape: tuple[int, ...]) -> Pixels:
 
 def check_memory(needed: int, what: str) -> None:
     """Refuses what would not fit in memory beside all that is there."""
-    room = _available_memory()
+    room = available_memory()
     if room is not None and needed > room * LEAVE_FREE:
         raise UserError(
             f"{what} need {needed:,} bytes, and {room:,} bytes of memory are free; a smaller --image-size, "
             "or fewer images, would fit"
         )
-
-
-def _available_memory() -> int | None:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    try:
-        # Where the system does not say what could be freed, all of its memory is the bound.
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None

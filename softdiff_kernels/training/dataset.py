@@ -24,6 +24,8 @@ from .data_names import printable
 from .data_pixels import Found, Wanted
 from .errors import UserError
 from .images import to_pil
+from .paths import PathText
+from .run_folder import check_free
 
 PER_FOLDER = 1000
 NAMES = {1: "grey", 2: "grey with alpha", 3: "RGB", 4: "RGBA"}
@@ -34,9 +36,9 @@ class DatasetConfig:
     """Report what is in a data set (count, sizes, classes, mean and standard deviation, unreadable images)
     and, with --out, convert it."""
 
-    source: str
+    source: PathText
     """Folder of images, .npz, .npy, .zip, hf:NAME_OR_PATH[:SPLIT], or the word digits."""
-    out: str | None = None
+    out: PathText | None = None
     """File to write: .zip (PNG files and dataset.json, as EDM reads it) or .npz (images, labels, classes)."""
     image_size: tuple[int, ...] = ()
     """One number, or height and width: images are resized to cover it, and the centre is cut out."""
@@ -67,10 +69,7 @@ def convert(config: DatasetConfig, say: Callable[[str], None] = print) -> Found:
     out = None if config.out is None else Path(config.out)
     listed = None if out is None else out.with_name(out.name + ".unreadable.txt")
     for path in (out, listed):
-        if path is not None and path.exists() and not config.overwrite:
-            raise UserError(f"{path} exists already: choose another --out, or add --overwrite")
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+        check_free("--out", path, overwrite=config.overwrite)
     size = height_and_width(config.image_size)
     found = read(config.source, Wanted(size, config.channels, config.limit))
     if config.labels and found.labels.fault:

@@ -29,8 +29,14 @@ def need(module: str, purpose: str, extra: str = "train") -> ModuleType:
         raise UserError(f"{purpose} needs {package}, which is not installed: {install(extra)}") from None
     except (RuntimeError, OSError) as error:
         # As where a package that it imports was built for another torch.
-        reason = " ".join(str(error).split())
-        raise UserError(f"{purpose} needs {module}, which fails to import here: {reason}") from error
+        raise UserError(f"{purpose} needs {module}, which fails to import here: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What an error says, an OSError without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
@@ -41,7 +47,4 @@ def user_errors(prefix: str = "") -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, TypeError, OSError) as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            text = f"{error.filename}: {error.strerror}"  # without the number of the error
-        raise UserError(f"{prefix}{text}") from error
+        raise UserError(f"{prefix}{reason(error)}") from error

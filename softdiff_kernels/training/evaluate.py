@@ -21,6 +21,7 @@ from .evaluate_config import EvaluateConfig
 from .evaluate_samples import KNOWN, Samples, samples
 from .frechet import FeatureStatistics, kernel_distance
 from .inception import RESIZE, Inception, check_channels
+from .paths import seen_from
 from .run_folder import save_json
 
 Say = Callable[[str], None]
@@ -46,6 +47,7 @@ def evaluate(config: EvaluateConfig, say: Say = print) -> list[dict[str, Any]]:
     for flag, path in (("--out", config.out), ("--classifier", config.classifier)):
         if path is not None and not Path(path).parent.is_dir():
             raise UserError(f"{flag}: {Path(path).parent}: no such folder")
+    pick_device(config.device)  # whether or not the metric makes use of it
     reference = config.load(config.reference)
     found = samples(config, progress)
     _check(config, found, reference)
@@ -213,11 +215,11 @@ def _common(config: EvaluateConfig, found: Samples, ours: ImageSet, reference: I
         resized += f"; {CHANNELS[config.channels]}, by --channels"
     return {
         "samples": found.count,
-        "samples_source": found.name,
+        "samples_source": seen_from(Path.cwd(), found.name),
         "samples_digest": ours.digest(),
         **{name: found.made.get(name) for name in KNOWN},
         "reference": len(reference.pixels),
-        "reference_source": config.reference,
+        "reference_source": seen_from(Path.cwd(), config.reference),
         "reference_digest": reference.digest(),
         "channels": reference.shape[0],
         "resize": resized,

@@ -9,6 +9,7 @@ from typing import Literal
 from .config import check_sides, height_and_width
 from .data import ImageSet, load_images
 from .errors import UserError
+from .paths import PathText
 
 METRICS = ("classifier", "fid", "kid")
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -18,11 +19,11 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 class EvaluateConfig:
     """Measure how far images are from a reference data set. No weights are ever downloaded."""
 
-    reference: str
+    reference: PathText
     """Data set to compare with: a folder of images, .npz, .npy, .zip, or the word digits."""
-    images: str | None = None
+    images: PathText | None = None
     """Images to measure: a folder (that of `softdiff sample`, say), .npz, .npy or .zip. Or give --weights."""
-    weights: str | None = None
+    weights: PathText | None = None
     """Weights file or run folder to draw the images from, instead of --images."""
     metric: str = "classifier"
     """classifier (Fréchet distance on a small classifier's features), fid, kid, or several: fid,kid."""
@@ -33,13 +34,13 @@ class EvaluateConfig:
     channels: Literal[1, 3, 4] | None = None
     """All images are compared as 1 (grey), 3 (RGB, alpha laid over black) or 4 (RGBA)."""
 
-    labelled: str | None = None
+    labelled: PathText | None = None
     """Labelled data set that the classifier is trained on. Default: the reference."""
-    classifier: str | None = None
+    classifier: PathText | None = None
     """Classifier file: read if it is there; else written once it is trained."""
     epochs: int | None = None
     """Times that the classifier sees each image. Default: as many as make 160 000 images, 3 to 50."""
-    feature_extractor_weights: str | None = None
+    feature_extractor_weights: PathText | None = None
     """Inception weights for fid and kid: torch-fidelity's weights-inception-2015-12-05-6726825d.pth."""
 
     sampler: Literal["momentum", "naive", "ddim", "tacos"] = "momentum"
@@ -55,8 +56,8 @@ class EvaluateConfig:
     """Rules the classifier's training, the split of the reference and kid's subsets."""
     device: str = "auto"
     """For sampling and Inception: auto (a GPU if there is one), cpu, cuda or cuda:N."""
-    out: str | None = None
-    """Also write the results, with all that they depend on, into this JSON file."""
+    out: PathText | None = None
+    """Also write the results, with all that they depend on, into this JSON file; an old one is replaced."""
     json: bool = False
     """Print each result as one line of JSON instead."""
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import zipfile
 import zlib
@@ -146,7 +147,7 @@ def _drawn(config: EvaluateConfig, say: Callable[[str], None]) -> Samples:
     loaded = load_model(config.weights, device)
     file = find(config.weights, "weights")
     made = {
-        "weights": str(file),
+        "weights": os.path.abspath(file),
         "weights_digest": loaded.digest,
         "step": loaded.step,
         "prior": loaded.prior.describe(),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import UserError, need
 from .evaluate_config import INCEPTION_FILE
+from .memory import is_out_of_memory
 
 PUBLISHED = INCEPTION_FILE.removesuffix(".pth").rpartition("-")[2]
 """The published file's SHA-256 starts with this; its name says so."""
@@ -35,6 +36,8 @@ class Inception:
                 "inception-v3-compat", [LAYER], feature_extractor_weights_path=str(path)
             )
         except (RuntimeError, TypeError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: expected {INCEPTION_FILE}, got other tensors ({reason})") from error
         self._network = network.to(device)
@@ -85,6 +88,8 @@ def _check_weights(path: Path) -> None:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split("\n")[0].split())
         raise UserError(f"{path}: expected {INCEPTION_FILE}, got no file of tensors ({reason})") from error
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):

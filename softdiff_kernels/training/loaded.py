@@ -13,6 +13,7 @@ from ..diffusion import Corruption, SoftDenoiser, prior_from_state
 from .checkpoint import Checkpoint, find, load_checkpoint, numbered, weights_kind
 from .config import TrainConfig
 from .errors import UserError, user_errors
+from .memory import is_out_of_memory
 from .model import build_model
 
 
@@ -48,6 +49,8 @@ def restore(checkpoint: Checkpoint, part: str, path: object, device: torch.devic
             model.load_state_dict(checkpoint.part(part))
             step = int(meta["step"])
     except (KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0]
         what = f"{type(error).__name__}: {reason}"
         raise UserError(f"{path}: its parts do not fit together ({what})") from error

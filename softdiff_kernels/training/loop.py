@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from .checkpoint import (
     remove_partial,
     weights_kind,
 )
-from .config import TrainConfig, check_resumed
+from .config import SCHEDULES, TrainConfig, check_resumed
 from .corruptions import make_corruption
 from .data import ImageSet, load_images
 from .device import autocast, pick_device, set_precision
@@ -36,6 +37,7 @@ from .images import save_png, tile, to_uint8
 from .log import Log
 from .meter import Meter
 from .options import describe, share, to_yaml
+from .paths import HF, seen_from
 from .processes import Processes, abandon, join
 from .progress import Progress, StopFlag, stop_on_signals
 from .run_folder import drop_stats_after, fresh_folder, next_run_folder, save_text
@@ -90,12 +92,25 @@ def _warn(line: str) -> None:
 
 
 def options_of(state: Path) -> TrainConfig:
-    """The options that a training state was saved with."""
+    """The options that a training state was saved with; relative places are of the folder that the run was
+    started in."""
     try:
         with user_errors(f"{state}: "):
-            return TrainConfig.from_dict(load_meta(state, "state")["config"])
+            meta = load_meta(state, "state")
+            started = meta.get("data", {}).get("started_in")
+            config = TrainConfig.from_dict(meta["config"])
+            return config if started in (None, os.getcwd()) else placed(config, Path(started))
     except (KeyError, TypeError) as error:
         raise UserError(f"{state}: expected the run's options in it, found none") from error
+
+
+def placed(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The options with the places of images and schedule as any folder sees them: relative ones are of
+    `folder`, and stay as they are where nothing is there."""
+    schedule = config.schedule
+    if schedule not in SCHEDULES:
+        schedule = seen_from(folder, schedule)
+    return replace(config, data=seen_from(folder, config.data), schedule=schedule)
 
 
 def load_data(config: TrainConfig) -> ImageSet:
@@ -138,12 +153,22 @@ def run_name(config: TrainConfig, data: str) -> str:
     return "-".join(filter(None, (data, preset, f"bs{config.batch}", config.precision, config.desc)))
 
 
+def _check_there(data: str, started: str | None) -> None:
+    """Refuses a resumed run's images where they are not to be found, with the folder it was started in."""
+    if data.startswith(HF) or data == "digits" or Path(data).exists():
+        return
+    elsewhere = started not in (None, os.getcwd())
+    where = f" here, nor in {started}, where the run was started" if elsewhere else ""
+    raise UserError(f"{data}: no such file or folder{where}; give the place of the run's images by --data")
+
+
 def _go_on(
     config: TrainConfig, state: Path, device: torch.device, processes: Processes
 ) -> tuple[Trainer, Path]:
     """A resumed run: all but the images comes from the state file."""
     checkpoint = load_checkpoint(state, "state")
     check_resumed(options_of(state), config)
+    _check_there(config.data, checkpoint.meta.get("data", {}).get("started_in"))
     images = load_data(config)
     with user_errors(f"{state}: "):
         if config.conditional:
@@ -190,7 +215,7 @@ def train(config: TrainConfig) -> RunResult:
         trainer, folder = begin(config, device=device, processes=processes)
         if processes.first:
             remove_partial(folder)
-            save_text(folder / "config.yaml", to_yaml(replace(config, outdir=str(folder))))
+            save_text(folder / "config.yaml", to_yaml(placed(config, Path.cwd())))
         with stop_on_signals(quiet=not processes.first) as stop:
             result = _run(trainer, folder, stop, state)
         processes.close()

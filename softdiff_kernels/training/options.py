@@ -8,58 +8,84 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import TrainConfig, check_known
+from .config import TrainConfig, check_known, schedule_file
 from .errors import UserError, need, user_errors
+from .paths import at_home
 from .presets import preset
 
-REQUIRED = ("data",)
 ONCE = ("config", "outdir", "resume", "dry_run", "allow_changes")
 """Options of a call rather than of a run: a run's file leaves them out, so that it makes a new run."""
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The options in a YAML file, by name. One sentence for a file that is missing, is no mapping, or has
-    options that are unknown (with the nearest name)."""
+    """The options in a YAML file, by name: the text that stands there, True or False for switches, None for
+    null, lists of texts. One sentence for a file that is missing, is no mapping, or has options that are
+    unknown (with the nearest name) or of a kind that no flag can stand for.
+
+    Texts, not what YAML makes of them: `data: 00123` names a folder, not the number 83.
+    """
     yaml = need("yaml", "--config")
-    file = Path(path)
+    file = Path(at_home(path))
     if not file.is_file():
         raise UserError(f"--config: {path}: no such file")
     try:
         with user_errors(f"{path}: "):
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from error
-    content = {} if content is None else content
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if root is None or root.tag == "tag:yaml.org,2002:null":
+        return {}
+    if root.id != "mapping" or any(key.id != "scalar" for key, _ in root.value):
         raise UserError(f"{path}: expected options and their values, such as `batch: 64`, one a line")
-    named = {key.replace("-", "_"): value for key, value in content.items()}
-    if len(named) < len(content):
-        raise UserError(f"{path}: an option is there twice, once with - and once with _ in its name")
-    if {"steps", "duration"} <= set(named) and named["duration"] is not None:
-        raise UserError(f"{path}: expected steps or duration, got both")
+    named: dict[str, Any] = {}
+    for key, node in root.value:
+        name = key.value.replace("-", "_")
+        if name in named:
+            raise UserError(f"{path}: an option is there twice: {name} (- and _ in a name are the same)")
+        named[name] = node
     try:
         check_known(named)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    _check_kinds(path, named)
+    for name, node in named.items():
+        named[name] = _value(f"{path}: {name}", name, node)
+    if {"steps", "duration"} <= set(named) and named["duration"] is not None:
+        raise UserError(f"{path}: expected steps or duration, got both")
     return named
 
 
-def _check_kinds(path: str, named: dict[str, Any]) -> None:
-    """Refuses what no flag can stand for: a switch that is no yes or no, a yes or no to what is no switch."""
-    switches = {field.name for field in dataclasses.fields(TrainConfig) if isinstance(field.default, bool)}
-    for name, value in named.items():
-        if name in switches and not isinstance(value, bool):
-            raise UserError(f"{path}: {name}: expected true or false, got {value!r}")
-        if name not in switches and isinstance(value, bool):
-            raise UserError(f"{path}: {name}: expected no true or false, got {str(value).lower()}")
+_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+_TRUE = ("true", "yes", "on")
+
+
+def _value(where: str, name: str, node: Any) -> bool | str | list[str] | None:
+    """An option's value from its YAML node."""
+    kind, default = node.tag.rpartition(":")[2], _FIELDS[name].default
+    if isinstance(default, bool):
+        if kind != "bool":
+            got = "None" if kind == "null" else repr(node.value) if node.id == "scalar" else f"a {kind}"
+            raise UserError(f"{where}: expected true or false, got {got}")
+        return node.value.lower() in _TRUE
+    if kind == "bool":
+        raise UserError(f"{where}: expected no true or false, got {node.value}; a text goes in quotes")
+    if kind == "null":
+        if default is not None:
+            got = node.value or "nothing"
+            raise UserError(f"{where}: expected a value, got {got}; leave the line out, or quote a text")
+        return None
+    if isinstance(default, tuple) and node.id == "sequence" and all(i.id == "scalar" for i in node.value):
+        return [item.value for item in node.value]
+    if node.id != "scalar":
+        wanted = "a list of values" if isinstance(default, tuple) else "a name or a number"
+        raise UserError(f"{where}: expected {wanted}, got a {node.id}")
+    return str(node.value)
 
 
 LENGTH = frozenset({"steps", "duration"})
 
 
 def as_flags(options: dict[str, Any]) -> list[str]:
-    """The same options as flags, so that the parser of flags checks their types: YAML reads 2e-4 as text."""
+    """The same options as flags, so that the parser of flags checks their types."""
     flags: list[str] = []
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
@@ -68,8 +94,7 @@ def as_flags(options: dict[str, Any]) -> list[str]:
         elif isinstance(value, (list, tuple)):
             flags += [flag, *map(str, value)]
         elif value is None:
-            if name not in REQUIRED:
-                flags += [flag, "None"]
+            flags += [flag, "None"]
         else:
             flags.append(f"{flag}={value}")
     return flags
@@ -152,7 +177,7 @@ def merged(argv: Sequence[str], begin: Sequence[str]) -> list[str]:
 
 
 def _of_a_file(config: TrainConfig) -> bool:
-    return Path(config.schedule).is_file()
+    return schedule_file(config.schedule)
 
 
 # Flag, what makes it count, and how that is said.

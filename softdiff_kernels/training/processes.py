@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,38 @@ from .errors import UserError
 
 Value = TypeVar("Value")
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def _variable(name: str, default: int) -> int:
+    """A whole number that torchrun sets; the default where it is not set, or empty."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if re.fullmatch(r"\d{1,9}", text) is None:
+        wanted = "expected a whole number, as torchrun sets it"
+        raise UserError(f"{name}: {wanted}, got {text!r}; unset it, or start the processes by torchrun")
+    return int(text)
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 without it."""
+    world = _variable("WORLD_SIZE", 1)
+    if world < 1:
+        raise UserError(f"WORLD_SIZE: expected at least 1, got {world}")
+    return world
+
+
+def rank() -> int:
+    """The number of this process among them; 0 without torchrun."""
+    found, world = _variable("RANK", 0), world_size()
+    if found >= world:
+        raise UserError(f"RANK: expected under {world}, the WORLD_SIZE (1 where it is not set), got {found}")
+    return found
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, which is that of its GPU."""
+    return _variable("LOCAL_RANK", 0)
 
 
 @dataclass(frozen=True)
@@ -78,34 +111,31 @@ class Processes:
             dist.destroy_process_group()
 
 
-def local_rank() -> int:
-    """The number of this process on its machine, which is that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
 def join(timeout: float, device: torch.device) -> tuple[Processes, torch.device]:
     """The processes that torchrun started this one among, alone without it; and where this one works.
 
     timeout: seconds after which waiting for the others is an error. device: cpu, or cuda, of which each
     process of a machine takes its own.
     """
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    rank()  # refused here, in words, as the next
+    if world_size() == 1 or not os.environ.get("RANK", "").strip():
         return Processes(), device
-    missing = [name for name in RANK_VARIABLES if name not in os.environ]
+    missing = [name for name in RANK_VARIABLES if not os.environ.get(name, "").strip()]
     if missing:
         raise UserError(f"RANK is set but {', '.join(missing)} is not: start several processes by torchrun")
+    place, _ = local_rank(), _variable("MASTER_PORT", 0)
     if not dist.is_available():
         raise UserError("several processes need a torch with torch.distributed")
     cuda = device.type == "cuda"
     if cuda:
         if device.index is not None:
             raise UserError(f"--device: expected cuda, each process takes its own, got {device}")
-        if local_rank() >= torch.cuda.device_count():
+        if place >= torch.cuda.device_count():
             raise UserError(
                 f"expected at most as many processes as GPUs, {torch.cuda.device_count()}, got number "
-                f"{local_rank()} (counted from 0)"
+                f"{place} (counted from 0)"
             )
-        device = torch.device("cuda", local_rank())
+        device = torch.device("cuda", place)
         torch.cuda.set_device(device)
     limit = timedelta(seconds=timeout)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)

@@ -53,6 +53,16 @@ def fresh_folder(path: str) -> Path:
     return folder
 
 
+def check_free(flag: str, path: str | Path | None, *, overwrite: bool) -> None:
+    """Refuses, before any work, a file to write that exists already or has no folder to lie in."""
+    if path is None:
+        return
+    if Path(path).exists() and not overwrite:
+        raise UserError(f"{path} exists already: choose another {flag}, or add --overwrite")
+    if not Path(path).parent.is_dir():
+        raise UserError(f"{flag}: cannot write {path}: there is no folder {Path(path).parent}")
+
+
 def save_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     write_atomically(path, text.encode())

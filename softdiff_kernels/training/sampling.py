@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,7 +134,7 @@ def _sample(
     if classes is not None and len(classes) > MOST_SHOWN:
         drawn += f" and {len(classes) - MOST_SHOWN} more"
     record: dict[str, Any] = {
-        "weights": str(config.weights),
+        "weights": os.path.abspath(config.weights),
         "weights_digest": model.digest,
         "step": model.step,
         "sampler": config.sampler,

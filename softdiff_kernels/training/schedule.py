@@ -11,6 +11,7 @@ from .command_configs import ScheduleConfig
 from .config import check_sides, height_and_width
 from .data import load_images
 from .errors import UserError, need, user_errors
+from .run_folder import check_free
 
 
 def make_schedule(config: ScheduleConfig, say: Callable[[str], None] = print) -> Schedule:
@@ -19,6 +20,8 @@ def make_schedule(config: ScheduleConfig, say: Callable[[str], None] = print) ->
     if config.plot is not None:
         need("matplotlib.figure", "--plot")
     check_sides(config.image_size)
+    for flag, path in (("--out", config.out), ("--plot", config.plot)):
+        check_free(flag, path, overwrite=config.overwrite)
     images = load_images(config.data, height_and_width(config.image_size))
     with user_errors():
         schedule = shortest_path_schedule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -25,6 +26,7 @@ from .config import TrainConfig
 from .data import ImageOrder, ImageSet
 from .device import autocast
 from .errors import UserError
+from .memory import is_out_of_memory
 from .model import build_model, scales
 from .options import share
 from .processes import Processes
@@ -91,6 +93,7 @@ class Trainer:
             "name": images.name,
             "count": len(images.pixels),
             "digest": images.digest(labels=config.conditional),
+            "started_in": os.getcwd(),  # which a relative --data and --schedule are relative to
         }
         self.order = ImageOrder(len(images.pixels), config.seed)
         residual = config.prediction == "residual"
@@ -225,6 +228,8 @@ class Trainer:
             self.optimizer.load_state_dict(content)
             self.step, self.seen = int(checkpoint.meta["step"]), int(checkpoint.meta["seen"])
         except (KeyError, RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = str(error).splitlines()[0]
             what = f"{type(error).__name__}: {reason}"
             raise UserError(f"{path}: its parts do not fit this run ({what})") from error
