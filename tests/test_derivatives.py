@@ -52,31 +52,28 @@ def test_eager(backend, way, name):
     assert_equal_to_the_truth(got, truth_of(WAYS[way], name))
 
 
-def compiled(way, f, xs, **options):
-    torch._dynamo.reset()
-    graph = torch.compile(COMPILED[way](f), fullgraph=True, **options)
-    if way != "backward":
-        return listed(graph(*xs))
-    leaves = [x.clone().requires_grad_() for x in xs]
-    graph(*leaves).backward()
-    return [x.grad for x in leaves]
-
-
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("way", COMPILED)
-def test_compiled(way, name):
-    # One graph without a break, traced and cut as inductor does it.
-    op, count = OPS[name]
-    got = compiled(way, lambda *xs: op(sk, *xs), images(count), backend="aot_eager")
-    assert_equal_to_the_truth(got, truth_of(WAYS[way], name))
-
-
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("way", COMPILED)
+def test_traced_and_cut_for_a_compiler(way, dynamic):
+    # One graph without a break, traced, functionalised and cut as inductor does it.
+    assert_compiled(way, backend="aot_eager", dynamic=dynamic)
+
+
+@pytest.mark.parametrize("way", COMPILED)
 @needs_compiler
-def test_inductor(way, dynamic):
-    # All ops in one graph, compiled for real, with and without sizes that are known.
-    f, count = all_ops(sk)
-    truth, _ = all_ops(sk.reference)
-    got = compiled(way, f, images(count), backend="inductor", dynamic=dynamic)
-    assert_equal_to_the_truth(got, WAYS[way](truth, images(count, torch.float64)))
+def test_compiled(way):
+    # The same for real. With sizes that it does not know where derivatives are most used.
+    assert_compiled(way, backend="inductor", dynamic=way in ("backward", "vmap(grad)"))
+
+
+def assert_compiled(way, **options):
+    torch._dynamo.reset()
+    graph = torch.compile(COMPILED[way](all_ops(sk)), fullgraph=True, **options)
+    xs = images(3)
+    if way == "backward":
+        xs = [x.requires_grad_() for x in xs]
+        graph(*xs).backward()
+        got = [x.grad for x in xs]
+    else:
+        got = listed(graph(*xs))
+    assert_equal_to_the_truth(got, WAYS[way](all_ops(sk.reference), images(3, torch.float64)))
