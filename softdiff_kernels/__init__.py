@@ -14,6 +14,7 @@ Importing this needs torch and numpy alone: no compiler, no GPU, no Triton, and 
 from . import reference
 from ._version import __version__
 from .backends import backends, use_backend
+from .caches import CacheInfo, cache_info, clear_caches, set_cache_limit
 from .functional import (
     blur,
     corrupt,
@@ -28,10 +29,13 @@ from .functional import (
 from .noise import NoiseKey
 
 __all__ = [
+    "CacheInfo",
     "NoiseKey",
     "__version__",
     "backends",
     "blur",
+    "cache_info",
+    "clear_caches",
     "corrupt",
     "dct2",
     "idct2",
@@ -39,6 +43,7 @@ __all__ = [
     "normal",
     "reference",
     "reverse_step",
+    "set_cache_limit",
     "soft_score_loss",
     "spectral_mix",
     "use_backend",

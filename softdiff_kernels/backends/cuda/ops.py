@@ -41,7 +41,7 @@ def clusters(wanted: bool) -> Iterator[None]:
         _clusters = before
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)  # six numbers: some 600 bytes an entry with its key, 3 MiB in all
 def _plan(kind: int, shape: tuple[int, ...], inputs: int, device: int, clusters: bool) -> tuple[int, ...]:
     """(engine, table sides of H and W, planes at a time, floats of scratch, parts of a loss): plan.h."""
     return _cuda.plan(kind, shape, inputs, device, clusters)
