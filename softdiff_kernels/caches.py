@@ -122,8 +122,9 @@ def cache_info() -> CacheInfo:
 def attach(module: Any) -> None:
     """Puts the tables of the compiled CPU kernels under the bound; a module without a cache is left alone."""
     global _native
+    bound = limit()
     if hasattr(module, "set_cache_limit"):
-        module.set_cache_limit(limit())
+        module.set_cache_limit(bound)
         _native = module
 
 
