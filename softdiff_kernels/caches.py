@@ -173,6 +173,7 @@ def pin(entry: Entry, value: Any) -> None:
             del _order[entry]
             _held -= entry.size
         entry.value = value
+        entry.cache._entries.setdefault(entry.key, entry)
         _pinned.append(entry)
 
 
@@ -209,8 +210,6 @@ class Cache:
         if entry is None or value is None:
             value = self._build(*key)
             entry = Entry(self, key, value, self._size(value) + _OVERHEAD)
-            with _lock:
-                self._entries.setdefault(key, entry)
         pin(entry, value)
         return entry, value
 
@@ -279,7 +278,7 @@ class Tables(Cache):
         if capturing(device):
             return self.find_for_graph(*key)
         entry, table = super().find(*key)
-        if not entry.pinned and (stream := _current_stream(device)) not in entry.streams:
+        if (stream := _current_stream(device)) not in entry.streams and not entry.pinned:
             self._read_on(torch.cuda.current_stream(device), entry, table)
             entry.streams.add(stream)
         return entry, table

@@ -554,6 +554,11 @@ def test_a_table_read_on_a_stream_of_another_library_stays(gpu):
     table = tables(8, GPU)
     sk.clear_caches()
     assert tables(8, GPU) is table and table.recorded == []
+    # One that is larger than the bound, too, but once, not at each call.
+    sk.set_cache_limit(50)
+    table = tables(9, GPU)
+    assert tables(9, GPU) is table
+    assert sk.cache_info().pinned == 2 * (100 + OVER)
 
 
 def test_a_build_that_fails_says_why():
