@@ -29,13 +29,15 @@ _OVERHEAD = 1024
 class Entry:
     """A value that is kept. `value` becomes None when it is dropped: read it once, and hold what was read."""
 
-    __slots__ = ("cache", "key", "pinned", "size", "streams", "used", "value")
+    __slots__ = ("cache", "gpu", "key", "pinned", "size", "streams", "used", "value")
 
-    def __init__(self, cache: Cache, key: Hashable, value: Any, size: int) -> None:
+    def __init__(self, cache: Cache, key: tuple[Any, ...], value: Any, size: int) -> None:
         self.cache, self.key, self.value, self.size = cache, key, value, size
         self.pinned = False
         self.used = False  # since it took its place in the order: what is called most often sets only this
-        self.streams: set[int] = set()
+        place = key[-1]
+        self.gpu = place.index if isinstance(place, torch.device) and place.type == "cuda" else None
+        self.streams: set[int] = set()  # of that GPU, those that read the value
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ class Cache:
             gone = [_drop(entry) for entry in mine]
         del gone
 
-    def _keep(self, key: Hashable, value: Any) -> tuple[Entry, Any]:
+    def _keep(self, key: tuple[Any, ...], value: Any) -> tuple[Entry, Any]:
         global _held
         entry = Entry(self, key, value, self._size(value) + _OVERHEAD)
         with _lock:
@@ -240,19 +242,17 @@ class Cache:
         return entry, value
 
 
-def capturing(device: torch.device) -> bool:
-    """Whether what is allocated now on the device belongs to a CUDA graph."""
-    if device.type != "cuda":
-        return False
-    if device.index in (None, torch.cuda.current_device()):
+def _capturing(gpu: int) -> bool:
+    """Whether what is allocated now on a GPU belongs to a CUDA graph."""
+    if gpu == torch._C._cuda_getDevice():
         return torch.cuda.is_current_stream_capturing()
-    with torch.cuda.device(device):
+    with torch.cuda.device(gpu):
         return torch.cuda.is_current_stream_capturing()
 
 
-def _current_stream(device: torch.device) -> int:
+def _current_stream(gpu: int) -> int:
     """The current stream as CUDA's handle, in a tenth of the time of torch.cuda.current_stream."""
-    return torch._C._cuda_getCurrentRawStream(device.index)
+    return torch._C._cuda_getCurrentRawStream(gpu)
 
 
 class Tables(Cache):
@@ -269,18 +269,27 @@ class Tables(Cache):
         self._table, self._copied = build, copied
 
     def find(self, *key: Any) -> tuple[Entry, Tensor]:
-        device = key[-1]
+        entry = self._entries.get(key)
+        table = None if entry is None else entry.value
         # Inside a mode (fake tensors, a trace) tables are of the mode's kind, of no use outside of it.
         if torch._C._len_torch_dispatch_stack():
             return Entry(self, key, None, 0), self._table(*key)
+        if entry is not None and table is not None:
+            gpu = entry.gpu
+            if gpu is None or entry.pinned or (_current_stream(gpu) in entry.streams and not _capturing(gpu)):
+                touch(entry)
+                return entry, table
+        return self._find(*key)
+
+    def _find(self, *key: Any) -> tuple[Entry, Tensor]:
+        """The same for a table that is not there, or is not known to be read on the current stream."""
+        device = key[-1]
         if device.type != "cuda":
             return super().find(*key)
-        if capturing(device):
+        if _capturing(device.index):
             return self.find_for_graph(*key)
         entry, table = super().find(*key)
-        if (stream := _current_stream(device)) not in entry.streams and not entry.pinned:
-            self._read_on(torch.cuda.current_stream(device), entry, table)
-            entry.streams.add(stream)
+        self._read_on(torch.cuda.current_stream(device), entry, table)
         return entry, table
 
     def find_for_graph(self, *key: Any) -> tuple[Entry, Tensor]:
@@ -302,8 +311,9 @@ class Tables(Cache):
         # torch's own have odd numbers, and the default stream has 0.
         if stream.stream_id and stream.stream_id % 2 == 0:
             pin(entry, table)
-        else:
+        elif stream.cuda_stream not in entry.streams:
             table.record_stream(stream)
+            entry.streams.add(stream.cuda_stream)
 
     def _build_plain(self, *key: Any) -> Tensor:
         """The table as it is outside of all that the caller may be in."""

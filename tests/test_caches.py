@@ -491,9 +491,10 @@ class Table:
 def gpu(monkeypatch):
     """A GPU as `Tables` sees one. stream_id: the current stream; capturing: whether a graph is captured."""
     state = SimpleNamespace(stream_id=0, capturing=False)
-    monkeypatch.setattr(caches, "capturing", lambda device: state.capturing)
-    monkeypatch.setattr(caches, "_current_stream", lambda device: state.stream_id)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: state)
+    monkeypatch.setattr(caches, "_capturing", lambda gpu: state.capturing)
+    monkeypatch.setattr(caches, "_current_stream", lambda gpu: state.stream_id)
+    stream = lambda device: SimpleNamespace(stream_id=state.stream_id, cuda_stream=state.stream_id)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
     monkeypatch.setattr(caches, "_pinned", [])
     monkeypatch.setattr(Tables, "_build_aside", lambda self, key, device: self._table(*key))
     return state
@@ -568,3 +569,19 @@ def test_a_build_that_fails_says_why():
 
     with pytest.raises(MemoryError, match="no room"):
         Tables("failing", build)._build_aside((8, CPU), CPU)
+
+
+def test_another_thread_that_finds_a_new_table_is_recorded_too(gpu, monkeypatch):
+    # One thread has built a table and not yet noted its own stream; another finds it, on another stream.
+    tables = Tables("gpu", lambda n, device: Table())
+    read_on = Tables._read_on
+
+    def late(self, stream, entry, table):
+        if stream.stream_id == 0:
+            gpu.stream_id = 3
+            assert tables(8, GPU) is table
+            gpu.stream_id = 0
+        read_on(self, stream, entry, table)
+
+    monkeypatch.setattr(Tables, "_read_on", late)
+    assert tables(8, GPU).recorded == [3, 0]
