@@ -15,6 +15,7 @@ from . import _interrupt as _interrupt  # before all that imports torch
 from . import reference
 from ._version import __version__
 from .backends import backends, use_backend
+from .caches import CacheInfo, cache_info, clear_caches, set_cache_limit
 from .functional import (
     blur,
     corrupt,
@@ -29,10 +30,13 @@ from .functional import (
 from .noise import NoiseKey
 
 __all__ = [
+    "CacheInfo",
     "NoiseKey",
     "__version__",
     "backends",
     "blur",
+    "cache_info",
+    "clear_caches",
     "corrupt",
     "dct2",
     "idct2",
@@ -40,6 +44,7 @@ __all__ = [
     "normal",
     "reference",
     "reverse_step",
+    "set_cache_limit",
     "soft_score_loss",
     "spectral_mix",
     "use_backend",

@@ -10,14 +10,13 @@ Notation: an image is [B, C, H, W]; frequency (k, l) runs over k = 0..H-1 and l 
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from .caches import Tables
 
-@lru_cache(maxsize=256)
+
 def _basis64(n: int) -> np.ndarray:
     k = np.arange(n, dtype=np.int64)[:, None]
     i = np.arange(n, dtype=np.int64)[None, :]
@@ -32,17 +31,24 @@ def dct_basis(n: int, *, dtype: torch.dtype = torch.float64, device: torch.devic
     """Matrix D of the orthonormal DCT-II of length n: `u = D x`, `x = D^T u`.
 
     D[k, i] = sqrt(2/n) cos(pi k (2 i + 1) / (2 n)), row 0 divided by sqrt(2). Shape [n, n].
+    The matrix is kept for the next call (see `caches`): do not write into it.
     """
     if n < 1:
         raise ValueError(f"dct_basis: expected n >= 1, got {n}")
     if torch.compiler.is_compiling():
         return torch.from_numpy(_basis64(n)).to(device=device, dtype=dtype)
-    return _basis_on(n, dtype, torch.device(device))
+    place = torch.device(device)
+    if place.type == "cuda" and place.index is None:
+        place = torch.device("cuda", torch.cuda.current_device())
+    return _bases(int(n), dtype, place)  # of a trace, n is a tensor
 
 
-@lru_cache(maxsize=64)
 def _basis_on(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.from_numpy(_basis64(n)).to(device=device, dtype=dtype)
+
+
+# An image of n pixels a side needs n^2 numbers: this is the dense form, for clarity and for every device.
+_bases = Tables("reference", _basis_on, copied=True)
 
 
 def eigenvalues(n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:

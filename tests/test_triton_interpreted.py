@@ -244,7 +244,7 @@ def test_triton_tables_do_not_depend_on_the_default_dtype():
     from softdiff_kernels.backends.triton import tables
 
     expected = tables.table(27, 32, torch.device("cpu"))
-    tables.table._kept.clear()
+    tables.table.clear()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 import softdiff_kernels as sk
+from softdiff_kernels import caches
 from softdiff_kernels.backends import triton as backend
 
 pytest.importorskip("triton")
@@ -113,6 +118,106 @@ def test_another_configuration_takes_another_kernel(monkeypatch):
                 sk.blur(x, std)
     # The first call of each is made by `launch`.
     assert enqueued == [1, 2, 1]
+
+
+@pytest.fixture
+def bound(monkeypatch):
+    """A bound that ends with the test."""
+    monkeypatch.setattr(caches, "_limit", None)
+    yield
+    sk.clear_caches()
+
+
+def test_what_is_ready_to_be_launched_holds_nothing_that_was_dropped(bound):
+    # A kernel and its tables are let go, though a launch was prepared with their addresses; the next call
+    # makes it anew, of new ones.
+    from softdiff_kernels.backends.triton import run
+
+    x = torch.zeros(1, 1, 16, 17)
+    with stubbed() as driver:
+        sk.dct2(x)
+        sk.dct2(x)
+        ((kernel, first, second, _),) = run._ready.values()
+        gone = [weakref.ref(value) for value in (kernel.value.kernel, first.value, second.value)]
+        sk.clear_caches()
+        gc.collect()
+        assert [ref() for ref in gone] == [None] * 3
+        sk.dct2(x)
+        sk.dct2(x)
+        assert len(driver.grids) == 4
+        assert all(entry.value is not None for entry in next(iter(run._ready.values()))[:3])
+
+
+def test_a_launch_that_is_ready_keeps_its_kernel_and_tables_recent(bound):
+    # It looks up neither, but what it uses is not what was used longest ago.
+    from softdiff_kernels.backends.triton import run, tables
+
+    x = torch.zeros(1, 1, 16, 18)
+    with stubbed():
+        sk.dct2(x)
+        used = next(iter(run._ready.values()))[:3]
+        other = [tables.table.find(n, 32, torch.device("cpu"))[0] for n in (20, 21)]
+        sk.dct2(x)
+        sk.set_cache_limit(sum(entry.size for entry in used))
+        assert all(entry.value is not None for entry in used)
+        assert all(entry.value is None for entry in other)
+
+
+def test_compiled_kernels_are_bounded(bound):
+    # One is compiled for each size. Its machine code counts, and the texts that it was made from are let go.
+    with stubbed():
+        sk.dct2(torch.zeros(1, 1, 16, 19))
+        one = sk.cache_info().held["triton kernels"]
+        assert 10_000 < one < 1_000_000
+        sk.set_cache_limit(2 * one)
+        for width in (20, 21, 22):
+            sk.dct2(torch.zeros(1, 1, 16, width))
+            assert sum(sk.cache_info().held.values()) <= 2 * one
+
+
+def test_a_kernel_that_a_graph_launches_stays(bound, monkeypatch):
+    # At a replay the graph launches it, whatever the bound.
+    from softdiff_kernels.backends.triton import run
+
+    monkeypatch.setattr(caches, "_pinned", [])
+    x = torch.zeros(1, 1, 16, 23)
+    with stubbed(), monkeypatch.context() as captured:
+        captured.setattr(torch.cuda, "is_initialized", lambda: True)
+        captured.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        sk.dct2(x)
+        captured.undo()
+        (entry,) = caches._pinned
+        sk.clear_caches()
+        assert entry.value.kernel is not None and sk.cache_info().pinned == entry.size
+        sk.dct2(x)
+        assert next(iter(run._ready.values()))[0] is entry
+
+
+def test_a_kernel_is_unloaded_after_its_last_launch(monkeypatch):
+    # Nothing says that a kernel may be unloaded while it runs, so the host waits for the device. Where that
+    # is refused, while a graph is captured, the kernel stays.
+    from softdiff_kernels.backends.triton.launch import Loaded, _never_unloaded
+
+    class Kernel:
+        pass
+
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append(ref() is not None))
+    loaded = Loaded(Kernel(), 0)
+    ref = weakref.ref(loaded.kernel)
+    del loaded
+    assert seen == [True] and ref() is None
+
+    def refuse():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", refuse)
+    loaded = Loaded(Kernel(), 0)
+    ref = weakref.ref(loaded.kernel)
+    del loaded
+    assert _never_unloaded.pop() is ref()
 
 
 def test_noise_keys_and_numbers_are_never_compiled_in(monkeypatch):

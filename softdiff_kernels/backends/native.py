@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import caches
 from . import _addresses as at
 from . import _build_record, _memory
 
@@ -33,6 +34,10 @@ def _load() -> tuple[Any, str]:
             None,
             f"SOFTDIFF_CPU_ISA: expected avx512, avx2 or portable, as this CPU has it; got {wanted!r}",
         )
+    try:
+        caches.attach(_native)
+    except ValueError as error:
+        return None, str(error)
     return _native, f"fused CPU kernels ({_native.instruction_set()}, threads from {_native.thread_source()})"
 
 

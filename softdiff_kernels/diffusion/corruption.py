@@ -7,7 +7,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..caches import Tables
 from ..noise import NoiseKey
 from . import _images
 
@@ -295,8 +295,9 @@ def _make_tables(corruption: Corruption, field: str, device: torch.device) -> Te
     return torch.tensor([t[:-1], values[:-1], slope, values[1:]], dtype=torch.float64, device=device)
 
 
-# Kept, so that a table is copied to a device once: a later copy could not be captured in a graph.
-_kept_tables = lru_cache(maxsize=64)(_make_tables)
+# Kept, so that a table is copied to a device once: a later copy could not be captured in a graph. The key, a
+# corruption, takes three times as much memory as its table.
+_kept_tables = Tables("corruption", _make_tables, copied=True, share=4)
 
 
 def _interpolate(tables: Tensor, t: Tensor) -> Tensor:

@@ -264,13 +264,13 @@ def forget(backend: str) -> None:
     if backend == "triton":
         from softdiff_kernels.backends.triton import run, tables
 
-        tables._tables.clear()
+        tables.table.clear()
         run.forget()
         return
     from softdiff_kernels.backends.cuda import tables as of_cuda
 
-    of_cuda.plain._kept.clear()
-    of_cuda.fragments._kept.clear()
+    of_cuda.plain.clear()
+    of_cuda.fragments.clear()
 
 
 def stream() -> Any:

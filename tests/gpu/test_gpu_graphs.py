@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from on_gpu import DEVICE, OPS, call, captured, image, marks, name_of, on, sizes, synchronize
+from on_gpu import DEVICE, OPS, call, captured, image, marks, name_of, on, sizes, stream, synchronize
 
 import softdiff_kernels as sk
 
@@ -79,6 +79,34 @@ def test_replays_read_what_is_there_then(backend, shape, op):
         replay()
         synchronize()
         assert torch.equal(result, call(op, x, y, key=key, std=std, level=level))
+
+
+@pytest.mark.parametrize("side", sizes([40, 200], [8]))
+def test_a_graph_outlives_what_the_caches_drop(backend, side):
+    # Its kernel and its tables stay, while all else is dropped and the memory is written to by others.
+    x = image(2, 3, side, side + 4)
+    with sk.use_backend(backend):
+        expected = sk.dct2(x)
+        replay, result = captured(lambda: sk.dct2(x))
+        sk.dct2(image(2, 3, side + 1, side + 2))
+        bound = sk.cache_info().limit
+        sk.set_cache_limit(0)
+        try:
+            assert sum(sk.cache_info().held.values()) == 0
+            written = []
+            for _ in range(64):  # twice the streams that torch has
+                with stream():
+                    written += [
+                        torch.full((n,), float("nan"), device=DEVICE) for n in (256, 1 << 16, 1 << 18)
+                    ]
+            synchronize()
+            result.fill_(float("nan"))
+            replay()
+            synchronize()
+            assert torch.equal(result, expected)
+            assert torch.equal(sk.dct2(x), expected)
+        finally:
+            sk.set_cache_limit(bound)
 
 
 def test_a_training_step_in_a_graph(backend):

@@ -37,7 +37,7 @@ def status() -> tuple[bool, str]:
     return usable, f"{reason}, {_COVERED}" if usable else reason
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # a flag for each device
 def _takes(device: torch.device) -> bool:
     facts = _facts()
     if device.type != ("cpu" if facts.emulated else "cuda"):

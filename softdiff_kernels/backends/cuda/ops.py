@@ -41,7 +41,7 @@ def clusters(wanted: bool) -> Iterator[None]:
         _clusters = before
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)  # six numbers: some 600 bytes an entry with its key, 3 MiB in all
 def _plan(kind: int, shape: tuple[int, ...], inputs: int, device: int, clusters: bool) -> tuple[int, ...]:
     """(engine, table sides of H and W, planes at a time, floats of scratch, parts of a loss): plan.h."""
     return _cuda.plan(kind, shape, inputs, device, clusters)
@@ -61,7 +61,9 @@ class _Call:
         self.plan = _plan(kind, self.shape, inputs, device.index or 0, _clusters)
         engine, side_h, side_w, _, scratch, parts = self.plan
         table = tables.plain if engine == _SMALL else tables.fragments
-        self.tables = table(self.shape[2], side_h, device), table(self.shape[3], side_w, device)
+        along_h = table(self.shape[2], side_h, device)
+        square = self.shape[2] == self.shape[3] and side_h == side_w
+        self.tables = along_h, along_h if square else table(self.shape[3], side_w, device)
         self.scratch = torch.empty(scratch, dtype=torch.float32, device=device) if scratch else None
         count = self.shape[0] * parts if kind == _LOSS else 0
         self.parts = torch.empty(count, dtype=torch.float64, device=device) if count else None

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._device_tables import Tables, dct_basis
+from ...caches import Tables
+from .._device_tables import dct_basis
 
 _GAIN = 64.0  # kTableGain in csrc/cuda/products.h
 
@@ -47,5 +48,5 @@ def _fragments(n: int, side: int, device: torch.device) -> Tensor:
     return shaped.permute(1, 2, 3, 6, 0, 5, 8, 7, 4, 9).contiguous()
 
 
-plain = Tables(_plain)
-fragments = Tables(_fragments)
+plain = Tables("cuda tables", _plain)
+fragments = Tables("cuda fragments", _fragments)

@@ -71,7 +71,7 @@ def _status(interpreting: bool) -> tuple[bool, str]:
     return True, f"{how} ({reason}), {_COVERED}"
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # a flag for each device
 def _takes(device: torch.device) -> bool:
     if device.type != "cuda":
         return False

@@ -8,6 +8,7 @@ by `aot.py`: no value of an integer is ever compiled in. The compiled kernel tak
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
+
+from ... import caches
 
 INTERPRETED = bool(knobs.runtime.interpret)
 # The fast variants are PTX and libdevice, which neither the interpreter nor an AMD GPU has.
@@ -38,7 +41,6 @@ _HINT = [["tt.divisibility", 16]]
 
 Argument = Tensor | int | float | None
 Kinds = tuple[str, ...]
-_kernels: dict[Any, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def launch(
         kernel[(*grid, 1)](*map(_single, arguments), *constants)
     else:
         kinds, values = describe(arguments)
-        enqueue(compiled(kernel, kinds, constants, warps, stages), grid, (*values, *constants))
+        found = compiled(kernel, kinds, constants, warps, stages)[1]
+        enqueue(found.kernel, grid, (*values, *constants), current_stream())
 
 
 def _single(a: Argument) -> Argument:
@@ -141,17 +144,49 @@ def _single(a: Argument) -> Argument:
     return 0.0 if abs(a) < 1.2e-38 else max(-3.4e38, min(3.4e38, a))
 
 
-def compiled(kernel: Any, kinds: Kinds, constants: tuple[Any, ...], warps: int, stages: int) -> Any:
-    """The kernel compiled for the current device and loaded there."""
+class Loaded:
+    """A compiled kernel on its device. Before it is unloaded the host waits: the kernel may still run."""
+
+    def __init__(self, kernel: Any, device: int) -> None:
+        self.kernel, self._device = kernel, device
+
+    def __del__(self) -> None:
+        if sys.is_finalizing() or not torch.cuda.is_initialized():
+            return
+        try:
+            with torch.cuda.device(self._device):
+                torch.cuda.synchronize()
+                del self.kernel
+        except RuntimeError:  # a graph is being captured
+            _never_unloaded.append(self.kernel)
+
+
+_never_unloaded: list[Any] = []
+
+
+def compiled(
+    kernel: Any, kinds: Kinds, constants: tuple[Any, ...], warps: int, stages: int
+) -> tuple[caches.Entry, Loaded]:
+    """The kernel compiled for the current device and loaded there, and the entry that keeps it."""
     key = (kernel, kinds, constants, warps, stages, driver.active.get_current_device())
-    found = _kernels.get(key)
-    if found is None:
-        target = driver.active.get_current_target()
-        wanted = options(warps, stages, target)
-        found = triton.compile(source(kernel, kinds, constants), target=target, options=wanted)
-        _ = found.run  # loads it, before another thread may find it half loaded
-        _kernels[key] = found
-    return found
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return _kernels.find_for_graph(*key)
+    return _kernels.find(*key)
+
+
+def _compile(
+    kernel: Any, kinds: Kinds, constants: tuple[Any, ...], warps: int, stages: int, device: int
+) -> Loaded:
+    target = driver.active.get_current_target()
+    wanted = options(warps, stages, target)
+    found = triton.compile(source(kernel, kinds, constants), target=target, options=wanted)
+    _ = found.run  # loads it, before another thread may find it half loaded
+    found.asm.clear()  # texts of a megabyte, of no use once it is loaded
+    return Loaded(found, device)
+
+
+# There is one for each size and layout of images. Its machine code is in host memory and on the device.
+_kernels = caches.Cache("triton kernels", _compile, lambda found: 2 * len(found.kernel.kernel))
 
 
 def _listens(hook: Any) -> bool:
@@ -159,13 +194,17 @@ def _listens(hook: Any) -> bool:
     return hook is not None and bool(getattr(hook, "calls", True))
 
 
-def enqueue(kernel: Any, grid: tuple[int, int], values: Sequence[Any]) -> None:
-    """Enqueues a compiled kernel; `values` for all its parameters, constants too."""
+def current_stream() -> int:
+    """The handle of the current device's current stream."""
+    active = driver.active
+    return active.get_current_stream(active.get_current_device())
+
+
+def enqueue(kernel: Any, grid: tuple[int, int], values: Sequence[Any], stream: int) -> None:
+    """Enqueues a compiled kernel on the current stream; `values` for all its parameters, constants too."""
     if _listens(knobs.runtime.launch_enter_hook) or _listens(knobs.runtime.launch_exit_hook):
         kernel[(*grid, 1)](*values)  # a profiler listens
         return
-    active = driver.active
-    stream = active.get_current_stream(active.get_current_device())
     run = kernel.run
     run(grid[0], grid[1], 1, stream, kernel.function, kernel.packed_metadata, None, None, None, *values)
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._device_tables import capturing
+from ...caches import Entry, pin
 from .configs import TILE, Plan
-from .launch import Argument, compiled, describe, enqueue, immediate, launch
+from .launch import Argument, compiled, current_stream, describe, enqueue, immediate, launch
 from .tables import table
 
 # A sample's loss is summed by one program over this many channels; with more, over programs, by torch.
@@ -22,7 +22,7 @@ _ALWAYS_FUSED = 128
 _PROGRAMS_A_MULTIPROCESSOR = 2
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)  # a number for each device
 def multiprocessors(device: torch.device) -> int:
     """How many the device has; 2 under the interpreter, so that small tests see both forms."""
     if device.type != "cuda":
@@ -44,9 +44,11 @@ def energies_shape(plan: Plan, x: Tensor) -> tuple[int, int]:
     return batch, channels if _fused(plan, x) else channels * (plan.sizes[3] // TILE)
 
 
-# Of calls whose planes are tiles, by all that is compiled in: the kernel, the values that follow the call's
-# own, and the tables, held so that their addresses stay theirs. One entry for each compiled kernel.
-_ready: dict[Any, tuple[Any, tuple[Any, ...], Any]] = {}
+# Of calls whose planes are tiles, by all that is compiled in and the stream: the entries of the kernel and of
+# both tables, which hold nothing once they are dropped, and the values that follow the call's own. Each takes
+# about 2 KiB, all of them 4 MiB at most.
+_ready: dict[Any, tuple[Entry, Entry, Entry, tuple[Any, ...]]] = {}
+_MOST_READY = 2048
 
 
 def run(
@@ -66,7 +68,8 @@ def run(
     totals: whether the kernel keeps float32 planes of its own. channels: of a sample, in one program.
     """
     device = x.device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
+    on_gpu = device.type == "cuda"
+    if on_gpu and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             return run(
                 kernel, plan, x, arguments, head, tail, groups=groups, totals=totals, channels=channels
@@ -78,19 +81,30 @@ def run(
     if not immediate():
         kinds, values = describe(arguments)
         # A kernel's id lasts as long as its module; its own hash takes a lock.
-        key = (id(kernel), kinds, head, tail, depth, channels, config.warps, config.stages, device)
+        stream = current_stream()
+        key = (id(kernel), kinds, head, tail, depth, channels, config.warps, config.stages, device, stream)
         ready = _ready.get(key)
         if ready is not None:
-            return enqueue(ready[0], grid, (*values, *ready[1]))
+            entry, first, second, after = ready
+            # Held until the kernel is in the stream, whatever another thread drops.
+            found, along_h, along_w = entry.value, first.value, second.value
+            if found is not None and along_h is not None and along_w is not None:
+                if on_gpu and torch.cuda.is_current_stream_capturing():
+                    for used, value in ((entry, found), (first, along_h), (second, along_w)):
+                        pin(used, value)
+                entry.used = first.used = second.used = True
+                return enqueue(found.kernel, grid, (*values, *after), stream)
     rows, columns = plan.sizes[2:]
     constants = (*head, depth, (channels,), *tail)
-    tables = (table(height, rows, device), table(width, columns, device))
-    after = (*tables, None, None, None)  # what follows the tables is `staged.py`'s
-    launch(kernel, grid, (*arguments, *after), constants, config.warps, config.stages)
-    if not immediate() and not capturing(device):
-        more, addresses = describe(after)
-        found = compiled(kernel, (*kinds, *more), constants, config.warps, config.stages)
-        _ready[key] = found, (*addresses, *constants), tables
+    (first, along_h), (second, along_w) = table.find(height, rows, device), table.find(width, columns, device)
+    given = (along_h, along_w, None, None, None)  # what follows the tables is `staged.py`'s
+    launch(kernel, grid, (*arguments, *given), constants, config.warps, config.stages)
+    if not immediate() and not (on_gpu and torch.cuda.is_current_stream_capturing()):
+        more, addresses = describe(given)
+        entry, _ = compiled(kernel, (*kinds, *more), constants, config.warps, config.stages)
+        if len(_ready) >= _MOST_READY:
+            _ready.clear()
+        _ready[key] = entry, first, second, (*addresses, *constants)
 
 
 def forget() -> None:

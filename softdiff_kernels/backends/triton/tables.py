@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._device_tables import Tables, dct_basis
+from ...caches import Tables
+from .._device_tables import dct_basis
 from .kernels.device import TABLE_GAIN
 
 
@@ -20,4 +21,4 @@ def _build(n: int, padded: int, device: torch.device) -> Tensor:
     return out
 
 
-table = Tables(_build)
+table = Tables("triton tables", _build)
