@@ -104,7 +104,7 @@ def blur(x: Tensor, blur_std: Coefficient, *, floor: float = 0.0, scale: Coeffic
     2022, eq. 26.
     """
     args.image("blur", "x", x)
-    args.number("blur", "floor", floor, most=1.0)
+    floor = args.number("blur", "floor", floor, most=1.0)
     std = _coefficient("blur", "blur_std", blur_std, x)
     factor = _coefficient("blur", "scale", scale, x, nonnegative=False)
     return _blur(x.to(_compute_dtype(x)), std, floor, factor).to(x.dtype)
@@ -140,7 +140,7 @@ def corrupt(
     Daras et al. 2022 (Soft Diffusion), eq. 1.
     """
     args.image("corrupt", "x0", x0, uint8=True)
-    args.number("corrupt", "floor", floor, most=1.0)
+    floor = args.number("corrupt", "floor", floor, most=1.0)
     _check_noise("corrupt", key, noise, x0)
     std = _coefficient("corrupt", "blur_std", blur_std, x0)
     sigma = _coefficient("corrupt", "noise_std", noise_std, x0)
@@ -180,7 +180,7 @@ def reverse_step(
     op = "reverse_step"
     args.image(op, "x_t", x_t)
     args.image(op, "x0_hat", x0_hat, like=x_t)
-    args.number(op, "floor", floor, most=1.0)
+    floor = args.number(op, "floor", floor, most=1.0)
     _check_noise(op, key, noise, x_t)
     args.output(op, out, x_t, x0_hat, noise)
     std_t = _coefficient(op, "blur_std_t", blur_std_t, x_t)
@@ -294,7 +294,7 @@ def soft_score_loss(
     op = "soft_score_loss"
     args.image(op, "prediction", prediction)
     args.image(op, "target", target, like=prediction)
-    args.number(op, "floor", floor, most=1.0)
+    floor = args.number(op, "floor", floor, most=1.0)
     args.choice(op, "reduction", reduction, ("none", "mean", "sum"))
     std = _coefficient(op, "blur_std", blur_std, prediction)
     factor = _coefficient(op, "weight", 1.0 if weight is None else weight, prediction)
@@ -360,16 +360,21 @@ def normal(
 
     Philox4x32-10 and Box-Muller, see `noise.py`. Salmon et al. 2011; Box & Muller 1958.
     """
-    check_normal(shape, key, dtype)
+    shape = check_normal(shape, key, dtype)
     where = args.indexed(torch.device(device))
     return philox_normal(tuple(shape), key_rows(*pack_key(key, shape[0], where), shape[0], where), dtype)
 
 
-def check_normal(shape: Sequence[int], key: NoiseKey, dtype: torch.dtype) -> None:
-    """The checks of normal, which its fused twin shares."""
+def check_normal(shape: Sequence[int], key: NoiseKey, dtype: torch.dtype) -> list[int]:
+    """The checks of normal, which its fused twin shares; the shape as ints."""
     if not isinstance(key, NoiseKey):
         raise TypeError(f"normal: expected key as a NoiseKey, got {args.describe(key)}")
-    if len(shape) < 1 or any(n < 0 for n in shape):
-        raise ValueError(f"normal: expected shape as [B, ...] of sizes of at least 0, got {list(shape)}")
+    sizes = args.listed(shape, args.whole)
+    if not sizes or any(n < 0 for n in sizes):
+        got = args.shown(shape if sizes is None else sizes)
+        raise ValueError(f"normal: expected shape as [B, ...] of sizes of at least 0, got {got}")
     if dtype not in args.IMAGE_DTYPES:
-        raise TypeError(f"normal: expected dtype as float64, float32, bfloat16 or float16, got {dtype}")
+        raise TypeError(
+            f"normal: expected dtype as float64, float32, bfloat16 or float16, got {args.shown(dtype)}"
+        )
+    return sizes
