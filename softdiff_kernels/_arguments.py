@@ -180,10 +180,10 @@ def integer(op: str, name: str, value: object, *, least: int = 0) -> Any:
     return got
 
 
-def numbers(op: str, name: str, values: object) -> list[float]:
+def numbers(op: str, name: str, values: object, what: str = "tables") -> list[float]:
     """A list, an array or a tensor of one axis as finite floats. By a tensor nobody may differentiate."""
     if isinstance(values, Tensor):
-        no_derivative(op, name, values, name)
+        no_derivative(op, name, values, what)
     found = listed(values)
     if found is None:
         raise ValueError(f"{op}: expected {name} as a list of numbers, got {describe(values)}")
