@@ -27,7 +27,6 @@ def test_an_unknown_backend_by_function():
 
 
 def test_an_unknown_backend_by_environment(monkeypatch):
-    monkeypatch.setattr(BACKENDS_MODULE, "_forced", None)
     monkeypatch.setenv("SOFTDIFF_BACKEND", "rocket")
     names = "reference, native, triton, cuda or auto"
     with pytest.raises(ValueError, match=rf"^SOFTDIFF_BACKEND: expected one of {names}, got 'rocket'$"):
@@ -36,7 +35,6 @@ def test_an_unknown_backend_by_environment(monkeypatch):
 
 def test_the_environment_chooses_and_the_function_overrules(monkeypatch):
     # The eager twin's bits tell which backend ran.
-    monkeypatch.setattr(BACKENDS_MODULE, "_forced", None)
     monkeypatch.setenv("SOFTDIFF_BACKEND", "reference")
     x = picture(2, 3, 31, 47)
     assert torch.equal(sk.blur(x, 2.0), sk.reference.blur(x, 2.0))
