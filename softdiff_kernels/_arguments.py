@@ -223,8 +223,8 @@ def values(op: str, name: str, value: Tensor, *, nonnegative: bool = True, most:
     """Checks the numbers inside a coefficient tensor where they can be seen."""
     if not readable(value) or value.numel() == 0:
         return
-    low, high = value.aminmax()
-    if -math.inf < low.item() and high.item() < math.inf and (low >= 0 or not nonnegative) and high <= most:
+    low, high = (end.item() for end in value.aminmax())
+    if -math.inf < low and high < math.inf and (low >= 0 or not nonnegative) and high <= most:
         return  # a NaN is neither
     flat = value.reshape(-1)
     good = torch.isfinite(flat) & (flat <= most)

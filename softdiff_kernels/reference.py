@@ -10,6 +10,7 @@ arguments raise ValueError or TypeError.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -373,6 +374,8 @@ def check_normal(shape: Sequence[int], key: NoiseKey, dtype: torch.dtype) -> lis
     if not sizes or any(n < 0 for n in sizes):
         got = args.shown(shape if sizes is None else sizes)
         raise ValueError(f"normal: expected shape as [B, ...] of sizes of at least 0, got {got}")
+    if all(isinstance(n, int) for n in sizes) and math.prod(sizes) >= 2**63:
+        raise ValueError(f"normal: expected shape of fewer than 2^63 elements, got {args.shown(sizes)}")
     if dtype not in args.IMAGE_DTYPES:
         raise TypeError(
             f"normal: expected dtype as float64, float32, bfloat16 or float16, got {args.shown(dtype)}"

@@ -23,8 +23,9 @@ def image_size(op: str, value: Any) -> tuple[int, int]:
     if sides is None or len(sides) != 2:
         raise ValueError(f"{op}: expected image_size as (H, W), got {args.shown(value)}")
     height, width = sides
-    if height < 1 or width < 1:
-        raise ValueError(f"{op}: expected image_size of at least 1 x 1, got {height} x {width}")
+    if not (1 <= height < 2**31 and 1 <= width < 2**31):
+        got = f"{args.shown(height)} x {args.shown(width)}"
+        raise ValueError(f"{op}: expected image_size of at least 1 x 1 and sides under 2^31, got {got}")
     return height, width
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import _arguments as args
 from .. import functional
@@ -133,9 +134,7 @@ class Corruption:
     def _at(self, field: str, t: float | Tensor) -> float | Tensor:
         t = args.time("Corruption", t)
         if isinstance(t, Tensor):
-            # torch.compile traces through a cache, and warns; what it traces is a constant anyway.
-            tables = _make_tables if torch.compiler.is_compiling() else _kept_tables
-            return _interpolate(tables(self, field, t.device), t)
+            return _interpolate(_tables(self, field, t.device), t)
         values: tuple[float, ...] = getattr(self, field)
         i = min(bisect_right(self.t, t) - 1, len(self.t) - 2)
         slope = (values[i + 1] - values[i]) / (self.t[i + 1] - self.t[i])
@@ -306,6 +305,17 @@ def _make_tables(corruption: Corruption, field: str, device: torch.device) -> Te
 
 # Kept, so that a table is copied to a device once: a later copy could not be captured in a graph.
 _kept_tables = lru_cache(maxsize=64)(_make_tables)
+
+
+def _tables(corruption: Corruption, field: str, device: torch.device) -> Tensor:
+    """The tables as plain tensors, kept; made anew where what is made lives no longer than the call."""
+    # torch.compile traces through a cache, and warns; under a fake mode the tables have no numbers.
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return _make_tables(corruption, field, device)
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return _kept_tables(corruption, field, device)
+    with temporarily_clear_interpreter_stack():  # torch.func wraps what is made below one of its transforms
+        return _kept_tables(corruption, field, device)
 
 
 def _interpolate(tables: Tensor, t: Tensor) -> Tensor:

@@ -43,9 +43,10 @@ _Step = Callable[[Tensor, Tensor, float, float, Corruption, NoiseKey], Tensor]
 def time_steps(n: int) -> Tensor:
     """n + 1 times, evenly from 1 down to 0, for a sampler of n steps. float64 [n + 1] on the CPU."""
     steps = args.whole(n)
-    if steps is None or steps < 1:
+    if steps is None or not 1 <= steps < 2**31:
         raise ValueError(
-            f"time_steps: expected the number of steps as an int of at least 1, got {args.shown(n)}"
+            "time_steps: expected the number of steps as an int under 2^31 and of at least 1, got "
+            f"{args.shown(n)}"
         )
     return torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
 
