@@ -334,8 +334,10 @@ def spectral_mix(
 
 def check_mix(op: str, inputs: Sequence[Tensor], masks: Sequence[Tensor], noise_mask: Tensor | None) -> None:
     """The checks of spectral_mix, which its fused twin shares."""
-    if isinstance(inputs, Tensor) or isinstance(masks, Tensor):
-        raise TypeError(f"{op}: expected inputs and masks as sequences of tensors, got a tensor")
+    for given in (inputs, masks):
+        if not isinstance(given, Sequence):
+            got = "a tensor" if isinstance(given, Tensor) else args.describe(given)
+            raise TypeError(f"{op}: expected inputs and masks as sequences of tensors, got {got}")
     if not inputs or len(inputs) != len(masks):
         raise ValueError(
             f"{op}: expected as many masks as inputs, at least one; "
@@ -376,7 +378,7 @@ def check_normal(shape: Sequence[int], key: NoiseKey, dtype: torch.dtype) -> lis
         raise ValueError(f"normal: expected shape as [B, ...] of sizes of at least 0, got {got}")
     if all(isinstance(n, int) for n in sizes) and math.prod(sizes) >= 2**63:
         raise ValueError(f"normal: expected shape of fewer than 2^63 elements, got {args.shown(sizes)}")
-    if dtype not in args.IMAGE_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in args.IMAGE_DTYPES:
         raise TypeError(
             f"normal: expected dtype as float64, float32, bfloat16 or float16, got {args.shown(dtype)}"
         )

@@ -76,11 +76,9 @@ def chosen() -> str:
 
 
 def _check(name: str, where: str) -> None:
-    if name == "auto":
-        return
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in ("auto", *NAMES):
         raise ValueError(f"{where}: expected one of {', '.join(NAMES)} or auto, got {shown(name)}")
-    usable, reason = _probe(name)
+    usable, reason = (True, "") if name == "auto" else _probe(name)
     if not usable:
         raise RuntimeError(f"{where}: backend {name!r} does not work here: {reason}")
 
