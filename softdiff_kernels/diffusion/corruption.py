@@ -322,5 +322,5 @@ def _interpolate(tables: Tensor, t: Tensor) -> Tensor:
     start, value, slope, limit = tables.unbind(0)
     # Never detached: a derivative that nobody saw above reaches the op, which refuses it.
     exact = t.double().clamp(0.0, 1.0)
-    piece = torch.searchsorted(start, exact.contiguous(), right=True).sub_(1).clamp_(min=0)
+    piece = torch.searchsorted(start, exact.contiguous(), right=True).sub_(1).clamp(min=0)
     return torch.minimum(value[piece] + (exact - start[piece]) * slope[piece], limit[piece]).to(t.dtype)
