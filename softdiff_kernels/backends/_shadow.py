@@ -7,12 +7,26 @@ that is installed.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 
 PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def refuse_foreign(module: ModuleType) -> None:
+    """ImportError for a compiled module of another copy of the package, which may be of another version.
+
+    The finder of an editable install gives its own where this copy has none.
+    """
+    name, _, _ = module.__name__.rpartition(".")
+    file = getattr(module, "__file__", None)
+    folders = [os.path.realpath(folder) for folder in sys.modules[name].__path__]
+    if file and os.path.realpath(os.path.dirname(file)) not in folders:
+        raise ImportError(f"{file} belongs to another copy of {name}")
 
 
 def reason(module: str, here: Path = PACKAGE) -> str:

@@ -24,6 +24,7 @@ from . import _build_record, _memory, _shadow
 def _load() -> tuple[Any, str]:
     try:
         _native = import_module("softdiff_kernels._native")
+        _shadow.refuse_foreign(_native)
     except ImportError as error:
         record = _build_record.read()  # its reason is empty where it left nothing
         reason = _shadow.reason("_native") or (not record.native and record.reason) or error
