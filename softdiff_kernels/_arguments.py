@@ -62,6 +62,7 @@ def _recorded(value: Tensor) -> bool:
     return (
         type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
         or _functorch.is_functorch_wrapped_tensor(value)
+        or _functorch.is_legacy_batchedtensor(value)
         or torch._is_functional_tensor(value)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.jit.is_tracing()
@@ -79,9 +80,14 @@ def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients")
     ):
         found = found or _derivative_below(value)
     if found:
-        raise ValueError(
-            f"{op}: {name} {found}, but the ops are not differentiable in their {what}; pass {name}.detach()"
-        )
+        raise not_differentiable(op, name, found, what)
+
+
+def not_differentiable(op: str, name: str, found: str, what: str) -> ValueError:
+    """found: "requires grad" or "carries a tangent"; what: "coefficients" or "masks"."""
+    return ValueError(
+        f"{op}: {name} {found}, but the ops are not differentiable in their {what}; pass {name}.detach()"
+    )
 
 
 def _derivative_below(value: Tensor) -> str | None:

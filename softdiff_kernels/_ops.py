@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every op's torch.library schema and fake, side by side.
+"""Every op's torch.library schema and fake, side by side, and the registration of all that belongs to an op.
 
-The ops are pure functions of tensors (`step_out` apart, which declares its mutation); autograd lies
-outside, in `_autograd.py`. A coefficient is a float32 or float64 tensor [1] or [B]. A key is three host
-integers (seed, stream, draw), or int64 rows [1, 3] or [B, 3] on the device, or absent.
+The ops are pure functions of tensors (`step_out` apart, which declares its mutation). Their derivatives
+(`_autograd.py`) and batching rules (`_vmap.py`) are registered with them. A coefficient is a float32 or
+float64 tensor [1] or [B]. A key is three host integers (seed, stream, draw), or int64 rows [1, 3] or [B, 3]
+on the device, or absent.
 
 One Python function serves all dispatch keys below autograd: it asks `backends` which implementation
 takes the call, so that a choice of backend holds under torch.compile as well.
@@ -17,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _autograd, _vmap
 from .backends import dispatcher
 
 _KEY = "SymInt[] key, Tensor? key_rows"
+
+_LOSS = "Tensor prediction, Tensor target, Tensor blur_std, Tensor? weight, float floor, str reduction"
 
 _SCHEMAS = {
     "dct2": "(Tensor x, bool inverse) -> Tensor",
@@ -38,11 +42,9 @@ _SCHEMAS = {
         "(Tensor? x_t, Tensor x0_hat, Tensor blur_std_t, Tensor blur_std_s, Tensor first, Tensor second, "
         f"str rule, float floor, {_KEY}, Tensor? noise, Tensor(a!) out) -> ()"
     ),
-    # The loss of each image [B]; its gradient for the prediction, times gradient_scale, or an empty tensor.
-    "soft_score_loss": (
-        "(Tensor prediction, Tensor target, Tensor blur_std, Tensor? weight, float floor, "
-        "float gradient_scale, bool gradient) -> (Tensor, Tensor)"
-    ),
+    # The loss, reduced to [] or [B]; the gradient of its sum for the prediction.
+    "soft_score_loss": f"({_LOSS}) -> Tensor",
+    "soft_score_loss_and_gradient": f"({_LOSS}) -> (Tensor, Tensor)",
     "spectral_mix": f"(Tensor[] inputs, Tensor[] masks, Tensor? noise_mask, {_KEY}) -> Tensor",
     "normal": f"(SymInt[] shape, {_KEY}, ScalarType dtype, Device device) -> Tensor",
 }
@@ -69,10 +71,13 @@ def _fake_step_out(*args: Any) -> None:
     return None
 
 
-def _fake_loss(prediction: Tensor, target: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _fake_loss(prediction: Tensor, *args: Any) -> Tensor:
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    loss = prediction.new_empty(prediction.shape[0], dtype=dtype)
-    return loss, torch.empty_like(prediction) if args[-1] else prediction.new_empty(0)
+    return prediction.new_empty([prediction.shape[0]] if args[-1] == "none" else [], dtype=dtype)
+
+
+def _fake_loss_and_gradient(prediction: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _fake_loss(prediction, *args), torch.empty_like(prediction)
 
 
 def _fake_mix(inputs: Sequence[Tensor], *args: Any) -> Tensor:
@@ -92,6 +97,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "step": _fake_step,
     "step_out": _fake_step_out,
     "soft_score_loss": _fake_loss,
+    "soft_score_loss_and_gradient": _fake_loss_and_gradient,
     "spectral_mix": _fake_mix,
     "normal": _fake_normal,
 }
@@ -102,11 +108,43 @@ def image_dtype(x0: Tensor) -> torch.dtype:
     return torch.float32 if x0.dtype == torch.uint8 else x0.dtype
 
 
+def _losses() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Both ops of the loss, by the backends' function: each image's loss, and the gradient times a factor."""
+    each = dispatcher("soft_score_loss")
+
+    def loss(
+        prediction: Tensor, target: Tensor, std: Tensor, weight: Tensor | None, floor: float, reduction: str
+    ) -> Tensor:
+        found, _ = each(prediction, target, std, weight, floor, 1.0, False)
+        return _autograd.reduce(found, reduction)
+
+    def loss_and_gradient(
+        prediction: Tensor, target: Tensor, std: Tensor, weight: Tensor | None, floor: float, reduction: str
+    ) -> tuple[Tensor, Tensor]:
+        share = _autograd.share(reduction, prediction.shape[0])
+        found, gradient = each(prediction, target, std, weight, floor, share, True)
+        return _autograd.reduce(found, reduction), gradient
+
+    return loss, loss_and_gradient
+
+
+# Kernels for dispatch keys are taken back when their library goes.
+_library = torch.library.Library("softdiff", "DEF")
+_RULES = {rule.op: rule for rule in _autograd.RULES}
+_DIRECT = dict(zip(("soft_score_loss", "soft_score_loss_and_gradient"), _losses(), strict=True))
+
+
 def _register(name: str) -> Any:
     qualified = f"softdiff::{name}"
-    torch.library.define(qualified, _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "CompositeExplicitAutograd", dispatcher(name))
-    torch.library.register_fake(qualified, _FAKES[name])
+    direct = _DIRECT.get(name) or dispatcher(name)
+    _library.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, direct, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, _FAKES[name], lib=_library)
+    torch.library.register_vmap(qualified, _vmap.RULES[name], lib=_library)
+    if name in _RULES:  # normal takes no image
+        rule = _RULES[name]
+        rule.direct = staticmethod(direct)
+        _library.impl(name, rule.kernel(), "Autograd", with_keyset=True)
     return getattr(torch.ops.softdiff, name).default
 
 
@@ -116,5 +154,6 @@ corrupt = _register("corrupt")
 step = _register("step")
 step_out = _register("step_out")
 soft_score_loss = _register("soft_score_loss")
+soft_score_loss_and_gradient = _register("soft_score_loss_and_gradient")
 spectral_mix = _register("spectral_mix")
 normal = _register("normal")

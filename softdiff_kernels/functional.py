@@ -10,13 +10,13 @@ alone. Under autocast, arithmetic is in float32 and the result has the image's d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from . import _arguments as args
-from . import _autograd, _ops, reference
+from . import _ops, reference
 from .noise import NoiseKey, pack_key
 
 Coefficient = float | Tensor
@@ -70,27 +70,16 @@ def _optional(
     return args.coefficient(op, name, value, x.shape[0], x.device, nonnegative=not any_sign)
 
 
-def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """function.apply as torch.compile (2.13) can trace it: of a tensor given twice the second is a view."""
-    if torch.compiler.is_compiling():
-        distinct: list[Any] = []
-        for a in arguments:
-            again = isinstance(a, Tensor) and any(a is b for b in distinct)
-            distinct.append(a.view_as(a) if again else a)
-        return function.apply(*distinct)
-    return function.apply(*arguments)
-
-
 @_twin
 def dct2(x: Tensor) -> Tensor:
     args.image("dct2", "x", x)
-    return _apply(_autograd.Transform, x, False) if _autograd.wanted(x) else _ops.dct2(x, False)
+    return _ops.dct2(x, False)
 
 
 @_twin
 def idct2(u: Tensor) -> Tensor:
     args.image("idct2", "u", u)
-    return _apply(_autograd.Transform, u, True) if _autograd.wanted(u) else _ops.dct2(u, True)
+    return _ops.dct2(u, True)
 
 
 @_twin
@@ -99,8 +88,6 @@ def blur(x: Tensor, blur_std: Coefficient, *, floor: float = 0.0, scale: Coeffic
     floor = args.number("blur", "floor", floor, most=1.0)
     std = args.coefficient("blur", "blur_std", blur_std, x.shape[0], x.device)
     factor = _optional("blur", "scale", scale, x, any_sign=True)
-    if _autograd.wanted(x):
-        return _apply(_autograd.Blur, x, std, factor, floor)
     return _ops.blur(x, std, factor, floor)
 
 
@@ -124,12 +111,7 @@ def corrupt(
     sigma = args.coefficient(op, "noise_std", noise_std, batch, device)
     factor = _optional(op, "scale", scale, x0, any_sign=True)
     packed, rows = _key(op, key, noise, x0, noise_std)
-    if _autograd.wanted(x0, noise):
-        x_t, residual = _apply(
-            _autograd.Corrupt, x0, noise, std, sigma, factor, floor, packed, rows, return_residual
-        )
-    else:
-        x_t, residual = _ops.corrupt(x0, std, sigma, factor, floor, packed, rows, noise, return_residual)
+    x_t, residual = _ops.corrupt(x0, std, sigma, factor, floor, packed, rows, noise, return_residual)
     return (x_t, residual) if return_residual else x_t
 
 
@@ -158,8 +140,6 @@ def _step(
     if out is not None:
         _ops.step_out(x_t, x0_hat, *tensors, mode, floor, packed, rows, noise, out)
         return out
-    if _autograd.wanted(x_t, x0_hat, noise):
-        return _apply(_autograd.Step, x_t, x0_hat, noise, *tensors, mode, floor, packed, rows)
     return _ops.step(x_t, x0_hat, *tensors, mode, floor, packed, rows, noise)
 
 
@@ -225,10 +205,7 @@ def soft_score_loss(
     args.choice(op, "reduction", reduction, ("none", "mean", "sum"))
     std = args.coefficient(op, "blur_std", blur_std, prediction.shape[0], prediction.device)
     factor = _optional(op, "weight", weight, prediction)
-    if _autograd.wanted(prediction, target):
-        return _apply(_autograd.Loss, prediction, target, std, factor, floor, reduction)
-    loss, _ = _ops.soft_score_loss(prediction, target, std, factor, floor, 1.0, False)
-    return _autograd.reduce(loss, reduction)
+    return _ops.soft_score_loss(prediction, target, std, factor, floor, reduction)
 
 
 @_twin
@@ -241,8 +218,6 @@ def spectral_mix(
 ) -> Tensor:
     reference.check_mix("spectral_mix", inputs, masks, noise_mask)
     packed, rows = _key("spectral_mix", key, None, inputs[0], 0.0 if noise_mask is None else 1.0)
-    if _autograd.wanted(*inputs):
-        return _apply(_autograd.Mix, tuple(masks), noise_mask, packed, rows, *inputs)
     return _ops.spectral_mix(inputs, masks, noise_mask, packed, rows)
 
 

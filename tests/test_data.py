@@ -95,6 +95,34 @@ def test_npz_layouts(tmp_path: Path, name: str, shape: tuple[int, ...], expected
     assert np.array_equal(found.pixels.numpy(), last.transpose(0, 3, 1, 2))
 
 
+def test_npy_is_read_as_the_array_of_an_npz(tmp_path: Path) -> None:
+    """Rule: one array alone is images without labels, refused by the rules of an .npz; a file that is named
+    as the other of the two kinds is a sentence."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    np.save(tmp_path / "set.npy", pixels)
+    found = load_images(str(tmp_path / "set.npy"))
+    assert np.array_equal(found.pixels.numpy(), pixels.transpose(0, 3, 1, 2)) and found.name == "set"
+    found.pixels[0] = 0  # a copy, not the file
+    assert np.array_equal(np.load(tmp_path / "set.npy"), pixels)
+    assert load_images(str(tmp_path / "set.npy"), 3).shape == (3, 3, 3)
+    np.save(tmp_path / "grey.npy", pixels[..., 0])
+    assert load_images(str(tmp_path / "grey.npy")).shape == (1, 4, 5)
+    (tmp_path / "set.npz").write_bytes((tmp_path / "set.npy").read_bytes())
+    text = message(tmp_path / "set.npz")
+    assert "set.npz: expected an .npz file, got one array alone, as in an .npy file" in text
+    np.savez(tmp_path / "packed.npz", images=pixels)
+    (tmp_path / "packed.npy").write_bytes((tmp_path / "packed.npz").read_bytes())
+    assert "packed.npy: expected an .npy file, got an .npz file" in message(tmp_path / "packed.npy")
+    np.save(tmp_path / "floats.npy", pixels.astype(np.float32))
+    assert "uint8 [N, H, W]" in message(tmp_path / "floats.npy")
+    assert "got float32 [3, 4, 5, 3]" in message(tmp_path / "floats.npy")
+    np.save(tmp_path / "objects.npy", np.array([{}, None]), allow_pickle=True)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "set.npy").read_bytes()[:150])
+    (tmp_path / "none.npy").write_bytes(b"")
+    for name in ("objects.npy", "cut.npy", "none.npy"):
+        assert f"{name}: not a readable .npy file" in message(tmp_path / name)
+
+
 def test_npz_is_resized_with_any_number_of_channels(tmp_path: Path) -> None:
     np.savez(tmp_path / "flat.npz", images=np.full((2, 6, 4, 2), 77, dtype=np.uint8))
     found = load_images(str(tmp_path / "flat.npz"), 3)

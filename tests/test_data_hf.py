@@ -66,6 +66,17 @@ def test_a_saved_hugging_face_set(hf: Any, tmp_path: Path, capsys: pytest.Captur
     assert "cannot be loaded as split train" in message(f"hf:{tmp_path / 'missing'}")
 
 
+def test_hugging_face_labels_that_are_text_are_in_the_order_of_numbers(hf: Any, tmp_path: Path) -> None:
+    """Rule: a column of text is numbered as class folders are; ClassLabel's own numbers stay."""
+    picture = {"bytes": png(random_pixels()), "path": None}
+    table = hf.Dataset.from_dict({"image": [picture] * 3, "label": ["10", "9", "x"]})
+    table.cast_column("image", hf.Image()).save_to_disk(str(tmp_path / "text"))
+    found = load_images(f"hf:{tmp_path / 'text'}", need_labels=True)
+    assert (
+        found.classes == ("9", "10", "x") and found.labels is not None and found.labels.tolist() == [1, 0, 2]
+    )
+
+
 def test_hugging_face_labels_that_cannot_be_used(hf: Any, tmp_path: Path) -> None:
     picture = {"bytes": png(random_pixels()), "path": None}
     for name, labels in (("float", [0.5, 1.0]), ("lists", [[0], [1, 2]]), ("none", [None, 1])):

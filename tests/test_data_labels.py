@@ -11,6 +11,7 @@ import torch
 from image_files import fill, labels_json, message, pack, random_pixels
 
 from softdiff_kernels.training.data import ImageSet, load_images
+from softdiff_kernels.training.errors import UserError
 
 
 def test_class_folders_are_labels_where_every_image_lies_in_one(tmp_path: Path) -> None:
@@ -28,6 +29,74 @@ def test_class_folders_are_labels_where_every_image_lies_in_one(tmp_path: Path) 
     for name, content in (("one", one), ("outside", outside), ("parts", parts)):
         assert load_images(str(fill(tmp_path / name, content))).labels is None
         assert "labels come from" in message(tmp_path / name, need_labels=True)
+
+
+def test_class_folders_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    """Rule: of folders 0 to 11, folder k is class k; other names come after, by the alphabet."""
+    files = {f"{i}/a.png": random_pixels(i) for i in range(12)}
+    folder, zipped = fill(tmp_path / "set", files), pack(tmp_path / "set.zip", files)
+    for source in (folder, zipped):
+        found = load_images(str(source), need_labels=True)
+        assert found.classes == tuple(map(str, range(12))) and found.labels is not None
+        # The images stand in the order of their paths, 0, 1, 10, 11, 2, ...; each has its folder's number.
+        assert found.labels.tolist() == [0, 1, 10, 11, *range(2, 10)]
+        for i, label in enumerate(found.labels.tolist()):
+            assert np.array_equal(found.pixels[i].numpy(), random_pixels(label).transpose(2, 0, 1))
+    mixed = ["b", "10", "9", "a", "-1", "0.5", "010", "a2", "a10"]
+    files = {f"{name}/1.png": random_pixels() for name in mixed}
+    ordered = ("-1", "0.5", "9", "010", "10", "a", "a10", "a2", "b")
+    assert load_images(str(fill(tmp_path / "mixed", files))).classes == ordered
+    # The same of labels that are text in an array.
+    np.savez(tmp_path / "set.npz", images=random_pixels(shape=(3, 4, 6)), labels=np.array(["10", "9", "x"]))
+    found = load_images(str(tmp_path / "set.npz"))
+    assert (
+        found.classes == ("9", "10", "x") and found.labels is not None and found.labels.tolist() == [1, 0, 2]
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (
+            ("0000045/1.png", "0000099/2.png"),
+            ("0000045, 0000099", "five digits or more", "id0000045", "dataset.json"),
+        ),
+        (
+            ("cat/1.png", "dog/2.png", "3.png"),
+            ("1 of its 3 images lie in none of its sub-folders, such as 3.png",),
+        ),
+        (("pets/cat/1.png", "pets/dog/2.png"), ("the one folder pets", "give that one as the data set")),
+        (("1.png", "2.png"), ("lie in no sub-folder",)),
+    ],
+)
+def test_why_folders_are_no_classes_and_what_to_do(
+    tmp_path: Path, names: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    source = fill(tmp_path / "set", {name: random_pixels() for name in names})
+    text = message(source, need_labels=True)
+    assert "has no labels: " in text and all(part in text for part in parts)
+    # Many folders are no long sentence.
+    if "0000045/1.png" in names:
+        fill(source, {f"{i:07}/1.png": random_pixels() for i in range(100, 300)})
+        assert "and 197 more" in message(source, need_labels=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("train/cat/1.png", "test/dog/2.png"), "its classes became test, train"),
+        (("Train/1.png", "VAL/2.png", "test/3.png"), "its classes became Train, VAL, test"),
+        # A train among animals is a train.
+        (("train/1.png", "cat/2.png"), ""),
+    ],
+)
+def test_parts_of_a_set_that_became_classes_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], told: str
+) -> None:
+    source = fill(tmp_path, {name: random_pixels() for name in names})
+    assert len(load_images(str(source), need_labels=True).classes) == len(names)
+    said = capsys.readouterr().err
+    assert told in said and bool(told) == ("give one of these parts alone" in said)
 
 
 def test_a_folder_around_all_of_a_zip_is_not_a_class(tmp_path: Path) -> None:
@@ -58,6 +127,10 @@ def test_null_labels_in_a_dataset_json_are_none_and_not_the_folders(tmp_path: Pa
         (labels_json(("a.png", 0), ("b.png", 2**70)), str(2**70)),
         (labels_json(("a.png", 0), ("b.png", 5_000_000)), "at most 1000000 classes, got 5000000"),
         (b'{"labels": [["a.png", 0], ["b.png", 2]], "classes": ["x", "y"]}', "2 class names, got 2"),
+        (
+            labels_json(("a.png", 0), ("b.png", 1), ("./a.png", 1)),
+            "one label for each image, got two for a.png",
+        ),
         (b'{"labels": 3}', "got something else"),
         (b'{"labels": [["a.png"]]}', "got something else"),
         (b"[1, 2]", "got something else"),
@@ -140,6 +213,28 @@ def test_need_labels_says_where_they_could_come_from(tmp_path: Path) -> None:
     assert digits.labels is not None and digits.num_classes == 10
     # scikit-learn's target of the first ten digits is 0, 1, ..., 9.
     assert digits.labels[:10].tolist() == list(range(10))
+
+
+def test_classes_are_numbered_as_in_the_run_that_goes_on() -> None:
+    """Rule: a name keeps the number that it had, unless every image has its number still; what the run does
+    not know is refused."""
+    pixels = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1)
+    old = ImageSet(pixels, "a", torch.tensor([0, 1, 2]), ("1", "10", "2"))
+    new = ImageSet(pixels, "a", torch.tensor([0, 2, 1]), ("1", "2", "10"))
+    digest = old.digest(labels=True)
+    same = new.numbered_as(old.classes, digest)
+    assert same.classes == old.classes and same.digest(labels=True) == digest
+    # Fewer classes than the run knew are numbered by it, too.
+    few = ImageSet(pixels, "a", torch.tensor([0, 1, 0]), ("2", "10")).numbered_as(old.classes, digest)
+    assert few.labels is not None and few.labels.tolist() == [2, 1, 2] and few.classes == old.classes
+    # Other names of the same numbers, image by image, change nothing for the network.
+    named = ImageSet(pixels, "a", torch.tensor([0, 1, 2]), ("cat", "dog", "owl"))
+    assert named.numbered_as(old.classes, digest) is named
+    for strange in (("1", "2", "11"), ("1", "1", "2")):
+        with pytest.raises(
+            UserError, match=r"the classes that the run was trained on \(1, 10, 2\), got others"
+        ):
+            ImageSet(pixels, "a", torch.tensor([2, 1, 0]), strange).numbered_as(old.classes, digest)
 
 
 def test_a_digest_with_labels_tells_labels_apart_and_without_them_does_not() -> None:

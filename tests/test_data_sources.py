@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import fill, labels_json, message, pack, png, random_pixels
+from image_files import fill, labels_json, message, pack, png, random_pixels, tiff
 from PIL import Image
 
 from softdiff_kernels.training import data_pixels
@@ -142,6 +142,63 @@ def test_floating_point_images_are_left_out_with_the_reason(
     fill(tmp_path, {"b.png": random_pixels(1, (4, 6))})
     assert len(load_images(str(tmp_path)).pixels) == 1
     assert "a.tif (pixels are floating-point numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "sample_format", "kind"),
+    [
+        *(
+            ("<u4", 32, 1, "32-bit numbers"),
+            ("<i4", 32, 2, "signed numbers"),
+            ("<i2", 16, 2, "signed numbers"),
+        ),
+        *(("i1", 8, 2, "signed numbers"), ("<f4", 32, 3, "floating-point numbers")),
+    ],
+)
+@pytest.mark.parametrize("top", [1, 100])
+def test_numbers_whose_range_is_not_known_are_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    dtype: str,
+    bits: int,
+    sample_format: int,
+    kind: str,
+    top: int,
+) -> None:
+    """Rule: where a file does not say what is white, no number is taken for it, whatever the numbers are."""
+    pixels = (np.arange(24).reshape(4, 6) % 2 * top).astype(dtype)
+    fill(tmp_path, {"a.tif": tiff(pixels, bits=bits, sample_format=sample_format)})
+    text = message(tmp_path)
+    assert (
+        "none of its 1 images can be read" in text and f"pixels are {kind}, whose range is not known" in text
+    )
+    assert "save them with 8 or 16 bits" in text
+    fill(tmp_path, {"b.png": random_pixels(1, (4, 6))})
+    assert len(load_images(str(tmp_path)).pixels) == 1
+    assert (
+        f"1 of 2 images cannot be read and are left out: {tmp_path}/a.tif (pixels are"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        # A level is the whole 255ths of white in the number: 257 to one of 16 bits, 4095 / 255 to one of 12.
+        (tiff(np.array([[0, 256, 257, 65535]], "<u2"), bits=16), [0, 0, 1, 255]),
+        (tiff(np.array([[0, 256, 257, 65535]], "<u2"), bits=16, white_is_zero=True), [255, 254, 254, 0]),
+        (tiff(np.array([[0, 16, 17, 4095]], "<u2"), bits=12), [0, 0, 1, 255]),
+        (tiff(np.array([[0, 1, 254, 255]], "u1"), bits=8), [0, 1, 254, 255]),
+        (tiff(np.array([[0, 1, 254, 255]], "u1"), bits=8, white_is_zero=True), [255, 254, 1, 0]),
+        # Pillow stretches a portable grey map to 16 bits: 512 of 1023 is 32800, of which 127 are whole.
+        (b"P5 4 1 1023\n" + np.array([0, 1, 512, 1023], ">u2").tobytes(), [0, 0, 127, 255]),
+    ],
+)
+def test_deep_greys_whose_range_is_known_are_scaled(
+    tmp_path: Path, content: bytes, expected: list[int]
+) -> None:
+    fill(tmp_path, {"a.tif": content})
+    assert load_images(str(tmp_path)).pixels[0, 0, 0].tolist() == expected
 
 
 def test_a_height_and_width_are_covered_and_cut_from_the_centre(tmp_path: Path) -> None:

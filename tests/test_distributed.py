@@ -3,26 +3,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
-
+import gloo
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from checks import picture
+from gloo import WORLD
 
 import softdiff_kernels as sk
 
-pytestmark = [
-    pytest.mark.skipif(
-        not (dist.is_available() and dist.is_gloo_available()), reason="torch has no gloo here"
-    ),
-    pytest.mark.skipif(sys.platform == "win32", reason="gloo over loopback"),
-]
+pytestmark = gloo.needs_gloo
 
-WORLD, BATCH = 2, 6
+BATCH = 6
 SHAPE = (BATCH, 3, 12, 10)
 STREAM = 2**40  # the first image's number
 STD = torch.linspace(0.5, 4.0, BATCH)
@@ -44,46 +35,18 @@ def training_step(model, part: slice):
     return loss, x_t
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
-    try:
-        model = torch.nn.parallel.DistributedDataParallel(network())
-        part = slice(rank * BATCH // WORLD, (rank + 1) * BATCH // WORLD)
-        loss, x_t = training_step(model, part)
-        loss.backward()
-        gradients = [p.grad for p in model.parameters()]
-        torch.save({"x_t": x_t, "gradients": gradients}, os.path.join(folder, f"{rank}.pt"))
-    finally:
-        dist.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def work(rank: int) -> dict:
+    model = torch.nn.parallel.DistributedDataParallel(network())
+    part = slice(rank * BATCH // WORLD, (rank + 1) * BATCH // WORLD)
+    loss, x_t = training_step(model, part)
+    loss.backward()
+    return {"x_t": x_t.detach(), "gradients": [p.grad for p in model.parameters()]}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two processes computed."""
-    folder = tmp_path_factory.mktemp("ranks")
-    context = mp.get_context("spawn")
-    port = free_port()
-    processes = [
-        context.Process(target=worker, args=(rank, port, str(folder)), daemon=True) for rank in range(WORLD)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    stuck = [process for process in processes if process.is_alive()]
-    for process in stuck:
-        process.terminate()
-    assert not stuck, "a rank did not finish in 120 s"
-    assert [process.exitcode for process in processes] == [0] * WORLD
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return gloo.run(work, tmp_path_factory.mktemp("ranks"))
 
 
 def test_the_noise_of_a_split_batch_is_that_of_the_whole(ranks):

@@ -184,6 +184,12 @@ def test_samples_are_drawn_from_weights(
     argv[-1] = "0-5"
     again = json.loads(run(capsys, *argv, "--num", "6", "--json"))
     assert again["samples_digest"] == result["samples_digest"]
+    argv[-1] = "0-5"
+    # What is drawn has the model's channels and size: the advice is to bring the reference to them.
+    colour = archive(tmp_path / "colour.npz", bars(600, shape=(3, 9, 9))[0])
+    said = refused(capsys, *argv[:2], "--reference", colour, *argv[4:])
+    assert "--channels 1 compares all as grey; --image-size 8 8 brings all to 8 x 8" in said
+    assert "--channels: expected 1, which" in refused(capsys, *argv, "--channels", "3")
     # Too few are refused before any is drawn.
     assert "takes 500 images or more on both sides, got 6 (samples)" in refused(capsys, *argv)
     # A run's own pictures are not its samples.
@@ -229,6 +235,51 @@ def test_mistakes_are_one_line(
     assert "no such folder" in said(samples, plain, "--classifier", away, "--labelled", noise)
 
 
+def test_colour_and_grey_are_brought_to_one_by_channels(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: the advice of a refusal helps: with it, the same files are compared, and the result says how."""
+    colour = archive(tmp_path / "colour.npz", bars(600, seed=1)[0].expand(-1, 3, -1, -1).contiguous())
+    argv = [*_pair(colour, data["plain"]), "--classifier", data["classifier"]]
+    said = refused(capsys, *argv)
+    assert "--channels 1 compares all as grey; --channels 3 compares all as RGB" in said
+    assert "--image-size" not in said
+    out = tmp_path / "result.json"
+    line = run(capsys, *argv, "--channels", "1", "--out", str(out))
+    (result,) = json.loads(out.read_text())
+    # Grey three times is that grey: the number is that of the grey samples.
+    grey = json.loads(run(capsys, *_pair(data["samples"], data["plain"]), *argv[4:], "--json"))
+    assert result["value"] == pytest.approx(grey["value"], rel=1e-6) and "grey, by --channels" in line
+    assert "; grey, by --channels" in result["resize"] and "channels" not in grey["resize"]
+    # A classifier of grey images takes no others.
+    said = refused(capsys, *argv, "--channels", "3")
+    assert "--channels 1 compares all as grey" in said and "--channels 3 compares" not in said
+    large = archive(tmp_path / "large.npz", bars(600, shape=(3, 9, 9))[0])
+    said = refused(capsys, *_pair(large, data["plain"]), *argv[4:])
+    assert "--channels 1" in said and "--image-size N brings all to N x N" in said
+    assert "--channels" not in refused(capsys, *_pair(large, colour), *argv[4:])
+    alpha = archive(tmp_path / "alpha.npz", bars(600, shape=(4, 8, 8))[0])
+    said = refused(capsys, *_pair(alpha, colour), *argv[4:])
+    assert "--channels 3 compares all as RGB" in said and "--channels 4" not in said
+
+
+def test_a_packed_folder_of_samples_is_known_however_its_names_are_spelled(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"sampler": "naive", "seeds": "0-9", "class": '3 "dog"'}
+    for form in ("./{}", "samples\\{}", "/samples/{}"):
+        packed = tmp_path / "packed.zip"
+        with zipfile.ZipFile(packed, "w") as archived:
+            for seed, image in enumerate(bars(10, seed=2)[0]):
+                Image.fromarray(image[0].numpy()).save(tmp_path / "one.png")
+                archived.write(tmp_path / "one.png", form.format(f"{seed:06d}.png"))
+            archived.writestr(form.format("samples.json"), json.dumps(record))
+            archived.writestr("__MACOSX\\._samples.json", "no")
+        argv = [*_pair(str(packed), data["plain"]), "--classifier", data["classifier"], "--num", "10"]
+        said = run(capsys, *argv)
+        assert "10 of " in said and "sampler naive" in said and 'class 3 "dog"' in said
+
+
 def _pair(images: str, reference: str) -> list[str]:
     return ["--images", images, "--reference", reference]
 
@@ -247,7 +298,9 @@ def test_nothing_is_downloaded_for_fid(
     assert "--metric fid takes 10000 images or more on both sides, got 600" in refused(capsys, *few)
     alpha = archive(tmp_path / "alpha.npz", bars(20, shape=(2, 8, 8))[0])
     argv = [*_pair(alpha, alpha), *few[4:], "--num", "20"]
-    assert "put images with alpha on a background first, got 2 channels" in refused(capsys, *argv)
+    assert "put images with alpha on a background first, got 2 channels; --channels 3" in refused(
+        capsys, *argv
+    )
 
 
 def _fidelity(name: str) -> Any:

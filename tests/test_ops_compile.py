@@ -62,7 +62,8 @@ SAMPLES = {
         (X, Y, 2 * STD, STD, C1, C2, "given", 0.0, INTS, None, None, torch.zeros_like(X)),
         (X, Y, 2 * STD, STD, C1, C2 * 0, "small", 0.0, [], None, Z, torch.zeros_like(X)),
     ],
-    "soft_score_loss": [(X, Y, STD, None, 0.0, 1.0, False), (X, Y.bfloat16(), STD, STD, 0.1, 0.5, True)],
+    "soft_score_loss": [(X, Y, STD, None, 0.0, "mean"), (X, Y.bfloat16(), STD, STD, 0.1, "none")],
+    "soft_score_loss_and_gradient": [(X, Y, STD, None, 0.0, "sum"), (X, Y.bfloat16(), STD, STD, 0.1, "none")],
     "spectral_mix": [([X, Y], [MASK, MASK.square()], MASK, INTS, None), ([X], [MASK], None, [], None)],
     "normal": [([2, 3, 5], INTS, None, torch.float32, torch.device("cpu"))],
 }

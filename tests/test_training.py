@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 
 from training_runs import CPU, losses, make_trainer, small, tensors
 
-from softdiff_kernels.diffusion import Corruption, power_spectrum, shortest_path_schedule
+from softdiff_kernels.diffusion import Corruption, TrainingLoss, power_spectrum, shortest_path_schedule
 from softdiff_kernels.noise import NoiseKey
 from softdiff_kernels.reference import decode
 from softdiff_kernels.training.checkpoint import load_checkpoint
@@ -102,6 +102,17 @@ def test_averages_follow_their_recursion(blobs: Path) -> None:
         # Five float32 lerps, each off by a rounding of at most 2^-24 of values under 1.
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     assert not torch.equal(*(average.module.state_dict()[name] for average in trainer.averages))
+
+
+def test_every_round_calls_the_loss_as_a_module(blobs: Path) -> None:
+    """Rule: a step goes through what a wrapper would wrap, and the checkpoint's names know nothing of it."""
+    trainer = make_trainer(blobs, batch_gpu=2)
+    calls: list[int] = []
+    trainer.loss.register_forward_hook(lambda module, given, losses: calls.append(len(losses)))
+    trainer.advance()
+    assert isinstance(trainer.loss, TrainingLoss) and calls == [2, 2, 2]
+    names = set(trainer.state().part("model"))
+    assert names == set(trainer.model.state_dict()) and "net.conv_in.weight" in names
 
 
 def test_loss_falls_well_below_doing_nothing(blobs: Path) -> None:

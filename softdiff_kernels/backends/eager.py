@@ -125,12 +125,12 @@ def soft_score_loss(
     floor: float,
     gradient_scale: float,
     gradient: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     loss = reference.soft_score_loss(
         prediction, target, blur_std, weight=weight, floor=floor, reduction="none"
     )
     if not gradient:
-        return loss, prediction.new_empty(0)
+        return loss, None
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     error = prediction.to(dtype) - target.to(dtype)
     twice = reference.blur(reference.blur(error, blur_std, floor=floor), blur_std, floor=floor)

@@ -167,7 +167,7 @@ def soft_score_loss(
     floor: float,
     gradient_scale: float,
     gradient: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     loss = torch.empty(prediction.shape[0], dtype=torch.float32)
     slope = torch.empty_like(prediction) if gradient else None
     _load()[0].soft_score_loss(
@@ -182,7 +182,7 @@ def soft_score_loss(
         at.image(slope),
         torch.get_num_threads(),
     )
-    return loss, prediction.new_empty(0) if slope is None else slope
+    return loss, slope
 
 
 def spectral_mix(

@@ -8,6 +8,7 @@ from .power_spectrum import PowerSpectrum, power_spectrum
 from .priors import PRIORS, BlurredImagesPrior, GaussianDCTPrior, PlainGaussianPrior, Prior, prior_from_state
 from .samplers import SAMPLERS, sample_ddim, sample_momentum, sample_naive, sample_tacos, time_steps
 from .schedule import Schedule, shortest_path_schedule
+from .training_loss import TrainingLoss
 from .wasserstein import wasserstein_distances
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Prior",
     "Schedule",
     "SoftDenoiser",
+    "TrainingLoss",
     "power_spectrum",
     "prior_from_state",
     "sample_ddim",

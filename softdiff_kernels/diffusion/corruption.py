@@ -299,7 +299,8 @@ def _make_tables(corruption: Corruption, field: str, device: torch.device) -> Te
     """Start, value, slope and limit of each piece: float64 [4, nodes - 1]."""
     t = corruption.t
     values: tuple[float, ...] = getattr(corruption, field)
-    slope = [(v1 - v0) / (t1 - t0) for t0, t1, v0, v1 in zip(t, t[1:], values, values[1:], strict=False)]
+    # Not by zip: torch 2.6 cannot trace it with `strict`.
+    slope = [(values[i + 1] - values[i]) / (t[i + 1] - t[i]) for i in range(len(t) - 1)]
     return torch.tensor([t[:-1], values[:-1], slope, values[1:]], dtype=torch.float64, device=device)
 
 

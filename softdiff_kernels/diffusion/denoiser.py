@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import _arguments as args
 from .. import functional
 from ..noise import NoiseKey
-from . import _images
+from . import _images, _wrappers
 from ._stream import uniform_from_words, words_after
 from .corruption import Corruption
 
@@ -20,7 +20,7 @@ PREDICTION_TYPES = ("residual", "sample")
 WEIGHTS = ("paper", "uniform")
 
 
-class SoftDenoiser(nn.Module):
+class SoftDenoiser(_wrappers.Wrappable):
     """Wraps `inner_model(x_t, t[B], **kw)` so that it is called and trained by what it means.
 
     prediction_type: "residual" where the network gives phi = x_0 - x_t, so `x0_hat = phi + x_t`
@@ -84,9 +84,11 @@ class SoftDenoiser(nn.Module):
         image's own stream if a key is given, else from torch's generator. key, noise: of the
         corruption, as in `functional.corrupt`. reduction: "none", "mean" over the batch, or "sum".
         kw goes to the network. Summed over an image's elements (float64 for float64 images).
-        Daras et al. 2022, eq. 12.
+        Daras et al. 2022, eq. 12. Under DDP, FSDP2 or accelerate, wrap and call `TrainingLoss(denoiser)`:
+        RuntimeError where this would bypass a DDP of several processes, or FSDP.
         """
         op = "SoftDenoiser.loss"
+        _wrappers.refuse_bypass(op, self)
         args.image(op, "x0", x0, uint8=True)
         if t is None:
             t = self.draw_time(x0, key)
@@ -104,7 +106,11 @@ class SoftDenoiser(nn.Module):
 
     def _predict(self, x_t: Tensor, time: Tensor, kw: dict[str, Any]) -> Tensor:
         """The network's answer, in float32 or wider."""
-        out = self.inner_model(x_t, time, **kw)
+        try:
+            out = self.inner_model(x_t, time, **kw)
+        except RuntimeError as error:
+            _wrappers.explain_sharded("SoftDenoiser", self, error)
+            raise
         out = out if isinstance(out, Tensor) else getattr(out, "sample", None)
         if not isinstance(out, Tensor):
             raise TypeError("SoftDenoiser: expected the network to return a tensor or an object with .sample")

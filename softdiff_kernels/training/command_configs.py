@@ -37,7 +37,8 @@ class SampleConfig:
     data: str | None = None
     """Images to fit --prior to; as in `softdiff train`."""
     classes: str | None = None
-    """Of a conditional model: class numbers such as 3 or 0-9, which seeds take in turn. Default: all."""
+    """Of a conditional model: classes that seeds take in turn, by name or number, such as cat,dog or 0-9;
+    name:3 and number:3 where 3 could be either. Default: all."""
     guidance: float = 1.0
     """Classifier-free guidance: x0_hat without a class, plus this many times what the class changes."""
     batch: int = 64
@@ -45,7 +46,7 @@ class SampleConfig:
     grid: bool = True
     """Also write grid.png."""
     npz: str | None = None
-    """Also write all images into this .npz: arr_0 uint8 [N, H, W, C], seeds, and labels."""
+    """Also write all images into this .npz: arr_0 uint8 [N, H, W, C], seeds, and labels with classes."""
     trajectory: str | None = None
     """Also draw how the first eight images come about: a strip (.png) or an animation (.gif)."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
@@ -85,7 +86,7 @@ class ScheduleConfig:
     """Compute the Wasserstein shortest-path schedule of a data set and save it as JSON."""
 
     data: str
-    """Folder of images, .npz, or the word digits: as in `softdiff train`."""
+    """Folder of images, .npz, .npy, .zip, or the word digits: as in `softdiff train`."""
     out: str = "schedule.json"
     """File to write."""
     image_size: tuple[int, ...] = ()

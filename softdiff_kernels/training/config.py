@@ -21,7 +21,7 @@ class TrainConfig:
     """Train a Soft Diffusion model on a folder of images, an .npz file, or the built-in digits."""
 
     data: str
-    """Folder of images (searched recursively), .npz, .zip, hf:NAME[:SPLIT], or the word digits."""
+    """Folder of images (searched recursively), .npz, .npy, .zip, hf:NAME[:SPLIT], or the word digits."""
     preset: str | None = None
     """Options to begin with: digits, mnist, cifar10 or celeba64. --config and flags override them."""
     config: str | None = None

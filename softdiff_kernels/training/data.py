@@ -5,10 +5,11 @@ to the `corrupt` op."""
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,31 +18,33 @@ import torch
 from torch import Tensor
 
 from ..diffusion import PowerSpectrum, power_spectrum
-from .data_decode import tell_unreadable
-from .data_files import SUFFIXES, read_folder, read_zip
+from .data_files import read_folder, read_zip
+from .data_formats import SUFFIXES
 from .data_hf import PREFIX, parsed, read_hf
 from .data_labels import WHERE_FROM, Labels
-from .data_npz import read_npz
+from .data_names import listed
+from .data_npz import read_npy, read_npz
 from .data_pixels import Found, Wanted, from_array
 from .errors import UserError, need
 from .image_order import ImageOrder
 
 __all__ = ["SUFFIXES", "ImageOrder", "ImageSet", "load_images", "read", "set_name"]
 
-EXPECTED = "expected a folder of images, an .npz or .zip file, hf:NAME, or the word digits"
+EXPECTED = "expected a folder of images, an .npz, .npy or .zip file, hf:NAME, or the word digits"
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """A data set held in memory: pixels uint8 [N, C, H, W], and a short name for run folders.
 
-    labels: int64 [N] in 0..K-1, or None; classes: the K names.
+    labels: int64 [N] in 0..K-1, or None; classes: the K names; unlabelled: why there are no labels.
     """
 
     pixels: Tensor
     name: str
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+    unlabelled: str = ""
 
     def __post_init__(self) -> None:
         """Refuses labels that are not one an image."""
@@ -76,34 +79,64 @@ class ImageSet:
             digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
+    def numbered_as(self, classes: Sequence[str], digest: str | None) -> ImageSet:
+        """These images with their classes numbered as in a run, whose classes are given, whose images have
+        this digest, and which may have been begun when class folders had another order.
+
+        The names tell which number a class had, unless every image has the number that it had. UserError
+        where the run does not know one of the names.
+        """
+        if self.labels is None or self.classes == tuple(classes) or self.digest(labels=True) == digest:
+            return self
+        number = {name: i for i, name in enumerate(classes)}
+        unknown = [name for name in self.classes if name not in number]
+        if unknown or len(number) < len(classes) or len(set(self.classes)) < len(self.classes):
+            known = listed(dict.fromkeys(classes, ""))
+            raise UserError(
+                f"expected images of the classes that the run was trained on ({known}), got others "
+                f"({listed(dict.fromkeys(unknown or self.classes, ''))})"
+            )
+        numbers = torch.tensor([number[name] for name in self.classes])
+        return replace(self, labels=numbers[self.labels], classes=tuple(classes))
+
     def batches(self, size: int = 512) -> Iterator[Tensor]:
         """The whole set in order, as uint8 [B, C, H, W]."""
         yield from self.pixels.split(size)
 
 
 def load_images(
-    source: str, image_size: int | tuple[int, int] | None = None, *, need_labels: bool = False
+    source: str,
+    image_size: int | tuple[int, int] | None = None,
+    *,
+    channels: int | None = None,
+    need_labels: bool = False,
 ) -> ImageSet:
-    """The data set that `--data` names: `digits`, a folder (searched recursively), an .npz or .zip file, or
-    hf:NAME_OR_PATH[:SPLIT].
+    """The data set that `--data` names: `digits`, a folder (searched recursively), an .npz, .npy or .zip
+    file, or hf:NAME_OR_PATH[:SPLIT].
 
     image_size: (height, width), or one number for both; images are resized so that they cover it, and the
-    centre cut out. Without it all images must be of one size. need_labels: refuse a source without usable
-    labels, which otherwise gives none (and a warning, where it has some that cannot be used). Raises
-    UserError, one sentence, for anything that cannot be read.
+    centre cut out. Without it all images must be of one size. channels: 1 (grey), 3 (RGB, alpha laid over
+    black) or 4 (RGBA); without it what the images have in common. need_labels: refuse a source without usable
+    labels, which otherwise gives none (and a warning, where it has some that cannot be used). What is left
+    out is counted and named on standard error, by the first of several processes. Raises UserError, one
+    sentence, for anything that cannot be read.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    found = read(source, Wanted(size))
+    found = read(source, Wanted(size, channels))
     labels = found.labels
     if need_labels and labels.values is None:
-        raise UserError(labels.fault or f"{source}: has no labels; {WHERE_FROM}")
-    if found.unreadable:
-        tell_unreadable(found.unreadable, len(found.pixels) + len(found.unreadable))
+        why = f": {labels.why}" if labels.why else ""
+        raise UserError(labels.fault or f"{source}: has no labels{why}; {WHERE_FROM}")
+    remarks = list(found.remarks())
     if labels.fault or labels.note:
         unused = "; going on without labels" if labels.fault else ""
-        print(f"warning: {labels.fault or labels.note}{unused}", file=sys.stderr, flush=True)
+        remarks.append(f"warning: {labels.fault or labels.note}{unused}")
+    if os.environ.get("RANK", "") in ("", "0"):
+        for line in remarks:
+            print(line, file=sys.stderr, flush=True)
     values = None if labels.values is None else torch.from_numpy(labels.values)
-    return ImageSet(torch.from_numpy(found.pixels), set_name(source), values, labels.classes)
+    why = labels.fault or labels.why
+    return ImageSet(torch.from_numpy(found.pixels), set_name(source), values, labels.classes, why)
 
 
 def set_name(source: str) -> str:
@@ -125,7 +158,7 @@ def read(source: str, wanted: Wanted) -> Found:
         return read_hf(source, wanted)
     if path.is_dir():
         return read_folder(path, wanted)
-    kinds = {".npz": read_npz, ".zip": read_zip}
+    kinds = {".npz": read_npz, ".npy": read_npy, ".zip": read_zip}
     if path.suffix.lower() in kinds and path.is_file():
         return kinds[path.suffix.lower()](path, wanted)
     if not path.exists():

@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import struct
-import sys
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +13,20 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import torch
 
+from .data_formats import HEIC, UNREADABLE, formats
+from .data_labels import Labels
+from .data_names import parts_of, shown, suffix_of
 from .data_pixels import (
     CHANNELS,
     GREY_MODES,
     MODES,
+    Found,
     Pixels,
     Wanted,
     allocated,
     cropped,
+    eight_bits,
+    grey_range,
     has_alpha,
     put,
     to_mode,
@@ -35,11 +37,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHUNK = 256
-MOST_NAMED = 5
-UNREADABLE = (
-    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, IndexError, KeyError, TypeError),
-    *(struct.error, zlib.error, zipfile.BadZipFile),
-)
+UNKNOWN = "not an image that Pillow knows"
+HEIC_REASON = "Pillow reads HEIC with the package pillow-heif alone"
+STILL = frozenset(("MPO", "PSD"))
+"""Formats whose further frames are previews or layers of one picture."""
 Opened = Callable[[int], "Path | IO[bytes]"]
 
 
@@ -52,6 +53,13 @@ class Decoded:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, str] = field(default_factory=dict)
+    animated: dict[str, str] = field(default_factory=dict)
+
+    def found(self, labels: Labels, others: dict[str, str] | None = None) -> Found:
+        """With the labels of the whole list, and what else lies beside the images."""
+        kept = labels.take(self.kept)
+        told = (self.sizes, self.modes, self.unreadable, self.animated)
+        return Found(self.pixels, kept, *told, others or {})
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class _One:
     size: tuple[int, int]
     grey: bool
     alpha: bool
+    animated: bool
 
 
 def _one(source: Path | IO[bytes], mode: str | None, wanted: Wanted) -> _One | str:
@@ -68,16 +77,29 @@ def _one(source: Path | IO[bytes], mode: str | None, wanted: Wanted) -> _One | s
     pil = need("PIL.Image", "reading images")
     operations = need("PIL.ImageOps", "reading images")
     try:
-        with pil.open(source) as opened:
+        with pil.open(source, formats=formats()) as opened:
             opened.load()
+            levels = grey_range(opened)
             image = operations.exif_transpose(opened)
+            animated = opened.format not in STILL and _is_animated(opened)
         grey, alpha, size, stored = image.mode in GREY_MODES, has_alpha(image), image.size, image.mode
+        if levels is not None:
+            image = eight_bits(image, *levels)
         image = to_mode(image, mode or _mode(not grey, not alpha))
-        return _One(image if wanted.size is None else cropped(image, wanted.size), stored, size, grey, alpha)
+        image = image if wanted.size is None else cropped(image, wanted.size)
+        return _One(image, stored, size, grey, alpha, animated)
     except pil.UnidentifiedImageError:
-        return "not an image that Pillow knows"  # its own words name an object in memory
+        return UNKNOWN  # its own words name an object in memory
     except (*UNREADABLE, pil.DecompressionBombError) as error:
         return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_animated(image: Image) -> bool:
+    """Whether there are more frames; a damaged second one does not spoil the first, which is read."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except UNREADABLE:
+        return True
 
 
 def _mode(colour: bool, opaque: bool) -> str:
@@ -104,7 +126,8 @@ def decode(names: Sequence[str], opened: Opened, wanted: Wanted, where: str) -> 
         first = ""
         for i, one in _each(len(names), opened, mode, wanted):
             if isinstance(one, str):
-                found.unreadable[names[i]] = one
+                heic = one == UNKNOWN and suffix_of(parts_of(names[i])) in HEIC
+                found.unreadable[names[i]] = HEIC_REASON if heic else one
                 continue
             if wanted.channels is None:
                 colour, opaque = colour or not one.grey, opaque or not one.alpha
@@ -119,18 +142,21 @@ def decode(names: Sequence[str], opened: Opened, wanted: Wanted, where: str) -> 
             elif found.pixels.shape[2:] != (one.image.height, one.image.width):
                 height, width = found.pixels.shape[2:]
                 raise UserError(
-                    f"expected images of one size, got {width} x {height} in {first} and {one.size[0]} x "
-                    f"{one.size[1]} in {names[i]}; --image-size N resizes and crops them all to N x N"
+                    f"expected images of one size, got {width} x {height} in {shown(first)} and "
+                    f"{one.size[0]} x {one.size[1]} in {shown(names[i])}; --image-size N resizes and "
+                    "crops them all to N x N"
                 )
             put(found.pixels, len(found.kept), one.image)
             found.kept.append(i)
             found.sizes[one.size] += 1
             found.modes[one.mode] += 1
+            if one.animated:
+                found.animated[names[i]] = ""
         if restart:
             continue
         if not found.kept:
             name, reason = next(iter(found.unreadable.items()))
-            raise UserError(f"{where}: none of its {len(names)} images can be read; {name}: {reason}")
+            raise UserError(f"{where}: none of its {len(names)} images can be read; {shown(name)}: {reason}")
         found.pixels = found.pixels[: len(found.kept)]
         return found
 
@@ -149,11 +175,3 @@ def _each(count: int, opened: Opened, mode: str | None, wanted: Wanted) -> Itera
         for start in range(0, count, CHUNK):
             chunk = range(start, min(start + CHUNK, count))
             yield from zip(chunk, pool.map(load, chunk), strict=True)
-
-
-def tell_unreadable(unreadable: dict[str, str], count: int) -> None:
-    """A warning that counts the images that are left out, and names the first few."""
-    named = [f"{file} ({reason})" for file, reason in list(unreadable.items())[:MOST_NAMED]]
-    more = f" and {len(unreadable) - MOST_NAMED} more" if len(unreadable) > MOST_NAMED else ""
-    told = f"{len(unreadable)} of {count} images cannot be read and are left out: {', '.join(named)}{more}"
-    print(f"warning: {told}", file=sys.stderr, flush=True)

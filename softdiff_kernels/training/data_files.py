@@ -7,27 +7,17 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from .data_decode import Opened, decode
+from .data_formats import why_no_image
 from .data_labels import Labels, from_folders, from_json
+from .data_names import Parts, by_parts, listed
 from .data_pixels import Found, Wanted
 from .errors import UserError
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 JSON = "dataset.json"
-
-
-def _is_image(parts: Sequence[str]) -> bool:
-    """Whether a path inside a folder or zip is an image's, neither hidden nor a resource of macOS."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and os.path.splitext(parts[-1])[1].lower() in SUFFIXES
-
-
-def _is_file(path: str) -> bool:
-    """A file, or a link that leads nowhere: an image that cannot be read. A pipe would never end."""
-    return os.path.isfile(path) or not os.path.exists(path)
 
 
 def _raise(error: OSError) -> None:
@@ -36,19 +26,39 @@ def _raise(error: OSError) -> None:
 
 def read_folder(folder: Path, wanted: Wanted) -> Found:
     """Every image under a folder, in the order of their paths. Links to folders are not followed."""
-    parts: list[tuple[str, ...]] = []
-    text = None
+    named: list[tuple[str, str]] = []
+    others: dict[str, str] = {}
     try:
-        for where, _, files in os.walk(folder, onerror=_raise):
-            above = Path(where).relative_to(folder).parts
-            found = (name for name in files if _is_image((*above, name)))
-            parts += [(*above, name) for name in found if _is_file(os.path.join(where, name))]
-        if (folder / JSON).is_file():
-            text = (folder / JSON).read_bytes()
+        for where, below, files in os.walk(folder, onerror=_raise):
+            above = os.path.relpath(where, folder)
+            links = [name for name in below if os.path.islink(os.path.join(where, name))]
+            named += [(f"{above}/{name}", os.path.join(where, name)) for name in (*files, *links)]
+        there, others = by_parts(named)
+        text = Path(there.pop((JSON,))).read_bytes() if (JSON,) in there else None
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror or error}") from error
-    names = ["/".join(p) for p in sorted(parts)]
-    return _found(folder, names, _labels(folder, names, text), lambda i: folder / names[i], wanted)
+    images = []
+    for parts, path in sorted(there.items()):
+        if why := _why_no_image(parts, path):
+            others["/".join(parts)] = why
+        else:
+            images.append((parts, path))
+    names = [parts for parts, _ in images]
+    labels = _labels(folder, names, text)
+    return _found(folder, names, labels, others, lambda i: Path(images[i][1]), wanted)
+
+
+def _why_no_image(parts: Parts, path: str) -> str:
+    """A link that leads nowhere is an image that cannot be read, if its name is an image's."""
+    if not os.path.isfile(path) and os.path.exists(path):
+        # Opening a pipe would never end.
+        return "a link to a folder" if os.path.isdir(path) else "not a regular file"
+    return why_no_image(parts, lambda: open(path, "rb"))
+
+
+def zip_entries(archive: zipfile.ZipFile) -> tuple[dict[Parts, zipfile.ZipInfo], dict[str, str]]:
+    """The files of an archive by the parts of their names, without what is hidden; and those left out."""
+    return by_parts((e.filename, e) for e in archive.infolist() if not e.filename.endswith(("/", "\\")))
 
 
 def read_zip(path: Path, wanted: Wanted) -> Found:
@@ -57,33 +67,41 @@ def read_zip(path: Path, wanted: Wanted) -> Found:
     entries that are damaged are left out and told of."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {tuple(e.filename.split("/")): e for e in archive.infolist() if not e.is_dir()}
-            parts = sorted(p for p in entries if _is_image(p))
+            entries, others = zip_entries(archive)
+            parts = []
+            for place, entry in sorted(entries.items()):
+                if why := why_no_image(place, partial(archive.open, entry)):
+                    others["/".join(place)] = why
+                else:
+                    parts.append(place)
             if any(entries[p].flag_bits & 1 for p in parts):
                 raise UserError(f"{path}: expected a zip without a password, got encrypted images")
             tops = {p[:1] if len(p) > 1 else () for p in parts}
             root = tops.pop() if len(tops) == 1 and (JSON,) not in entries else ()
             note = entries.get((*root, JSON))
             text = None if note is None else archive.read(note)
-            labels = _labels(path, ["/".join(p[len(root) :]) for p in parts], text)
+            others.pop("/".join((*root, JSON)), None)
+            labels = _labels(path, [p[len(root) :] for p in parts], text)
 
             def opened(i: int) -> io.BytesIO:
                 return io.BytesIO(archive.read(entries[parts[i]]))
 
-            return _found(path, ["/".join(p) for p in parts], labels, opened, wanted)
+            return _found(path, parts, labels, others, opened, wanted)
     except UserError:
         raise
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable .zip file ({error})") from error
 
 
-def _found(where: Path, names: list[str], labels: Labels, opened: Opened, wanted: Wanted) -> Found:
-    if not names:
-        raise UserError(f"{where}: expected images ({', '.join(sorted(SUFFIXES))}), found none")
-    some = [f"{where}/{name}" for name in names[: wanted.limit]]
-    decoded = decode(some, opened, wanted, str(where))
-    return Found(decoded.pixels, labels.take(decoded.kept), decoded.sizes, decoded.modes, decoded.unreadable)
+def _found(
+    where: Path, parts: list[Parts], labels: Labels, others: dict[str, str], opened: Opened, wanted: Wanted
+) -> Found:
+    if not parts:
+        among = f" among {len(others)} files: {listed(others)}" if others else ""
+        raise UserError(f"{where}: expected images, found none{among}")
+    some = [f"{where}/{'/'.join(p)}" for p in parts[: wanted.limit]]
+    return decode(some, opened, wanted, str(where)).found(labels, others)
 
 
-def _labels(where: Path, names: list[str], text: bytes | None) -> Labels:
-    return from_folders(names) if text is None else from_json(text, names, f"{where}/{JSON}")
+def _labels(where: Path, parts: list[Parts], text: bytes | None) -> Labels:
+    return from_folders(parts) if text is None else from_json(text, parts, f"{where}/{JSON}")

@@ -53,7 +53,7 @@ def read_hf(source: str, wanted: Wanted) -> Found:
         return Path(cell["path"]) if cell.get("bytes") is None else io.BytesIO(cell["bytes"])
 
     decoded = decode([f"{source} row {i}" for i in range(count)], opened, wanted, source)
-    return Found(decoded.pixels, labels.take(decoded.kept), decoded.sizes, decoded.modes, decoded.unreadable)
+    return decoded.found(labels)
 
 
 def _loaded(datasets: Any, name: str, split: str) -> Any:

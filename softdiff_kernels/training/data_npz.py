@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets in .npz files: an array of images, and perhaps one of labels."""
+"""Data sets in .npz files, an array of images and perhaps one of labels, or .npy files, of images alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,12 @@ def read_npz(path: Path, wanted: Wanted) -> Found:
     """The arrays `images` (or `arr_0`), uint8 [N, H, W] or [N, H, W, C], and `labels` (or `y`, `label`),
     whole numbers [N], with `classes`, their names, beside them."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        opened: Any = np.load(path, allow_pickle=False, mmap_mode="r")
+        if isinstance(opened, np.ndarray):
+            raise UserError(
+                f"{path}: expected an .npz file, got one array alone, as in an .npy file: name it so"
+            )
+        with opened as archive:
             name = _first(IMAGES, archive)
             if name is None:
                 found = ", ".join(archive.files) or "nothing"
@@ -36,7 +42,27 @@ def read_npz(path: Path, wanted: Wanted) -> Found:
         raise
     except (ValueError, OSError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable .npz file ({error})") from error
-    what = f"{path}: expected {name} as uint8 [N, H, W] or [N, H, W, C] with C of 1 to 4"
+    return _found(array, labels, f"{path}: expected {name}", wanted)
+
+
+def read_npy(path: Path, wanted: Wanted) -> Found:
+    """An array of images as in an .npz file, without labels."""
+    try:
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise UserError(f"{path}: expected an .npy file, got an .npz file: name it so")
+        check_memory(array.nbytes, f"the images in {path}")
+        labels = Labels(why="an .npy file holds images alone")
+        return _found(np.array(array), labels, f"{path}: expected an array", wanted)
+    except UserError:
+        raise
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npy file ({error})") from error
+
+
+def _found(array: Pixels, labels: Labels, what: str, wanted: Wanted) -> Found:
+    what = f"{what} as uint8 [N, H, W] or [N, H, W, C] with C of 1 to 4"
     shaped = array.ndim == 3 or (array.ndim == 4 and 1 <= array.shape[3] <= 4)
     if array.dtype != np.uint8 or not shaped:
         raise UserError(f"{what}, got {array.dtype} {list(array.shape)}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .data_labels import Labels
+from .data_names import listed
 from .errors import UserError, need
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 CHANNELS = {mode: channels for channels, mode in MODES.items()}
 GREY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"))
 ALPHA_MODES = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))
+WHOLE_RANGE = frozenset(("PNG", "PPM"))
+"""Formats whose mode I is 16 bits, scaled so that 65535 is white."""
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 LEAVE_FREE = 0.95
 
 
@@ -37,13 +42,29 @@ class Wanted:
 @dataclass
 class Found:
     """What a source holds: pixels uint8 [N, C, H, W]; sizes, (width, height) before resizing, and modes,
-    each with its count; unreadable images by name, with the reason; labels of the N readable ones."""
+    each with its count; labels of the N images. By name: images that are unreadable, with the reason;
+    images of which only the first frame was taken; other files, with the reason why they are left out."""
 
     pixels: Pixels
     labels: Labels
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, str] = field(default_factory=dict)
+    animated: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+
+    def remarks(self) -> Iterator[str]:
+        """One sentence each on what was left out or taken in part, with its count and the first few names."""
+        count = len(self.pixels) + len(self.unreadable)
+        if self.unreadable:
+            told = f"{len(self.unreadable)} of {count} images cannot be read and are left out"
+            yield f"warning: {told}: {listed(self.unreadable)}"
+        if self.animated:
+            told = f"{len(self.animated)} of {len(self.pixels)} images have several frames or pages"
+            yield f"note: {told}; the first is taken: {listed(self.animated)}"
+        if self.others:
+            files = "1 other file is" if len(self.others) == 1 else f"{len(self.others)} other files are"
+            yield f"note: {files} left out: {listed(self.others)}"
 
 
 def has_alpha(image: Image) -> bool:
@@ -52,15 +73,42 @@ def has_alpha(image: Image) -> bool:
     return image.mode in ALPHA_MODES or (not deep and "transparency" in image.info)
 
 
+def grey_range(image: Image) -> tuple[int, bool] | None:
+    """The level of white of a grey image deeper than 8 bits, and whether black and white are exchanged; None
+    for any other image.
+
+    Call it on an image as it was opened: a TIFF file's tags tell what its mode does not. ValueError, with
+    the way out, where black and white are not known.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = max(tags.get(BITS_PER_SAMPLE, (8,)))
+    deep = image.mode.startswith("I")
+    kind = ""
+    if image.mode == "F":
+        kind = "floating-point numbers"
+    elif 2 in tags.get(SAMPLE_FORMAT, ()):
+        kind = "signed numbers"
+    elif image.mode == "I" and image.format not in WHOLE_RANGE:
+        kind = f"{bits}-bit numbers" if tags else "whole numbers of more than 16 bits"
+    if kind:
+        raise ValueError(
+            f"pixels are {kind}, whose range is not known: scale them so that black is 0 and white the "
+            "largest number, and save them with 8 or 16 bits"
+        )
+    return (2**bits - 1 if tags else 65535, tags.get(PHOTOMETRIC) == 0) if deep else None
+
+
+def eight_bits(image: Image, white: int, exchanged: bool) -> Image:
+    """Deep grey as L: a level is the whole 255ths of white in the number. Pillow would clip at 255."""
+    pil = need("PIL.Image", "reading images")
+    levels = np.asarray(image).astype(np.int64).clip(0, white)
+    return pil.fromarray(((white - levels if exchanged else levels) * 255 // white).astype(np.uint8))
+
+
 def to_mode(image: Image, mode: str) -> Image:
     """The image as L, RGB or RGBA. Where alpha has to go, the image is laid over black."""
     pil = need("PIL.Image", "reading images")
-    if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers, whose range is not known")
-    if image.mode.startswith("I"):
-        # Pillow clips 16-bit greys at 255 instead of scaling them.
-        image = pil.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    elif mode != "RGBA" and has_alpha(image):
+    if mode != "RGBA" and has_alpha(image):
         black = pil.new("RGBA", image.size, (0, 0, 0, 255))
         black.alpha_composite(image.convert("RGBA"))
         image = black.convert("RGB")

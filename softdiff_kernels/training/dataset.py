@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,11 +19,12 @@ from torch import Tensor
 from .checkpoint import whole_file
 from .config import check_sides, height_and_width
 from .data import read
+from .data_labels import MOST_SHOWN
+from .data_names import printable
 from .data_pixels import Found, Wanted
 from .errors import UserError
 from .images import to_pil
 
-MOST_SHOWN = 20
 PER_FOLDER = 1000
 NAMES = {1: "grey", 2: "grey with alpha", 3: "RGB", 4: "RGBA"}
 
@@ -34,7 +35,7 @@ class DatasetConfig:
     and, with --out, convert it."""
 
     source: str
-    """Folder of images, .npz, .zip, hf:NAME_OR_PATH[:SPLIT], or the word digits."""
+    """Folder of images, .npz, .npy, .zip, hf:NAME_OR_PATH[:SPLIT], or the word digits."""
     out: str | None = None
     """File to write: .zip (PNG files and dataset.json, as EDM reads it) or .npz (images, labels, classes)."""
     image_size: tuple[int, ...] = ()
@@ -82,7 +83,7 @@ def convert(config: DatasetConfig, say: Callable[[str], None] = print) -> Found:
     say(f"wrote {out} ({out.stat().st_size:,} bytes)")
     if len(found.unreadable) > MOST_SHOWN:
         with whole_file(listed) as file:
-            file.write("".join(f"{n}: {why}\n" for n, why in found.unreadable.items()).encode())
+            file.write("".join(f"{printable(n)}: {why}\n" for n, why in found.unreadable.items()).encode())
         say(f"wrote {listed}")
     else:
         listed.unlink(missing_ok=True)  # an earlier conversion's, which would tell of other images
@@ -107,7 +108,20 @@ def report(source: str, found: Found, *, labels: bool = True) -> Iterator[str]:
         yield f"mean, standard deviation on {told}, by channel: {means}, {stds}"
     if found.unreadable:
         yield f"unreadable, left out: {len(found.unreadable)} of {count + len(found.unreadable)}"
-        yield from (f"  {name}: {reason}" for name, reason in found.unreadable.items())
+        yield from (f"  {printable(name)}: {reason}" for name, reason in found.unreadable.items())
+    if found.animated:
+        yield f"several frames or pages, of which the first is taken: {len(found.animated)} of {count}"
+        yield from _first(map(printable, found.animated))
+    if found.others:
+        yield f"other files, left out: {len(found.others)}"
+        yield from _first(f"{printable(name)}: {reason}" for name, reason in found.others.items())
+
+
+def _first(names: Iterable[str]) -> Iterator[str]:
+    told = list(names)
+    yield from (f"  {name}" for name in told[:MOST_SHOWN])
+    if len(told) > MOST_SHOWN:
+        yield f"  and {len(told) - MOST_SHOWN} more"
 
 
 def _most(counted: Counter[tuple[int, int]] | Counter[str], text: Callable[..., str]) -> str:
@@ -119,12 +133,12 @@ def _most(counted: Counter[tuple[int, int]] | Counter[str], text: Callable[..., 
 def _classes(found: Found) -> Iterator[str]:
     values, classes = found.labels.values, found.labels.classes
     if values is None:
-        yield "classes: none"
+        yield f"classes: none ({found.labels.why})" if found.labels.why else "classes: none"
         return
     yield f"classes: {len(classes)}"
     counts = np.bincount(values, minlength=len(classes))
     for i, name in enumerate(classes[:MOST_SHOWN]):
-        yield f"  {i} {name}: {counts[i]:,}" if name != str(i) else f"  {i}: {counts[i]:,}"
+        yield f"  {i} {printable(name)}: {counts[i]:,}" if name != str(i) else f"  {i}: {counts[i]:,}"
     if len(classes) > MOST_SHOWN:
         yield f"  and {len(classes) - MOST_SHOWN} more"
     if found.labels.note:

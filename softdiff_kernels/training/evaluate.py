@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._version import __version__
 from .classifier import Classifier, load_classifier, train_classifier
-from .data import ImageSet, load_images
+from .data import ImageSet
 from .device import pick_device
 from .errors import UserError
 from .evaluate_config import EvaluateConfig
@@ -29,6 +29,7 @@ LEAST = {"classifier": 500, "fid": 10_000, "kid": 1_000}
 """Images from which a metric is computed without --num: several for each of 64 or 2048 features; for
 kid, which has no bias, the size of its subsets."""
 USUAL_FID = 50_000
+CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
 NAMES = {
     "classifier": "classifier Fréchet distance",
     "fid": "FID (Fréchet inception distance)",
@@ -45,7 +46,7 @@ def evaluate(config: EvaluateConfig, say: Say = print) -> list[dict[str, Any]]:
     for flag, path in (("--out", config.out), ("--classifier", config.classifier)):
         if path is not None and not Path(path).parent.is_dir():
             raise UserError(f"{flag}: {Path(path).parent}: no such folder")
-    reference = load_images(config.reference, config.size)
+    reference = config.load(config.reference)
     found = samples(config, progress)
     _check(config, found, reference)
     inception = _inception(config, reference)
@@ -75,7 +76,7 @@ def _check(config: EvaluateConfig, found: Samples, reference: ImageSet) -> None:
         ours, theirs = _shape(found.shape), _shape(reference.shape)
         raise UserError(
             f"expected images like the reference's ({theirs} in {config.reference}), got {ours} in "
-            f"{found.name}; --image-size N brings all to N x N"
+            f"{found.name}{_way_out(found.shape, reference.shape, fixed=config.weights is not None)}"
         )
     for metric in config.metrics:
         if metric != "classifier":
@@ -92,6 +93,19 @@ def _check(config: EvaluateConfig, found: Samples, reference: ImageSet) -> None:
             )
 
 
+def _way_out(ours: tuple[int, int, int], theirs: tuple[int, int, int], *, fixed: bool = False) -> str:
+    """The options that bring images of two shapes to one; fixed: ours cannot be changed."""
+    ways = []
+    if ours[0] != theirs[0]:
+        both = {ours[0]} if fixed else {min(ours[0], theirs[0]), 3}
+        ways += [f"--channels {c} compares all as {CHANNELS[c]}" for c in sorted(both) if c in CHANNELS]
+    if ours[1:] != theirs[1:]:
+        height, width = ours[1:]
+        size = f"{height} {width} brings all to {height} x {width}" if fixed else "N brings all to N x N"
+        ways.append(f"--image-size {size}")
+    return "".join(f"; {way}" for way in ways)
+
+
 def _shape(shape: tuple[int, int, int]) -> str:
     channels, height, width = shape
     return f"{channels} channel{'s' * (channels != 1)} of {height} x {width}"
@@ -106,7 +120,7 @@ def _inception(config: EvaluateConfig, reference: ImageSet) -> Inception | None:
 def _classifier(config: EvaluateConfig, reference: ImageSet, say: Say) -> Classifier:
     """The classifier in --classifier, if that file is there; else one trained on --labelled."""
     file = None if config.classifier is None else Path(config.classifier)
-    labelled = None if config.labelled is None else load_images(config.labelled, config.size)
+    labelled = None if config.labelled is None else config.load(config.labelled)
     if file is not None and file.exists():
         found = load_classifier(file)
         if labelled is not None and labelled.digest() != found.data_digest:
@@ -115,8 +129,9 @@ def _classifier(config: EvaluateConfig, reference: ImageSet, say: Say) -> Classi
         source = config.labelled or config.reference
         data = reference if labelled is None else labelled
         if data.labels is None:
+            why = f" ({data.unlabelled})" if data.unlabelled else ""
             raise UserError(
-                f"{source}: has no labels, which --metric classifier trains its classifier on; "
+                f"{source}: has no labels{why}, which --metric classifier trains its classifier on; "
                 "--labelled names a labelled data set, --classifier a trained classifier"
             )
         _check_classifier_shape(data.shape, reference, source)
@@ -140,7 +155,8 @@ def _check_classifier_shape(shape: tuple[int, int, int], reference: ImageSet, so
     if shape != reference.shape:
         theirs, ours = _shape(reference.shape), _shape(shape)
         wanted = f"a classifier of images like the reference's ({theirs})"
-        raise UserError(f"expected {wanted}, got {ours} ({source})")
+        ways = _way_out(shape, reference.shape, fixed=True)
+        raise UserError(f"expected {wanted}, got {ours} ({source}){ways}")
 
 
 def _features(extractor: Classifier | Inception, pixels: Tensor, say: Say) -> Tensor:
@@ -193,6 +209,8 @@ def _common(config: EvaluateConfig, found: Samples, ours: ImageSet, reference: I
     resized = f"{size}, none resized"
     if config.size is not None:
         resized = f"{size}, by --image-size: Lanczos down, bicubic up, centre square"
+    if config.channels is not None:
+        resized += f"; {CHANNELS[config.channels]}, by --channels"
     return {
         "samples": found.count,
         "samples_source": found.name,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .config import check_sides, height_and_width
+from .data import ImageSet, load_images
 from .errors import UserError
 
 METRICS = ("classifier", "fid", "kid")
@@ -18,9 +19,9 @@ class EvaluateConfig:
     """Measure how far images are from a reference data set. No weights are ever downloaded."""
 
     reference: str
-    """Data set to compare with: a folder of images, .npz, .zip, or the word digits."""
+    """Data set to compare with: a folder of images, .npz, .npy, .zip, or the word digits."""
     images: str | None = None
-    """Images to measure: a folder (that of `softdiff sample`, say), .npz or .zip. Or give --weights."""
+    """Images to measure: a folder (that of `softdiff sample`, say), .npz, .npy or .zip. Or give --weights."""
     weights: str | None = None
     """Weights file or run folder to draw the images from, instead of --images."""
     metric: str = "classifier"
@@ -29,6 +30,8 @@ class EvaluateConfig:
     """Take exactly the first this many images, be they fewer than a metric asks for."""
     image_size: tuple[int, ...] = ()
     """Side, or height and width: all images are resized to cover it, and its centre is cut out."""
+    channels: Literal[1, 3, 4] | None = None
+    """All images are compared as 1 (grey), 3 (RGB, alpha laid over black) or 4 (RGBA)."""
 
     labelled: str | None = None
     """Labelled data set that the classifier is trained on. Default: the reference."""
@@ -88,6 +91,10 @@ class EvaluateConfig:
     def size(self) -> tuple[int, int] | None:
         """--image-size as (height, width), None where it is not given."""
         return height_and_width(self.image_size)
+
+    def load(self, source: str) -> ImageSet:
+        """A data set at --image-size and --channels."""
+        return load_images(source, self.size, channels=self.channels)
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from .checkpoint import find, numbered
-from .data import ImageSet, load_images
+from .data import ImageSet
+from .data_files import zip_entries
 from .device import pick_device
 from .errors import UserError
 from .evaluate_config import EvaluateConfig
@@ -70,7 +71,7 @@ def _read(source: str, config: EvaluateConfig) -> Samples:
         what = "a run folder" if path.is_dir() else "a file of weights"
         raise UserError(f"--images: {source} is {what}: give it as --weights, and its samples are drawn")
     of = _of_folder if path.is_dir() else {".zip": _of_zip, ".npz": _of_npz}.get(path.suffix.lower())
-    read, record, seeds = of(path, config) if of is not None else (load_images(source, config.size), {}, [])
+    read, record, seeds = of(path, config) if of is not None else (config.load(source), {}, [])
     made = {name: record[name] for name in KNOWN if record.get(name) is not None}
     return Samples(len(read.pixels), read.shape, source, lambda: read.pixels, made, seeds)
 
@@ -84,7 +85,7 @@ def _of_folder(folder: Path, config: EvaluateConfig) -> Read:
     own = {p.name: p.read_bytes for p in folder.glob("*.png") if named_seeds([p.name])}
     record = read_record(folder / RECORD)
     if not own or not (record or (folder / GRID).is_file()):
-        return load_images(str(folder), config.size), {}, []
+        return config.load(str(folder)), {}, []
     return _copied(own, record, str(folder), config)
 
 
@@ -93,28 +94,29 @@ def _of_zip(path: Path, config: EvaluateConfig) -> Read:
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile):
-        return load_images(str(path), config.size), {}, []  # which tells what is wrong with it
+        return config.load(str(path)), {}, []  # which tells what is wrong with it
 
-    def read(name: str) -> bytes:
+    def read(entry: zipfile.ZipInfo) -> bytes:
         try:
-            return archive.read(name)
+            return archive.read(entry)
         except (RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # RuntimeError: a password
-            raise UserError(f"{path}: {name} cannot be unpacked ({error})") from error
+            raise UserError(f"{path}: {entry.filename} cannot be unpacked ({error})") from error
 
     with archive:
-        names = archive.namelist()
-        records = [name for name in names if name.rpartition("/")[2] == RECORD]
+        entries, _ = zip_entries(archive)
+        records = [parts for parts in entries if parts[-1] == RECORD]
         if len(records) != 1:
-            return load_images(str(path), config.size), {}, []
-        top = records[0].removesuffix(RECORD)
-        inside = {n.removeprefix(top): partial(read, n) for n in names if n.startswith(top)}
+            return config.load(str(path)), {}, []
+        top = records[0][:-1]
+        at = len(top)
+        inside = {"/".join(p[at:]): partial(read, e) for p, e in entries.items() if p[:at] == top}
         own = {name: unpack for name, unpack in inside.items() if named_seeds([name])}
         return _copied(own, as_record(inside[RECORD](), f"{path}: {RECORD}"), str(path), config)
 
 
 def _of_npz(path: Path, config: EvaluateConfig) -> Read:
     """The images of an archive, and the record that `softdiff sample --npz` put into it."""
-    images = load_images(str(path), config.size)
+    images = config.load(str(path))
     with np.load(path, allow_pickle=False) as archive:
         if NPZ_RECORD not in archive.files or "seeds" not in archive.files:
             return images, {}, []
@@ -131,7 +133,7 @@ def _copied(
     with tempfile.TemporaryDirectory() as kept:
         for name, read in files.items():
             (Path(kept) / name).write_bytes(read())
-        images = load_images(kept, config.size)
+        images = config.load(kept)
     # Those that could not be read were left out, with a warning.
     known = record and len(images.pixels) == len(files)
     return images, record, [int(name[:-4]) for name in sorted(files)] if known else []
@@ -154,6 +156,9 @@ def _drawn(config: EvaluateConfig, say: Callable[[str], None]) -> Samples:
     if config.size not in (None, loaded.shape[1:]):
         size = " x ".join(map(str, loaded.shape[1:]))
         raise UserError(f"--image-size: expected {size}, which {file} draws, got {list(config.image_size)}")
+
+    if config.channels not in (None, loaded.shape[0]):
+        raise UserError(f"--channels: expected {loaded.shape[0]}, which {file} draws, got {config.channels}")
 
     def draw() -> Tensor:
         return _draw(loaded, seeds, config, say)

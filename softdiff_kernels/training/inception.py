@@ -64,7 +64,9 @@ def check_channels(channels: int) -> None:
     """Raises UserError for images that Inception cannot be shown."""
     if channels not in (1, 3):
         wanted = "grey or RGB images; put images with alpha on a background first"
-        raise UserError(f"fid and kid take {wanted}, got {channels} channels")
+        raise UserError(
+            f"fid and kid take {wanted}, got {channels} channels; --channels 3 lays them on black"
+        )
 
 
 def _extractor_module() -> Any:

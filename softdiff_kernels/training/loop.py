@@ -146,6 +146,9 @@ def _go_on(
     check_resumed(options_of(state), config)
     images = load_data(config)
     with user_errors(f"{state}: "):
+        if config.conditional:
+            digest = checkpoint.meta.get("data", {}).get("digest")
+            images = images.numbered_as(checkpoint.meta.get("classes", ()), digest)
         corruption = Corruption.from_dict(checkpoint.meta.get("corruption", {}))
         prior = prior_from_state(checkpoint.meta.get("prior", {}), checkpoint.part("prior"))
         if corruption.image_size != images.shape[1:] or list(images.shape) != checkpoint.meta.get("shape"):

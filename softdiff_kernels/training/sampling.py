@@ -16,8 +16,10 @@ from torch import Tensor
 
 from ..diffusion import PRIORS
 from .checkpoint import write_atomically
+from .class_choice import choose_classes, named_class
 from .command_configs import SampleConfig
 from .data import load_images
+from .data_labels import MOST_SHOWN, class_table
 from .device import autocast, pick_device, set_precision
 from .errors import UserError, user_errors
 from .generate import generate
@@ -32,7 +34,6 @@ from .seeds import (
     enter_folder,
     format_seeds,
     image_name,
-    parse_numbers,
     parse_seeds,
 )
 from .trajectory import save_trajectory
@@ -50,10 +51,7 @@ def class_list(text: str | None, model: LoadedModel) -> list[int] | None:
         return None
     if text is None:
         return list(range(len(model.classes)))
-    classes = parse_numbers(text, "--classes")
-    if max(classes) >= len(model.classes):
-        raise UserError(f"--classes: expected numbers under {len(model.classes)}, got {text!r}")
-    return classes
+    return choose_classes(text, model.classes)
 
 
 def labels_of(seeds: Sequence[int], classes: Sequence[int] | None) -> list[int] | None:
@@ -67,7 +65,11 @@ def choose_prior(config: SampleConfig, model: LoadedModel) -> Any:
         return model.prior
     images = load_images(config.data, model.config.size)
     if images.shape != model.shape:
-        raise UserError(f"--data: expected images of {list(model.shape)}, got {list(images.shape)}")
+        way = f"; `softdiff dataset --channels {model.shape[0]}` converts them"
+        raise UserError(
+            f"--data: expected images of {list(model.shape)}, got {list(images.shape)}"
+            f"{way if images.shape[0] != model.shape[0] else ''}"
+        )
     return PRIORS[PRIOR_NAMES[config.prior]].fit(images.batches(), model.denoiser.corruption)
 
 
@@ -127,7 +129,10 @@ def _sample(
         f"{len(seeds)} images by the {config.sampler} sampler in {config.steps} steps, from the "
         f"{prior.describe()}, with the weights of step {model.step}"
     )
-    record = {
+    drawn = ", ".join(named_class(i, model.classes) for i in (classes or ())[:MOST_SHOWN])
+    if classes is not None and len(classes) > MOST_SHOWN:
+        drawn += f" and {len(classes) - MOST_SHOWN} more"
+    record: dict[str, Any] = {
         "weights": str(config.weights),
         "weights_digest": model.digest,
         "step": model.step,
@@ -135,10 +140,16 @@ def _sample(
         **sampler_options(config),
         "steps": config.steps,
         "prior": prior.describe(),
-        "class": None if classes is None else config.classes or "all",
+        "class": None if classes is None else "all" if config.classes is None else drawn,
         "guidance": config.guidance,
         "precision": config.precision,
     }
+    if classes is not None:
+        record["classes"] = [{"number": i, "name": model.classes[i]} for i in classes]
+        for line in class_table(model.classes):
+            say(line)
+        if config.classes is not None:
+            say(f"seeds take in turn: {drawn}")
 
     # Written before the images: whatever comes, it names all that may be there.
     processes.from_first(lambda: save_json(folder / RECORD, enter_folder(folder, record, seeds)))
@@ -175,7 +186,7 @@ def _sample(
         save_png(extra[-1], tile(torch.stack(shown[:GRID_MOST])))
     if config.npz:
         extra.append(Path(config.npz))
-        _save_npz(extra[-1], shown, seeds, labels_of(seeds, classes), record)
+        _save_npz(extra[-1], shown, seeds, labels_of(seeds, classes), model.classes, record)
     if config.trajectory:
         extra.append(Path(config.trajectory))
         first = seeds[:SHOWN]
@@ -204,14 +215,19 @@ def _in_order(parts: list[list[Tensor]], seeds: Sequence[int]) -> list[Tensor]:
 
 
 def _save_npz(
-    path: Path, images: list[Tensor], seeds: list[int], labels: list[int] | None, record: dict[str, Any]
+    path: Path,
+    images: list[Tensor],
+    seeds: list[int],
+    labels: list[int] | None,
+    classes: Sequence[str],
+    record: dict[str, Any],
 ) -> None:
     """The images as [N, H, W, C], which other evaluators read as arr_0, and how they were made."""
     pixels = torch.stack(images).permute(0, 2, 3, 1).numpy()
     arrays: dict[str, Any] = {"arr_0": pixels, "seeds": np.array(seeds)}
     arrays[NPZ_RECORD] = np.array(json.dumps({**record, "seeds": format_seeds(seeds)}))
     if labels is not None:
-        arrays["labels"] = np.array(labels)
+        arrays |= {"labels": np.array(labels), "classes": np.array(classes, dtype=str)}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomically(path, buffer.getvalue())

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .. import functional
-from ..diffusion import Corruption, SoftDenoiser
+from ..diffusion import Corruption, SoftDenoiser, TrainingLoss
 from ..diffusion._stream import uniforms
 from ..noise import NoiseKey
 from .checkpoint import Checkpoint
@@ -98,14 +98,13 @@ class Trainer:
         self.model = build_model(
             config, images.shape, scale if residual else None, input_scale, len(self.classes)
         ).to(device)
-        self.network: Any = self.model
+        called: Any = torch.compile(self.model) if config.compile else self.model
+        self.denoiser = SoftDenoiser(called, corruption, config.prediction, soft=config.loss == "soft")
+        self.loss: Any = TrainingLoss(self.denoiser)
         if self.processes.world > 1:
             on = [device.index] if device.type == "cuda" else None
             # The buffers never change, so they need not be sent before each step.
-            self.network = DistributedDataParallel(self.model, device_ids=on, broadcast_buffers=False)
-        soft = config.loss == "soft"
-        called: Any = torch.compile(self.network) if config.compile else self.network
-        self.denoiser = SoftDenoiser(called, corruption, config.prediction, soft=soft)
+            self.loss = DistributedDataParallel(self.loss, device_ids=on, broadcast_buffers=False)
         self.averages = [
             AveragedModel(self.model, multi_avg_fn=partial(self._average, decay)) for decay in config.ema
         ]
@@ -136,7 +135,7 @@ class Trainer:
 
     def advance(self) -> Advance:
         """One optimiser step."""
-        self.network.train()
+        self.loss.train()
         self.optimizer.zero_grad(set_to_none=True)
         found = [self._round(i) for i in range(self.rounds)]
         self.scaler.unscale_(self.optimizer)
@@ -162,9 +161,9 @@ class Trainer:
             # Dropout draws from torch's generator: begun anew from the place, it needs no state either.
             torch.manual_seed(_dropout_seed(config.seed, first))
         waits = processes.world > 1 and number < self.rounds - 1
-        with self.network.no_sync() if waits else nullcontext():
+        with self.loss.no_sync() if waits else nullcontext():
             with autocast(self.device, config.precision):
-                losses = self.denoiser.loss(x0, t, key=key, **told) / math.prod(self.shape)
+                losses = self.loss(x0, t, key=key, **told) / math.prod(self.shape)
             # Gradients are averaged over the processes, hence times their number.
             share_of_mean = losses.sum() * (processes.world / config.batch)
             self.scaler.scale(share_of_mean).backward()

@@ -184,7 +184,7 @@ def soft_score_loss(
     floor: float,
     gradient_scale: float,
     gradient: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     check("soft_score_loss", ("blur_std", blur_std), ("weight", weight))
     loss = prediction.new_empty(prediction.shape[0], dtype=torch.float32)
     slope = torch.empty_like(prediction) if gradient else None
@@ -195,7 +195,7 @@ def soft_score_loss(
     result = (loss.data_ptr(), at.image(slope))
     shaped = (call.where, call.plan, call.shape)
     _launch(_cuda.soft_score_loss, loss.device, *shaped, *images, *coefficients, *scales, *result)
-    return loss, prediction.new_empty(0) if slope is None else slope
+    return loss, slope
 
 
 def spectral_mix(

@@ -164,7 +164,7 @@ def soft_score_loss(
     floor: float,
     gradient_scale: float,
     gradient: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     check("soft_score_loss", ("blur_std", blur_std), ("weight", weight))
     # The loss is float32 for every image, and keeps float32's digits.
     split = True
@@ -180,7 +180,7 @@ def soft_score_loss(
     groups = 3 if gradient else 2
     run(loss_kernel, plan, prediction, arguments, (static,), (split,), channels=channels, groups=groups)
     loss = energies.view(-1) if energies.numel() == prediction.shape[0] else energies.sum(1)
-    return loss, prediction.new_empty(0) if slope is None else slope
+    return loss, slope
 
 
 def spectral_mix(
