@@ -63,8 +63,6 @@ def for_images(key: NoiseKey | None, images: int | Tensor) -> tuple[NoiseKey, in
         return replace(key, stream=images, draw=0), images.shape[0]
     count = args.whole(images)
     if count is None or not 0 <= count < 2**31:
-        raise ValueError(
-            "sample: expected the number of images as an int of at least 0 and under 2^31, got "
-            f"{args.shown(images)}"
-        )
+        wanted = "an int of at least 0" + (" and under 2^31" if count and count > 0 else "")
+        raise ValueError(f"sample: expected the number of images as {wanted}, got {args.shown(images)}")
     return key.at(0), count
