@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
+from ._numbers import listed, plain, shown, whole
+
 IMAGE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def describe(value: object) -> str:
-    """What was got, for an error message."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"
+    """What was got, for an error message: its kind and, if it is short, its value."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return shown(value)
+    return f"{type(value).__name__} {shown(value)}"
 
 
 def image(op: str, name: str, value: Tensor, *, like: Tensor | None = None, uint8: bool = False) -> None:
@@ -113,6 +117,10 @@ def coefficient(
     A number stays in host memory, as float64 [1], where it becomes an argument of a kernel instead of a
     launch of its own; a compiled graph, which would not be captured with it, has it on the device.
     """
+    if torch.compiler.is_compiling() and isinstance(value, np.ndarray) and value.ndim == 0:
+        # What a number of numpy is in a graph: torch sees no value, only a tensor.
+        tensor = torch.as_tensor(value, device=device)
+        value = tensor if tensor.dtype == torch.bool or tensor.is_complex() else tensor.double()
     if isinstance(value, Tensor):
         no_derivative(op, name, value)
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
@@ -126,9 +134,9 @@ def coefficient(
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
         return value if value.dim() == 1 else value.reshape(1)
-    number(op, name, value, nonnegative=nonnegative)
+    got = number(op, name, value, nonnegative=nonnegative, kind="a number or a tensor")
     where = device if torch.compiler.is_compiling() else "cpu"
-    return torch.full((1,), value, dtype=torch.float64, device=where)
+    return torch.full((1,), got, dtype=torch.float64, device=where)
 
 
 def indexed(device: torch.device) -> torch.device:
@@ -145,34 +153,92 @@ def on(value: Tensor, device: torch.device) -> Tensor:
     return torch.full((1,), float(value[0]), dtype=value.dtype, device=device)
 
 
-def number(op: str, name: str, value: float, *, nonnegative: bool = True, most: float = math.inf) -> None:
-    """Checks a plain number: finite, not negative where that has no meaning, at most `most`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
-        try:
-            if isinstance(value, (bool, str)):
-                raise TypeError
-            value = float(value)  # numpy scalars
-        except (TypeError, ValueError):
-            raise TypeError(f"{op}: expected {name} as a number or a tensor, got {describe(value)}") from None
-    if not isinstance(value, (int, float)):
-        return
-    if not math.isfinite(value) or (nonnegative and value < 0) or value > most:
-        wanted = "a finite number" + (" of at least 0" if nonnegative else "")
-        wanted += f" and at most {most:g}" if most < math.inf else ""
-        raise ValueError(f"{op}: expected {name} as {wanted}, got {value!r}")
+def number(
+    op: str,
+    name: str,
+    value: object,
+    *,
+    nonnegative: bool = True,
+    most: float = math.inf,
+    kind: str = "a number",
+) -> Any:
+    """A number as a float (a symbolic one as it is): finite, not negative where that has no meaning, and at
+    most `most`. kind: what could have been given, for the message."""
+    got = plain(value)
+    if got is None:
+        raise TypeError(f"{op}: expected {name} as {kind}, got {describe(value)}")
+    if isinstance(got, (int, float)) and not (
+        -math.inf < got < math.inf and (got >= 0 or not nonnegative) and got <= most
+    ):
+        wanted = "a finite number" + _range(nonnegative, most)
+        size = value if isinstance(value, int) and math.isinf(got) else got
+        raise ValueError(f"{op}: expected {name} as {wanted}, got {shown(size)}")
+    return got
 
 
-def values(op: str, name: str, value: Tensor, *, nonnegative: bool = True) -> None:
+def integer(op: str, name: str, value: object, *, least: int = 0) -> Any:
+    """A whole number as an int (a symbolic one as it is), at least `least`."""
+    got = whole(value)
+    if got is None:
+        raise TypeError(f"{op}: expected {name} as a whole number, got {describe(value)}")
+    if got < least:
+        raise ValueError(f"{op}: expected {name} as a whole number of at least {least}, got {shown(got)}")
+    return got
+
+
+def numbers(op: str, name: str, values: object, what: str = "tables") -> list[float]:
+    """A list, an array or a tensor of one axis as finite floats. By a tensor nobody may differentiate."""
+    if isinstance(values, Tensor):
+        no_derivative(op, name, values, what)
+    found = listed(values)
+    if found is None:
+        raise ValueError(f"{op}: expected {name} as a list of numbers, got {describe(values)}")
+    for position, value in enumerate(found):
+        if not math.isfinite(value):
+            raise ValueError(f"{op}: expected {name} as finite numbers, got {value!r} at position {position}")
+    return found
+
+
+def equals(value: object, number: float) -> bool:
+    """Whether an argument is a number, known now, of this value."""
+    got = plain(value)
+    return isinstance(got, (int, float)) and got == number
+
+
+def time(op: str, value: object, name: str = "t") -> Any:
+    """A time as a number in [0, 1], or a tensor of such, floating-point, by which nobody differentiates.
+
+    Numbers inside a tensor are looked at where that is free (`readable`).
+    """
+    if not isinstance(value, Tensor):
+        return number(op, name, value, most=1.0, kind="a number or a floating-point tensor")
+    no_derivative(op, name, value, "times")
+    if not value.dtype.is_floating_point:
+        raise TypeError(
+            f"{op}: expected {name} as a number or a floating-point tensor, got {describe(value)}"
+        )
+    values(op, name, value, most=1.0)
+    return value
+
+
+def _range(nonnegative: bool, most: float) -> str:
+    return (" of at least 0" if nonnegative else "") + (f" and at most {most:g}" if most < math.inf else "")
+
+
+def values(op: str, name: str, value: Tensor, *, nonnegative: bool = True, most: float = math.inf) -> None:
     """Checks the numbers inside a coefficient tensor where they can be seen."""
-    if not readable(value):
+    if not readable(value) or value.numel() == 0:
         return
-    good = torch.isfinite(value)
+    low, high = (end.item() for end in value.aminmax())
+    if -math.inf < low and high < math.inf and (low >= 0 or not nonnegative) and high <= most:
+        return  # a NaN is neither
+    flat = value.reshape(-1)
+    good = torch.isfinite(flat) & (flat <= most)
     if nonnegative:
-        good = good & (value >= 0)
-    if not bool(good.all()):
-        row = int((~good).nonzero()[0])
-        wanted = "finite numbers" + (" of at least 0" if nonnegative else "")
-        raise ValueError(f"{op}: expected {name} as {wanted}, got {value[row].item()!r} for sample {row}")
+        good = good & (flat >= 0)
+    row = int((~good).nonzero()[0])
+    wanted = "finite numbers" + _range(nonnegative, most)
+    raise ValueError(f"{op}: expected {name} as {wanted}, got {flat[row].item()!r} for sample {row}")
 
 
 def ordered(op: str, name_s: str, value_s: Tensor, name_t: str, value_t: Tensor) -> None:
@@ -190,8 +256,10 @@ def ordered(op: str, name_s: str, value_s: Tensor, name_t: str, value_t: Tensor)
 
 def choice(op: str, name: str, value: str, allowed: Sequence[str]) -> None:
     """Checks that a word is one of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"{op}: expected {name} as one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(
+            f"{op}: expected {name} as one of {', '.join(map(repr, allowed))}, got {shown(value)}"
+        )
 
 
 def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.device) -> None:
@@ -208,15 +276,10 @@ def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.dev
 
 def ordered_numbers(op: str, low: str, value_low: object, high: str, value_high: object) -> None:
     """Checks value_low <= value_high where both are plain numbers that are good each by itself."""
-    if (
-        isinstance(value_low, (int, float))
-        and isinstance(value_high, (int, float))
-        and not (isinstance(value_low, bool) or isinstance(value_high, bool))
-        and math.inf > value_low > value_high >= 0
-    ):
+    below, above = plain(value_low), plain(value_high)
+    if isinstance(below, (int, float)) and isinstance(above, (int, float)) and math.inf > below > above >= 0:
         raise ValueError(
-            f"{op}: expected {low} <= {high} (a step towards the clean image), "
-            f"got {value_low!r} > {value_high!r}"
+            f"{op}: expected {low} <= {high} (a step towards the clean image), got {below!r} > {above!r}"
         )
 
 

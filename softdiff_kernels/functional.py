@@ -43,7 +43,7 @@ def _twin(fn: F) -> F:
 
 def _silent(value: Coefficient) -> bool:
     """Whether the noise is known to be multiplied by nothing, so that none need be drawn."""
-    return isinstance(value, (int, float)) and value == 0
+    return args.equals(value, 0)
 
 
 def _key(
@@ -65,7 +65,7 @@ def _optional(
     op: str, name: str, value: Coefficient | None, x: Tensor, *, any_sign: bool = False
 ) -> Tensor | None:
     """A factor that is absent where it is one."""
-    if value is None or (not isinstance(value, (Tensor, bool)) and value == 1):
+    if value is None or args.equals(value, 1):
         return None
     return args.coefficient(op, name, value, x.shape[0], x.device, nonnegative=not any_sign)
 
@@ -85,7 +85,7 @@ def idct2(u: Tensor) -> Tensor:
 @_twin
 def blur(x: Tensor, blur_std: Coefficient, *, floor: float = 0.0, scale: Coefficient = 1.0) -> Tensor:
     args.image("blur", "x", x)
-    args.number("blur", "floor", floor, most=1.0)
+    floor = args.number("blur", "floor", floor, most=1.0)
     std = args.coefficient("blur", "blur_std", blur_std, x.shape[0], x.device)
     factor = _optional("blur", "scale", scale, x, any_sign=True)
     return _ops.blur(x, std, factor, floor)
@@ -105,7 +105,7 @@ def corrupt(
 ) -> Tensor | tuple[Tensor, Tensor]:
     op = "corrupt"
     args.image(op, "x0", x0, uint8=True)
-    args.number(op, "floor", floor, most=1.0)
+    floor = args.number(op, "floor", floor, most=1.0)
     batch, device = x0.shape[0], x0.device
     std = args.coefficient(op, "blur_std", blur_std, batch, device)
     sigma = args.coefficient(op, "noise_std", noise_std, batch, device)
@@ -129,7 +129,7 @@ def _step(
 ) -> Tensor:
     args.image(op, "x_t", x_t)
     args.image(op, "x0_hat", x0_hat, like=x_t)
-    args.number(op, "floor", floor, most=1.0)
+    floor = args.number(op, "floor", floor, most=1.0)
     args.output(op, out, x_t, x0_hat, noise)
     batch, device = x_t.shape[0], x_t.device
     tensors = [
@@ -201,7 +201,7 @@ def soft_score_loss(
     op = "soft_score_loss"
     args.image(op, "prediction", prediction)
     args.image(op, "target", target, like=prediction)
-    args.number(op, "floor", floor, most=1.0)
+    floor = args.number(op, "floor", floor, most=1.0)
     args.choice(op, "reduction", reduction, ("none", "mean", "sum"))
     std = args.coefficient(op, "blur_std", blur_std, prediction.shape[0], prediction.device)
     factor = _optional(op, "weight", weight, prediction)
@@ -229,6 +229,6 @@ def normal(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    reference.check_normal(shape, key, dtype)
+    shape = reference.check_normal(shape, key, dtype)
     where = args.indexed(torch.device(device))
-    return _ops.normal(list(shape), *pack_key(key, shape[0], where), dtype, where)
+    return _ops.normal(shape, *pack_key(key, shape[0], where), dtype, where)

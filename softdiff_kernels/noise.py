@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from . import _arguments as args
+
 _MUL0, _MUL1 = 0xD2511F53, 0xCD9E8D57
 _WEYL0, _WEYL1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
@@ -32,8 +34,10 @@ class NoiseKey:
         (or a tensor with one element), and `stream[b]` for a tensor [B].
     draw: 32-bit number that names the use of that image's noise: a sampler's step, say.
 
-    Each is an int, or an int64 tensor of shape [], [1] or [B] (on the device for CUDA graphs, where
-    a replay then draws from what the tensor holds at that time).
+    Each is a whole number, Python's or numpy's, or an int64 tensor of shape [], [1] or [B] (on the device
+    for CUDA graphs, where a replay then draws from what the tensor holds at that time). Numbers out of
+    range raise ValueError, and so do draws in a tensor on the CPU; on a device nobody looks, and the
+    lowest 32 bits of a draw count.
     """
 
     seed: int | Tensor
@@ -49,16 +53,30 @@ class NoiseKey:
                         f"NoiseKey: expected {name} as an int or an int64 tensor of shape [] or [B], "
                         f"got {value.dtype} of shape {list(value.shape)}"
                     )
-            elif isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+                if name == "draw":
+                    _check_draws("NoiseKey: expected draw", value)
+                continue
+            number = args.whole(value)
+            if number is None:
                 raise TypeError(
-                    f"NoiseKey: expected {name} as an int or an int64 tensor, got {type(value).__name__}"
+                    f"NoiseKey: expected {name} as an int or an int64 tensor, got {args.describe(value)}"
                 )
-            elif isinstance(value, int) and not low <= value < high:
-                raise ValueError(f"NoiseKey: expected {name} in [{low}, {high}), got {value}")
+            if isinstance(number, int) and not low <= number < high:
+                raise ValueError(f"NoiseKey: expected {name} in [{low}, {high}), got {args.shown(number)}")
+            if number is not value:
+                object.__setattr__(self, name, number)
 
     def at(self, draw: int | Tensor) -> NoiseKey:
         """The same key at another draw."""
         return replace(self, draw=draw)
+
+
+def _check_draws(expected: str, draw: Tensor) -> None:
+    """Refuses draws of more than 32 bits, of which the generator would drop some, where they can be seen."""
+    if draw.numel() and args.readable(draw):
+        low, high = (draw.item(),) * 2 if draw.numel() == 1 else (end.item() for end in draw.aminmax())
+        if low < 0 or high > _LOW:
+            raise ValueError(f"{expected} in [0, {_LIMITS['draw'][1]}), got {low if low < 0 else high}")
 
 
 def signed64(value: int) -> int:
@@ -81,6 +99,8 @@ def pack_key(key: NoiseKey | None, batch: int, device: torch.device) -> tuple[li
     for name, part in zip(("seed", "stream", "draw"), parts, strict=True):
         if not isinstance(part, Tensor):
             part = torch.full((1,), signed64(part), dtype=torch.int64, device=device)
+        elif name == "draw":  # again, for it may have been counted up since the key was made
+            _check_draws("key.draw: expected numbers", part)
         if part.device != device:
             raise ValueError(f"key.{name}: expected a tensor on {device}, got one on {part.device}")
         part = part.reshape(-1)

@@ -10,6 +10,7 @@ arguments raise ValueError or TypeError.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -104,7 +105,7 @@ def blur(x: Tensor, blur_std: Coefficient, *, floor: float = 0.0, scale: Coeffic
     2022, eq. 26.
     """
     args.image("blur", "x", x)
-    args.number("blur", "floor", floor, most=1.0)
+    floor = args.number("blur", "floor", floor, most=1.0)
     std = _coefficient("blur", "blur_std", blur_std, x)
     factor = _coefficient("blur", "scale", scale, x, nonnegative=False)
     return _blur(x.to(_compute_dtype(x)), std, floor, factor).to(x.dtype)
@@ -140,7 +141,7 @@ def corrupt(
     Daras et al. 2022 (Soft Diffusion), eq. 1.
     """
     args.image("corrupt", "x0", x0, uint8=True)
-    args.number("corrupt", "floor", floor, most=1.0)
+    floor = args.number("corrupt", "floor", floor, most=1.0)
     _check_noise("corrupt", key, noise, x0)
     std = _coefficient("corrupt", "blur_std", blur_std, x0)
     sigma = _coefficient("corrupt", "noise_std", noise_std, x0)
@@ -180,7 +181,7 @@ def reverse_step(
     op = "reverse_step"
     args.image(op, "x_t", x_t)
     args.image(op, "x0_hat", x0_hat, like=x_t)
-    args.number(op, "floor", floor, most=1.0)
+    floor = args.number(op, "floor", floor, most=1.0)
     _check_noise(op, key, noise, x_t)
     args.output(op, out, x_t, x0_hat, noise)
     std_t = _coefficient(op, "blur_std_t", blur_std_t, x_t)
@@ -294,7 +295,7 @@ def soft_score_loss(
     op = "soft_score_loss"
     args.image(op, "prediction", prediction)
     args.image(op, "target", target, like=prediction)
-    args.number(op, "floor", floor, most=1.0)
+    floor = args.number(op, "floor", floor, most=1.0)
     args.choice(op, "reduction", reduction, ("none", "mean", "sum"))
     std = _coefficient(op, "blur_std", blur_std, prediction)
     factor = _coefficient(op, "weight", 1.0 if weight is None else weight, prediction)
@@ -333,8 +334,10 @@ def spectral_mix(
 
 def check_mix(op: str, inputs: Sequence[Tensor], masks: Sequence[Tensor], noise_mask: Tensor | None) -> None:
     """The checks of spectral_mix, which its fused twin shares."""
-    if isinstance(inputs, Tensor) or isinstance(masks, Tensor):
-        raise TypeError(f"{op}: expected inputs and masks as sequences of tensors, got a tensor")
+    for given in (inputs, masks):
+        if not isinstance(given, Sequence):
+            got = "a tensor" if isinstance(given, Tensor) else args.describe(given)
+            raise TypeError(f"{op}: expected inputs and masks as sequences of tensors, got {got}")
     if not inputs or len(inputs) != len(masks):
         raise ValueError(
             f"{op}: expected as many masks as inputs, at least one; "
@@ -360,16 +363,23 @@ def normal(
 
     Philox4x32-10 and Box-Muller, see `noise.py`. Salmon et al. 2011; Box & Muller 1958.
     """
-    check_normal(shape, key, dtype)
+    shape = check_normal(shape, key, dtype)
     where = args.indexed(torch.device(device))
     return philox_normal(tuple(shape), key_rows(*pack_key(key, shape[0], where), shape[0], where), dtype)
 
 
-def check_normal(shape: Sequence[int], key: NoiseKey, dtype: torch.dtype) -> None:
-    """The checks of normal, which its fused twin shares."""
+def check_normal(shape: Sequence[int], key: NoiseKey, dtype: torch.dtype) -> list[int]:
+    """The checks of normal, which its fused twin shares; the shape as ints."""
     if not isinstance(key, NoiseKey):
         raise TypeError(f"normal: expected key as a NoiseKey, got {args.describe(key)}")
-    if len(shape) < 1 or any(n < 0 for n in shape):
-        raise ValueError(f"normal: expected shape as [B, ...] of sizes of at least 0, got {list(shape)}")
-    if dtype not in args.IMAGE_DTYPES:
-        raise TypeError(f"normal: expected dtype as float64, float32, bfloat16 or float16, got {dtype}")
+    sizes = args.listed(shape, args.whole)
+    if not sizes or any(n < 0 for n in sizes):
+        got = args.shown(shape if sizes is None else sizes)
+        raise ValueError(f"normal: expected shape as [B, ...] of sizes of at least 0, got {got}")
+    if all(isinstance(n, int) for n in sizes) and math.prod(sizes) >= 2**63:
+        raise ValueError(f"normal: expected shape of fewer than 2^63 elements, got {args.shown(sizes)}")
+    if not isinstance(dtype, torch.dtype) or dtype not in args.IMAGE_DTYPES:
+        raise TypeError(
+            f"normal: expected dtype as float64, float32, bfloat16 or float16, got {args.shown(dtype)}"
+        )
+    return sizes

@@ -6,12 +6,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 from softdiff_kernels import functional
-from softdiff_kernels.diffusion import Corruption
+from softdiff_kernels.diffusion import Corruption, corruption
 from softdiff_kernels.noise import NoiseKey
 
 
@@ -151,11 +154,11 @@ def test_bad_tables_are_refused(t: list, blur: list, noise: list) -> None:
 
 def test_bad_times_sizes_and_ranges_are_refused() -> None:
     c = Corruption.paper((8, 8))
-    for t in (-0.01, 1.01, math.nan):
-        with pytest.raises(ValueError, match=r"expected t in \[0, 1\], got"):
+    for t in (-0.01, 1.01, math.nan, 10**400):
+        with pytest.raises(
+            ValueError, match="expected t as a finite number of at least 0 and at most 1, got"
+        ):
             c.blur_std(t)
-    with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.int64"):
-        c.noise_std(torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"for images of 8 x 8, got .*\[1, 1, 8, 9\]"):
         c.corrupt(torch.zeros(1, 1, 8, 9), 0.5)
     with pytest.raises(ValueError, match="noise_std_min <= noise_std_max"):
@@ -164,3 +167,142 @@ def test_bad_times_sizes_and_ranges_are_refused() -> None:
         Corruption.paper((8, 8), noise_full_at=0.0)
     with pytest.raises(ValueError, match="image_size of at least 1"):
         Corruption.paper((0, 8))
+
+
+T = torch.tensor([0.25, 0.5])
+X = torch.linspace(-1, 1, 2 * 8 * 8).reshape(2, 1, 8, 8)
+C = Corruption.paper((8, 8))
+OF_T = {
+    "blur_std": C.blur_std,
+    "noise_std": C.noise_std,
+    "corrupt": lambda t: C.corrupt(X, t, key=NoiseKey(1)),
+}
+
+
+@pytest.mark.parametrize("entry", OF_T)
+def test_nobody_differentiates_by_t(entry: str) -> None:
+    # Rule: as for coefficients. A derivative by t was dropped without a word.
+    call = OF_T[entry]
+    with pytest.raises(ValueError, match=r"^Corruption: t requires grad, but .*; pass t\.detach\(\)$"):
+        call(T.clone().requires_grad_())
+    with pytest.raises(ValueError, match="t requires grad"):
+        torch.func.grad(lambda t: call(t).sum())(T)
+    with pytest.raises(ValueError, match="t requires grad"):
+        torch.func.vmap(torch.func.grad(lambda t: call(t.expand(2)).sum()))(T)
+    for forward in (torch.func.jvp, lambda f, p, v: torch.func.jacfwd(f)(*p)):
+        with pytest.raises(ValueError, match=r"^Corruption: t carries a tangent, but"):
+            forward(call, (T,), (T,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(ValueError, match="t carries a tangent"):
+        call(torch.autograd.forward_ad.make_dual(T, T))
+    assert torch.equal(call(T.clone().requires_grad_().detach()), call(T))
+
+
+def test_a_compiled_derivative_by_t_is_right_or_refused() -> None:
+    # Within a graph t's level is not seen. blur_std(t) has a derivative there, the slope of its piece, and
+    # an op that gets it as a coefficient refuses it.
+    table = Corruption.from_tables((8, 8), [0, 0.5, 1], [0, 1, 5], [0.1, 0.1, 0.1])
+    t = torch.tensor([0.25, 0.75])
+    by_t = torch.func.grad(lambda t: table.blur_std(t).sum())
+    slope = torch.compile(by_t, fullgraph=True, backend="aot_eager")(t)
+    torch.testing.assert_close(slope, torch.tensor([2.0, 8.0]))
+
+
+@pytest.mark.parametrize("entry", OF_T)
+def test_times_in_a_tensor_are_held_to_0_to_1(entry: str) -> None:
+    # Rule: a tensor on the CPU as a number. 250 was taken for 1.
+    call = OF_T[entry]
+    for bad in (250.0, -0.5, math.nan, math.inf):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            wanted = "^Corruption: expected t as finite numbers of at least 0 and at most 1"
+            with pytest.raises(ValueError, match=f"{wanted}, got {bad} for sample 1$"):
+                call(torch.tensor([0.5, bad], dtype=dtype))
+    for t in (torch.tensor([0, 1]), torch.tensor([False, True]), torch.tensor([0j, 1])):
+        with pytest.raises(
+            TypeError, match=r"^Corruption: expected t as a number or a floating-point tensor, got"
+        ):
+            call(t)
+    call(torch.tensor([0.0, 1.0]))
+
+
+def test_times_that_cannot_be_seen_are_clamped() -> None:
+    # Under vmap, as on a device, nobody looks.
+    far = torch.tensor([-3.0, 0.5, 250.0])
+    assert torch.equal(torch.func.vmap(C.blur_std)(far), C.blur_std(far.clamp(0, 1)))
+    assert C.blur_std(far.to("meta")).shape == (3,)
+
+
+@pytest.mark.parametrize("entry", OF_T)
+def test_t_is_a_number_of_any_library(entry: str) -> None:
+    call = OF_T[entry]
+    expected = torch.as_tensor(call(0.25))
+    for t in (np.float32(0.25), np.array(0.25), Fraction(1, 4), Decimal("0.25")):
+        assert torch.equal(torch.as_tensor(call(t)), expected)
+    for t in (1, np.int64(1), np.array(1)):
+        assert torch.equal(torch.as_tensor(call(t)), torch.as_tensor(call(1.0)))
+    for t in ("0.5", True, np.bool_(True), 0.5 + 0j, [0.5], np.array([0.5]), None, "x" * 10**6):
+        with pytest.raises(TypeError, match=r"^Corruption: expected t as a number or a .*, got ") as refused:
+            call(t)
+        assert len(str(refused.value)) < 250
+
+
+def test_tables_are_kept_as_plain_tensors() -> None:
+    # Rule: tables that a transform or a fake mode made first are not those that a plain call gets later.
+    for i, transform in enumerate(
+        (torch.func.functionalize, torch.func.vmap, lambda f: torch.func.grad(lambda t: f(t).sum()))
+    ):
+        c = Corruption.paper((8, 8), noise_std_min=0.001 * (i + 1))
+        transform(lambda y, c=c: y * c.noise_std(T).sum())(T)
+        kept = corruption._kept_tables(c, "noise_std_nodes", T.device)
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(kept)
+    c = Corruption.paper((8, 8), noise_std_min=0.005)
+    with torch._subclasses.FakeTensorMode() as mode:
+        assert c.noise_std(mode.from_tensor(T)).shape == (2,)
+    expected = torch.tensor([c.noise_std(float(t)) for t in T])
+    torch.testing.assert_close(c.noise_std(T), expected)
+
+
+def test_builders_take_numbers_of_any_library() -> None:
+    for make in (Corruption.paper, Corruption.geometric):
+        expected = make((8, 16), blur_std_min=0.5, blur_std_max=3.0, noise_std_max=0.25, noise_full_at=0.5)
+        got = make(
+            np.array([8, 16]),
+            blur_std_min=Fraction(1, 2),
+            blur_std_max=np.int64(3),
+            noise_std_max=np.array(0.25),
+            noise_full_at=Decimal("0.5"),
+        )
+        assert got == expected and all(type(n) is int for n in got.image_size)
+    a = Corruption.from_tables((8, 8), [0, Fraction(1, 2), 1], np.arange(3), torch.tensor([0.0, 0.5, 1.0]))
+    assert a == Corruption.from_tables((8, 8), [0.0, 0.5, 1.0], [0.0, 1.0, 2.0], [0.0, 0.5, 1.0])
+    assert all(type(v) is float for v in (*a.t, *a.blur_std_nodes))
+
+
+@pytest.mark.parametrize("wrong", ["0.5", True, np.bool_(True), 0.5j, [0.5], None], ids=repr)
+def test_builders_refuse_what_is_no_number(wrong: object) -> None:
+    for make, name in (
+        (lambda v: Corruption.paper((8, 8), blur_std_min=v), "blur_std_min"),
+        (lambda v: Corruption.paper((8, 8), noise_std_max=v), "noise_std_max"),
+        (lambda v: Corruption.geometric((8, 8), blur_std_min=v), "blur_std_min"),
+        (lambda v: Corruption.geometric((8, 8), noise_full_at=v), "noise_full_at"),
+        (lambda v: Corruption.noise_only((8, 8), noise_std_max=v), "noise_std_max"),
+        (lambda v: Corruption.from_tables((8, 8), [0, 1], [0, v], [0, 1]), "blur_std"),
+        (lambda v: Corruption.from_tables((8, 8), v, [0, 1], [0, 1]), "t"),
+        (lambda v: Corruption.paper((8, v)), "image_size"),
+        (lambda v: Corruption.paper(v), "image_size"),
+    ):
+        if wrong == [0.5] and name == "t":
+            continue
+        with pytest.raises((TypeError, ValueError), match=rf"^Corruption.*: expected {name} as "):
+            make(wrong)
+    for size in ((8.0, 8.0), (8, 8, 8), (10**400, 8), "88", (0, 8), (2**31, 1)):
+        with pytest.raises(ValueError, match=r"^Corruption.paper: expected image_size .*, got ") as refused:
+            Corruption.paper(size)
+        assert len(str(refused.value)) < 250
+    with pytest.raises(ValueError, match="noise_std_min"):
+        Corruption.noise_only((8, 8), noise_std_min=0.0, noise_std_max=1.0)
+
+
+def test_tables_are_not_differentiated_by() -> None:
+    nodes = torch.tensor([0.0, 1.0], requires_grad=True)
+    with pytest.raises(ValueError, match=r"^Corruption: blur_std requires grad, but .* in their tables"):
+        Corruption.from_tables((8, 8), [0, 1], nodes, [0, 1])

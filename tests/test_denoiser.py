@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 import softdiff_kernels as sk
 from softdiff_kernels import reference
 from softdiff_kernels.diffusion import Corruption, SoftDenoiser, sample_momentum, time_steps
+from softdiff_kernels.diffusion.guidance import Guided
 
 C = Corruption.paper((6, 8))
 KEY = sk.NoiseKey(3, stream=20)
@@ -234,3 +237,98 @@ def test_bad_arguments_are_refused() -> None:
         SoftDenoiser(Answer(torch.zeros(3, 4, 6, 8)), C)(_x0(), 0.5)
     with pytest.raises(TypeError, match=r"an object with \.sample"):
         SoftDenoiser(Answer((1, 2)), C)(_x0(), 0.5)
+
+
+OF_T = {
+    "forward": lambda t: SoftDenoiser(Net(), C)(_x0(), t),
+    "loss": lambda t: SoftDenoiser(Net(), C).loss(_x0(), t, key=KEY),
+    "plain loss": lambda t: SoftDenoiser(Net(), C, weight="uniform", soft=False).loss(_x0(), t, key=KEY),
+    "guided": lambda t: Guided(SoftDenoiser(Labelled(), C), torch.zeros(3, dtype=torch.int64), 2.0)(_x0(), t),
+}
+
+
+class Labelled(Net):
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Any:
+        return super().forward(x, t)
+
+
+@pytest.mark.parametrize("entry", OF_T)
+def test_t_is_checked_as_coefficients_are(entry: str) -> None:
+    # Rule: one rule for t at every entry; see test_corruption for its ways in full.
+    call, t = OF_T[entry], torch.tensor([0.1, 0.5, 1.0])
+    with pytest.raises(ValueError, match=r"^SoftDenoiser: t requires grad, but .*; pass t\.detach\(\)$"):
+        call(t.clone().requires_grad_())
+    with pytest.raises(ValueError, match=r"^SoftDenoiser: t requires grad"):
+        torch.func.grad(lambda t: call(t).sum())(t)
+    with pytest.raises(ValueError, match=r"^SoftDenoiser: t carries a tangent"):
+        torch.func.jvp(call, (t,), (t,))
+    for bad in (250.0, -0.5, math.nan):
+        for given in (torch.tensor(bad), torch.tensor([0.5, 0.5, bad])):
+            with pytest.raises(
+                ValueError, match=rf"^SoftDenoiser: expected t as finite numbers .*, got {bad} for"
+            ):
+                call(given)
+    for given in (torch.zeros(3, dtype=torch.int64), torch.ones((), dtype=torch.bool)):
+        with pytest.raises(
+            TypeError, match=r"^SoftDenoiser: expected t as a number or a floating-point tensor, got"
+        ):
+            call(given)
+    assert torch.equal(call(np.float32(0.5)), call(0.5)) and torch.equal(call(Fraction(1, 2)), call(0.5))
+    for wrong in ("0.5", True, np.bool_(True), [0.5], 10**400):
+        with pytest.raises((TypeError, ValueError), match=r"^SoftDenoiser: expected t as .*, got"):
+            call(wrong)
+
+
+def test_by_other_arguments_the_denoiser_is_differentiated_as_ever() -> None:
+    # Rule: what is refused for t stands in nobody's way: per-sample gradients of the weights, a tangent of x,
+    # a graph without breaks, export.
+    denoiser, x, t = SoftDenoiser(Net(), C), _x0(), torch.tensor([0.1, 0.5, 1.0])
+    weights = dict(denoiser.named_parameters())
+
+    def one(weights: dict[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
+        return torch.func.functional_call(denoiser, weights, (x[None], t[None])).sum()
+
+    each = torch.func.vmap(torch.func.grad(one), (None, 0, 0))(weights, x, t)
+    denoiser(x, t).sum().backward()
+    for name, weight in denoiser.named_parameters():
+        # Sums of 288 float32 products in another order.
+        torch.testing.assert_close(each[name].sum(dim=0), weight.grad, rtol=1e-4, atol=1e-4)
+    tangent = torch.func.jvp(lambda x: denoiser(x, t), (x,), (x,))[1]
+    zero = denoiser(torch.zeros_like(x), t)
+    torch.testing.assert_close(tangent, denoiser(x, t) - zero)  # the network is affine in x
+    halving = SoftDenoiser(Half(), C)
+    for graph in (
+        torch.compile(halving, fullgraph=True, backend="aot_eager"),
+        torch.export.export(halving, (x, t)).module(),
+    ):
+        torch.testing.assert_close(graph(x, t), x * 1.5)
+    loss = torch.compile(halving.loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(loss(x, t, key=KEY), halving.loss(x, t, key=KEY))
+
+
+class Half(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * 0.5
+
+
+def test_a_weight_is_checked_as_the_ops_check_it() -> None:
+    for weight, sentence in (
+        (lambda t: -t, "expected weight as finite numbers of at least 0"),
+        (lambda t: t / 0, "expected weight as finite numbers"),
+        (lambda t: t.clone().requires_grad_(), "weight requires grad"),
+        (lambda t: "1", "expected weight as a number or a tensor, got str '1'"),
+        (lambda t: np.ones(3), "expected weight as a number or a tensor, got float64 array"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            SoftDenoiser(Net(), C, weight=weight).loss(_x0(), 0.5, key=KEY)
+
+
+def test_guidance_takes_numbers_and_labels() -> None:
+    denoiser, labels = SoftDenoiser(Labelled(), C), torch.zeros(3, dtype=torch.int64)
+    assert Guided(denoiser, labels, np.float32(1.5)).weight == 1.5
+    for wrong in ("2", True, math.nan, 10**400):
+        with pytest.raises((TypeError, ValueError), match=r"^Guided: expected weight as a .*number"):
+            Guided(denoiser, labels, wrong)
+    for wrong in ([0, 0, 0], labels.float(), np.zeros(3, dtype=np.int64)):
+        with pytest.raises(TypeError, match=r"^Guided: expected class_labels as int64 \[B\], got"):
+            Guided(denoiser, wrong)

@@ -19,7 +19,6 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(BACKENDS, "_forced", None)
     monkeypatch.delenv("SOFTDIFF_BACKEND", raising=False)
     _measured.forget()
     yield
@@ -108,8 +107,8 @@ def test_what_cannot_take_a_call_is_passed_over(monkeypatch, tmp_path):
 def test_the_choice_by_name_overrules_measurements(monkeypatch, tmp_path):
     gpu_backends(monkeypatch)
     measured(monkeypatch, tmp_path, {"blur": {"64": "cuda"}})
-    monkeypatch.setattr(BACKENDS, "_forced", "triton")
-    assert taken("blur", 64) == "triton"
+    with BACKENDS.use_backend("triton"):
+        assert taken("blur", 64) == "triton"
 
 
 def test_the_table_is_the_one_that_the_report_writes(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from checks import BACKENDS, needs_native
@@ -294,3 +295,57 @@ def test_keys_that_do_not_fit_the_batch():
         sk.corrupt(x, 0.0, 1.0, key=sk.NoiseKey(0, 0, torch.zeros(1, dtype=torch.int64, device="meta")))
     with pytest.raises(TypeError, match="expected key as a NoiseKey, got int 3"):
         sk.corrupt(x, 0.0, 1.0, key=3)
+
+
+@pytest.mark.parametrize("part", ["seed", "stream", "draw"])
+def test_whole_numbers_of_numpy_are_numbers(part):
+    # Rule: a key holds Python ints, whatever they came as, so that keys compare and pack alike.
+    for number in (np.int64(7), np.uint8(7), np.int32(7), np.array(7)):
+        key = sk.NoiseKey(**{"seed": 0, part: number})
+        assert key == sk.NoiseKey(**{"seed": 0, part: 7}) and type(getattr(key, part)) is int
+    assert sk.NoiseKey(np.uint64(2**64 - 1)) == sk.NoiseKey(2**64 - 1)
+    if part == "draw":
+        assert sk.NoiseKey(0).at(np.int64(7)) == sk.NoiseKey(0).at(7)
+
+
+@pytest.mark.parametrize("part", ["seed", "stream", "draw"])
+def test_what_is_no_whole_number_is_refused_in_one_short_sentence(part):
+    # Rule: a number with a point is not a key's, though it be whole; nothing is shown at length.
+    wrong = (True, np.bool_(True), np.array(True), "7", 7.0, np.float32(7), np.array([7]), [7], None, 7j)
+    for value in (*wrong, np.zeros((300, 300), dtype=np.int64), list(range(100_000))):
+        pattern = rf"^NoiseKey: expected {part} as an int or an int64 tensor, got "
+        with pytest.raises(TypeError, match=pattern) as refused:
+            sk.NoiseKey(**{"seed": 0, part: value})
+        assert len(str(refused.value)) < 250
+    for value in (10**400, -(10**400), 10**5000):
+        with pytest.raises(ValueError, match=rf"^NoiseKey: expected {part} in \[.*\), got -?10\^\d+ or so$"):
+            sk.NoiseKey(**{"seed": 0, part: value})
+
+
+@pytest.mark.parametrize("bad", [2**32, 2**40, -1, -(2**63)])
+def test_draws_in_a_tensor_are_held_to_their_range(bad):
+    # Rule: 2^32 would be draw 0 again, without a word. Refused as a number is, at once and, if the tensor was
+    # counted up since, at use.
+    for draw in (torch.tensor(bad), torch.tensor([bad]), torch.tensor([0, bad, 5])):
+        for make in (lambda d: sk.NoiseKey(0, 0, d), sk.NoiseKey(0).at):
+            with pytest.raises(
+                ValueError, match=rf"^NoiseKey: expected draw in \[0, 4294967296\), got {bad}$"
+            ):
+                make(draw)
+        key = sk.NoiseKey(0, 0, torch.zeros_like(draw))
+        key.draw.copy_(draw)
+        for module in (sk, sk.reference):
+            with pytest.raises(
+                ValueError, match=rf"^key.draw: expected numbers in \[0, 4294967296\), got {bad}$"
+            ):
+                module.normal((3, 2), key)
+    with sk.use_backend("reference"):
+        largest = torch.tensor([0, 2**32 - 1])
+        expected = torch.cat([sk.normal((1, 4), sk.NoiseKey(3, i, int(d))) for i, d in enumerate(largest)])
+        assert torch.equal(sk.normal((2, 4), sk.NoiseKey(3, 0, largest)), expected)
+
+
+def test_draws_that_cannot_be_seen_are_not_looked_at():
+    # On a device looking would wait for it; under vmap there is nothing to see.
+    sk.NoiseKey(0, 0, torch.zeros(2, dtype=torch.int64, device="meta"))
+    torch.func.vmap(lambda draw: sk.NoiseKey(0, 0, draw).draw + 0)(torch.tensor([2**32, 1]))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from checks import BACKENDS, picture
@@ -178,6 +179,13 @@ def test_normal_of_odd_arguments():
         sk.normal((), key)
     with pytest.raises(ValueError, match=r"got \[2, -1\]$"):
         sk.normal((2, -1), key)
+    for shape in (3, "23", (2, 3.0), (2, True), (2, np.bool_(True)), (2, "3"), None, np.zeros((300, 300))):
+        with pytest.raises(ValueError, match=r"^normal: expected shape as \[B, ...\] of sizes") as refused:
+            sk.normal(shape, key)
+        assert len(str(refused.value)) < 250
+    for shape in ((10**400,), (2, 10**5000), (2**40, 2**40)):
+        with pytest.raises(ValueError, match=r"^normal: expected shape of fewer than 2\^63 elements, got"):
+            sk.normal(shape, key)
     with pytest.raises(TypeError, match=r"^normal: expected dtype as float64, float32, .* got torch.int32$"):
         sk.normal((2, 3), key, dtype=torch.int32)
 
@@ -214,3 +222,33 @@ def test_out_is_untouched_by_a_refused_momentum_step(bad):
     with pytest.raises(ValueError, match=r"^momentum_step: "):
         momentum(out=out, **bad)
     assert bool((out == 7.0).all())
+
+
+def test_sizes_of_numpy_are_sizes():
+    key = sk.NoiseKey(0)
+    for shape in ((np.int64(2), 3), np.array([2, 3]), torch.Size([2, 3]), [2, np.uint8(3)]):
+        assert torch.equal(sk.normal(shape, key), sk.normal((2, 3), key))
+
+
+def test_messages_are_short_whatever_was_given():
+    # Rule: no message prints a whole array, nor all of a long list, text or number.
+    class Unprintable:
+        def __repr__(self):
+            raise RuntimeError("no repr")
+
+    long = ("x" * 10**6, list(range(10**5)), np.zeros((100, 100)), 10**5000, [10**5000], Unprintable())
+    for value in long:
+        for call in (
+            lambda v: sk.blur(v, 1.0),
+            lambda v: sk.corrupt(X, 1.0, 0.1, key=v),
+            lambda v: sk.spectral_mix([X], [v]),
+            lambda v: sk.spectral_mix([X], [torch.ones(1)], noise_mask=v),
+            lambda v: momentum(variance=v),
+            lambda v: sk.soft_score_loss(X, X, 1.0, reduction=v),
+            lambda v: sk.normal((2, 3), v),
+            lambda v: sk.normal((2, 3), sk.NoiseKey(0), dtype=v),
+            lambda v: sk.use_backend(v).__enter__(),
+        ):
+            with pytest.raises((TypeError, ValueError), match=r"expected .*, got ") as refused:
+                call(value)
+            assert len(str(refused.value)) < 300

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -250,3 +252,25 @@ def test_without_a_key_torchs_seed_rules() -> None:
         torch.manual_seed(seed)
         runs.append(prior.sample(2))
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+
+
+def test_numbers_of_any_library_are_taken_and_nothing_else() -> None:
+    images, key = _images(12), sk.NoiseKey(1)
+    prior = GaussianDCTPrior.fit([images], PAPER, threshold=0.25)
+    same = GaussianDCTPrior.fit([images], PAPER, threshold=Fraction(1, 4))
+    assert torch.equal(same.sample(np.int64(3), key=key), prior.sample(3, key=key))
+    assert same.config() == prior.config() and json.dumps(same.config())
+    for wrong in ("3", True, np.bool_(True), 3.0, None, -1):
+        with pytest.raises(ValueError, match=r"^sample: expected the number of images as .*, got "):
+            prior.sample(wrong, key=key)
+        with pytest.raises(
+            (TypeError, ValueError), match=r"^BlurredImagesPrior.fit: expected most as a whole"
+        ):
+            BlurredImagesPrior.fit([], PAPER, most=wrong)
+    with pytest.raises(ValueError, match=r"as an int of at least 0 and under 2\^31, got 10\^400 or so$"):
+        prior.sample(10**400, key=key)
+    for wrong in ("1", True, 1j, [1.0], 10**400):
+        with pytest.raises((TypeError, ValueError), match=r"^prior: expected threshold as a .*number"):
+            GaussianDCTPrior.fit([images], PAPER, threshold=wrong)
+        with pytest.raises((TypeError, ValueError), match=r"^prior: expected noise_std as a .*number"):
+            PlainGaussianPrior((8, 8), 1, wrong)

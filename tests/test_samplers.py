@@ -7,8 +7,10 @@ import itertools
 import math
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -290,7 +292,8 @@ def test_progress_bar_is_optional(
 
 def test_time_steps() -> None:
     assert time_steps(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
-    for bad in (0, -1, 2.5, True):
+    assert torch.equal(time_steps(np.int64(4)), time_steps(4))
+    for bad in (0, -1, 2.5, True, np.bool_(True), "4", 4.0, None, 10**400, 2**31, [4]):
         with pytest.raises(ValueError, match="at least 1, got"):
             time_steps(bad)  # type: ignore[arg-type]
 
@@ -320,3 +323,89 @@ def test_bad_models_images_and_options_are_refused() -> None:
         sample_ddim(model, _x1(), time_steps(3), disable=True, eta=1.5)
     with pytest.raises(ValueError, match=r"expected nu of at most noise_std\(s\)"):
         sample_ddim(model, _x1(), time_steps(20), disable=True, nu=0.05)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_nothing_that_is_written_into_reaches_the_callers_tensors(name: str) -> None:
+    # Rule: the callback gets tensors of its own. What it writes the step takes, as in k-diffusion; x_1 and
+    # what the network keeps stay as they are, and so does what the result was made from.
+    x, kept = _x1(), _x1().tanh()
+    x_before, kept_before = x.clone(), kept.clone()
+
+    def write(state: dict[str, Any]) -> None:
+        state["x"].fill_(0.5)
+        state["denoised"].fill_(0.25)
+
+    model = Denoiser(PAPER, lambda x, t: kept)
+    steered = SAMPLERS[name](model, x, time_steps(3), None, write, True, key=KEY)
+    assert torch.equal(x, x_before) and torch.equal(kept, kept_before)
+    assert bool((steered == 0.25).all())
+    SAMPLERS[name](model, x, time_steps(3), disable=True, key=KEY).fill_(7.0)
+    assert torch.equal(kept, kept_before)
+    # A network that returns its argument, and one that writes into it.
+    SAMPLERS[name](Denoiser(PAPER, lambda x, t: x), x, [1.0, 0.0], disable=True, key=KEY).fill_(7.0)
+    SAMPLERS[name](Denoiser(PAPER, lambda x, t: x.mul_(0.5)), x, time_steps(3), disable=True, key=KEY)
+    assert torch.equal(x, x_before)
+
+
+def test_what_a_callback_writes_steers_the_next_step() -> None:
+    x, seen = _x1(), []
+
+    def write(state: dict[str, Any]) -> None:
+        seen.append(state["x"].clone())
+        state["x"].zero_()
+        state["denoised"].zero_()
+
+    sample_tacos(Denoiser(PAPER, _bent), x, time_steps(3), None, write, True)
+    assert torch.equal(seen[0], x) and all(bool((s == 0).all()) for s in seen[1:])
+
+
+def test_times_are_numbers_of_any_library_or_a_floating_point_tensor() -> None:
+    model, x = Denoiser(PAPER, _bent), _x1()
+    expected = sample_tacos(model, x, torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64), disable=True)
+    for ts in (
+        [1, 0.5, 0],
+        (np.int64(1), Fraction(1, 2), np.float32(0)),
+        np.array([1.0, 0.5, 0.0]),
+        torch.tensor([1.0, 0.5, 0.0]),
+        [torch.tensor(1.0), torch.tensor(0.5), torch.tensor(0.0)],
+    ):
+        assert torch.equal(sample_tacos(model, x, ts, disable=True), expected)
+    with pytest.raises(TypeError, match=r"^sample_tacos: expected ts as .*, got int64 tensor \[2\] on cpu$"):
+        sample_tacos(model, x, torch.tensor([1, 0]), disable=True)
+    ts = torch.tensor([1.0, 0.0])
+    with pytest.raises(ValueError, match=r"^sample_tacos: ts requires grad, but .* in their times"):
+        sample_tacos(model, x, ts.clone().requires_grad_(), disable=True)
+    with pytest.raises(ValueError, match=r"^sample_tacos: ts carries a tangent"):
+        torch.func.jvp(lambda ts: sample_tacos(model, x, ts, disable=True), (ts,), (ts,))
+    for wrong in (
+        None,
+        1.0,
+        "10",
+        [1.0, "0.5"],
+        [True, False],
+        np.array(["1", "0"]),
+        [1.0, 10**400],
+        "x" * 10**6,
+    ):
+        with pytest.raises(ValueError, match=r"^sample_tacos: expected ts as .*, got ") as refused:
+            sample_tacos(model, x, wrong, disable=True)
+        assert len(str(refused.value)) < 250
+
+
+def test_options_are_numbers_of_any_library() -> None:
+    model = Denoiser(PAPER, _bent)
+
+    def run(**options: Any) -> Tensor:
+        return sample_ddim(model, _x1(), time_steps(3), disable=True, key=KEY, **options)
+
+    assert torch.equal(run(eta=Fraction(1, 2)), run(eta=0.5)) and torch.equal(
+        run(eta=np.int64(1)), run(eta=1.0)
+    )
+    assert torch.equal(run(nu=np.float32(0.0)), run()) and torch.equal(run(nu=np.array(0)), run())
+    for wrong in ("0.5", True, np.bool_(True), 0.5j, 10**400, math.nan, -0.5):
+        for name in ("nu", "eta"):
+            with pytest.raises(
+                (TypeError, ValueError), match=rf"^sample_ddim: expected {name} as a .*number"
+            ):
+                run(**{name: wrong})

@@ -236,3 +236,24 @@ def test_plot_writes_a_picture_or_names_what_is_missing(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="needs matplotlib"):
         saved[0].plot(picture)
+
+
+def test_schedule_numbers_of_any_library(digits: PowerSpectrum) -> None:
+    # Rule: a number of numpy is that number; what is none is refused by our sentence.
+    expected = shortest_path_schedule(digits, levels=24, nodes=6)
+    got = shortest_path_schedule(
+        digits, levels=np.int64(24), nodes=np.int32(6), noise_std_min=np.float64(0.01)
+    )
+    assert (got.blur_std, got.noise_std) == (expected.blur_std, expected.noise_std)
+    assert type(got.nodes_wanted) is type(got.levels) is int
+    for name, wrong in (
+        ("levels", 24.0),
+        ("nodes", True),
+        ("nodes", "6"),
+        ("blur_std_max", "3"),
+        ("noise_std_min", True),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"^shortest_path_schedule: expected {name} as a (whole )?number, got "
+        ):
+            shortest_path_schedule(digits, **{"levels": 24, "nodes": 6, name: wrong})

@@ -12,12 +12,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .._numbers import shown
 from . import _measured, cuda, eager, native, triton
+from ._cuda_diagnosis import warn_once
 
 NAMES = ("reference", "native", "triton", "cuda")
 
@@ -51,42 +54,62 @@ def _probe(name: str) -> tuple[bool, str]:
     return False, f"the {name} kernels are not part of this version"
 
 
-_forced: str | None = None
+class _Block:
+    """One `with use_backend(...)`: two of one name are two."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+# The blocks that this context is within, the last entered last.
+_blocks: ContextVar[tuple[_Block, ...]] = ContextVar("softdiff_kernels.backend", default=())
 
 
 def chosen() -> str:
-    """The backend asked for by `use_backend`, else by SOFTDIFF_BACKEND, else "auto"."""
-    if _forced is not None:
-        return _forced
+    """The backend asked for by `use_backend` in this context, else by SOFTDIFF_BACKEND, else "auto"."""
+    blocks = _blocks.get()
+    if blocks:
+        return blocks[-1].name
     name = os.environ.get("SOFTDIFF_BACKEND", "auto") or "auto"
     _check(name, "SOFTDIFF_BACKEND")
     return name
 
 
 def _check(name: str, where: str) -> None:
-    if name == "auto":
-        return
-    if name not in NAMES:
-        raise ValueError(f"{where}: expected one of {', '.join(NAMES)} or auto, got {name!r}")
-    usable, reason = _probe(name)
+    if not isinstance(name, str) or name not in ("auto", *NAMES):
+        raise ValueError(f"{where}: expected one of {', '.join(NAMES)} or auto, got {shown(name)}")
+    usable, reason = (True, "") if name == "auto" else _probe(name)
     if not usable:
         raise RuntimeError(f"{where}: backend {name!r} does not work here: {reason}")
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Takes the named backend for all ops inside the `with` block, in every thread.
+    """Takes the named backend for all ops that run inside the `with` block, in its context.
 
     name: "reference", "native", "triton", "cuda" or "auto". An unknown name raises ValueError, one
     that does not work on this machine RuntimeError with the reason.
+
+    An op asks when it runs, not when a graph of it is made: a compiled function takes the backend of the
+    block that it is called in (enter the block outside of it), and a backward pass that of the block in which
+    `backward` is called, not of the forward pass. The choice is kept as Python keeps contexts (contextvars):
+
+    - an asyncio task, and `asyncio.to_thread`, have the choice of where they were started;
+    - a `threading.Thread` and the threads of a ThreadPoolExecutor start without one (Python 3.14 can be told
+      otherwise), and so do autograd's threads, which run the backward pass of what lies on a GPU; on the CPU
+      backward runs in the thread that calls it;
+    - a DataLoader's worker has the choice of where it was started if it was forked, and none if spawned.
+
+    The environment variable SOFTDIFF_BACKEND holds for all threads and processes that are in no block.
     """
-    global _forced
     _check(name, "use_backend")
-    before, _forced = _forced, name
+    mine = _Block(name)
+    _blocks.set((*_blocks.get(), mine))
     try:
         yield
     finally:
-        _forced = before
+        # Not by a token: blocks of two generators in one context may end in any order.
+        _blocks.set(tuple(block for block in _blocks.get() if block is not mine))
 
 
 def _order(op: str, device: torch.device, shape: Sequence[int], dtype: torch.dtype) -> tuple[str, ...]:
@@ -102,8 +125,15 @@ def _implementation(
     name = chosen()
     for candidate in _order(op, device, shape, dtype) if name == "auto" else (name,):
         fused = _FUSED.get(candidate)
-        if fused is not None and fused.covers(op, device, arguments) and fused.status()[0]:
-            return fused
+        if fused is not None and fused.covers(op, device, arguments):
+            usable, reason = fused.status()
+            if usable:
+                return fused
+            if candidate == "native":
+                warn_once(
+                    f"the CPU's kernels are missing, plain PyTorch runs instead, many times slower: {reason} "
+                    "(SOFTDIFF_BACKEND=reference asks for that without this warning)"
+                )
     return eager
 
 

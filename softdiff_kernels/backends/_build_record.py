@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from . import _shadow
+
 PLACE = Path(__file__).parent.parent / "_build.json"
 NONE = "the build left no record"
 OLD = "the build was of a version that had none"
@@ -48,4 +50,4 @@ def read(place: Path = PLACE) -> Record:
     try:
         return parse(place.read_text())
     except OSError:
-        return Record()
+        return Record(cuda_reason=_shadow.reason("_cuda") or NONE)

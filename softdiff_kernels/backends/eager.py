@@ -17,7 +17,8 @@ def _key(key: Sequence[int], rows: Tensor | None, batch: int, device: torch.devi
     if rows is None and not key:
         return None
     table = key_rows(key, rows, batch, device)
-    return NoiseKey(table[:, 0], table[:, 1], table[:, 2])
+    # A key from torch's generator has 64 random bits in each place; 32 of the draw's count.
+    return NoiseKey(table[:, 0], table[:, 1], table[:, 2] & 0xFFFFFFFF)
 
 
 def _noise(key: NoiseKey | None, noise: Tensor | None, like: Tensor) -> Tensor | None:

@@ -18,16 +18,18 @@ from torch import Tensor
 
 from .. import caches
 from . import _addresses as at
-from . import _build_record, _memory
+from . import _build_record, _memory, _shadow
 
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[Any, str]:
     try:
         _native = import_module("softdiff_kernels._native")
+        _shadow.refuse_foreign(_native)
     except ImportError as error:
         record = _build_record.read()  # its reason is empty where it left nothing
-        return None, f"{(not record.native and record.reason) or error}; see docs/building.md"
+        reason = _shadow.reason("_native") or (not record.native and record.reason) or error
+        return None, f"{reason}; see docs/building.md"
     wanted = os.environ.get("SOFTDIFF_CPU_ISA")
     if wanted and not _native.use_instruction_set(wanted):
         return (

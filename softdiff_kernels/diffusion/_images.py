@@ -19,12 +19,13 @@ _CHUNK_ELEMENTS_ELSEWHERE = 2**22
 
 def image_size(op: str, value: Any) -> tuple[int, int]:
     """(H, W) as two ints of at least 1."""
-    try:
-        height, width = (int(n) for n in value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{op}: expected image_size as (H, W), got {value!r}") from None
-    if height < 1 or width < 1:
-        raise ValueError(f"{op}: expected image_size of at least 1 x 1, got {height} x {width}")
+    sides = args.listed(value, args.whole)
+    if sides is None or len(sides) != 2:
+        raise ValueError(f"{op}: expected image_size as (H, W), got {args.shown(value)}")
+    height, width = sides
+    if not (1 <= height < 2**31 and 1 <= width < 2**31):
+        got = f"{args.shown(height)} x {args.shown(width)}"
+        raise ValueError(f"{op}: expected image_size of at least 1 x 1 and sides under 2^31, got {got}")
     return height, width
 
 

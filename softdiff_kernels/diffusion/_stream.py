@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .. import _arguments as args
 from ..noise import NoiseKey, pack_key, philox4x32
 
 _LOW = 0xFFFFFFFF
@@ -60,6 +61,8 @@ def for_images(key: NoiseKey | None, images: int | Tensor) -> tuple[NoiseKey, in
                 f"{images.dtype} of shape {list(images.shape)}"
             )
         return replace(key, stream=images, draw=0), images.shape[0]
-    if isinstance(images, bool) or not isinstance(images, int) or images < 0:
-        raise ValueError(f"sample: expected the number of images as an int of at least 0, got {images!r}")
-    return key.at(0), images
+    count = args.whole(images)
+    if count is None or not 0 <= count < 2**31:
+        wanted = "an int of at least 0" + (" and under 2^31" if count and count > 0 else "")
+        raise ValueError(f"sample: expected the number of images as {wanted}, got {args.shown(images)}")
+    return key.at(0), count

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from .. import _arguments as args
 from .. import functional
 from ..caches import Tables
 from ..noise import NoiseKey
@@ -55,6 +57,19 @@ def geometric_noise_std(
     )
 
 
+def noise_range(
+    op: str, noise_std_min: float, noise_std_max: float, noise_full_at: float
+) -> tuple[float, float, float]:
+    """The three arguments of `geometric_noise_std` that are numbers, checked, as floats."""
+    found = (
+        args.number(op, "noise_std_min", noise_std_min),
+        args.number(op, "noise_std_max", noise_std_max),
+        args.number(op, "noise_full_at", noise_full_at),
+    )
+    geometric_noise_std([0.0], *found)
+    return found
+
+
 def noise_nodes(noise_std_min: float, noise_std_max: float, noise_full_at: float) -> np.ndarray:
     """Times at which to tabulate `geometric_noise_std` so that chords are within 3.2e-4 of it."""
     parts = max(1, math.ceil(math.log(noise_std_max / noise_std_min) / _LOG_STEP))
@@ -82,7 +97,7 @@ class Corruption:
             object.__setattr__(self, field, _table(field, getattr(self, field)))
         if len(self.t) < 2 or self.t[0] != 0.0 or self.t[-1] != 1.0 or not _rises(self.t, strictly=True):
             raise ValueError(
-                f"Corruption: expected t as at least 2 times that rise from 0 to 1, got {_short(self.t)}"
+                f"Corruption: expected t as at least 2 times that rise from 0 to 1, got {args.shown(self.t)}"
             )
         for field in ("blur_std_nodes", "noise_std_nodes"):
             values = getattr(self, field)
@@ -92,7 +107,7 @@ class Corruption:
                 )
             if values[0] < 0 or not _rises(values, strictly=False):
                 raise ValueError(
-                    f"Corruption: expected {field} of at least 0 and never falling, got {_short(values)}"
+                    f"Corruption: expected {field} of at least 0 and never falling, got {args.shown(values)}"
                 )
 
     @overload
@@ -103,7 +118,8 @@ class Corruption:
         """Standard deviation of the blur at t, in pixels.
 
         t: a number in [0, 1], or a floating-point tensor of any shape, whose dtype and device the
-        answer keeps (values outside [0, 1] are clamped, for looking at them would synchronise).
+        answer keeps. Not differentiable in t. Raises ValueError where t is outside [0, 1], requires grad or
+        carries a tangent; on a device values are clamped instead, for looking at them would synchronise.
         """
         return self._at("blur_std_nodes", t)
 
@@ -116,13 +132,9 @@ class Corruption:
         return self._at("noise_std_nodes", t)
 
     def _at(self, field: str, t: float | Tensor) -> float | Tensor:
+        t = args.time("Corruption", t)
         if isinstance(t, Tensor):
-            # torch.compile traces through a cache, and warns; what it traces is a constant anyway.
-            tables = _make_tables if torch.compiler.is_compiling() else _kept_tables
-            return _interpolate(tables(self, field, t.device), t)
-        t = float(t)
-        if not 0.0 <= t <= 1.0:
-            raise ValueError(f"Corruption: expected t in [0, 1], got {t!r}")
+            return _interpolate(_tables(self, field, t.device), t)
         values: tuple[float, ...] = getattr(self, field)
         i = min(bisect_right(self.t, t) - 1, len(self.t) - 2)
         slope = (values[i + 1] - values[i]) / (self.t[i + 1] - self.t[i])
@@ -163,7 +175,7 @@ class Corruption:
         """The corruption that `to_dict` wrote; ValueError where it is not one."""
         if not isinstance(content, Mapping) or content.get("format") != _FORMAT:
             raise ValueError(
-                f"Corruption: expected a dictionary of format {_FORMAT!r}, got {_short(content)}"
+                f"Corruption: expected a dictionary of format {_FORMAT!r}, got {args.shown(content)}"
             )
         missing = [n for n in ("image_size", "t", "blur_std", "noise_std", "name") if n not in content]
         if missing:
@@ -207,12 +219,12 @@ class Corruption:
         it is. The geometric part is tabulated so densely that interpolation is within 3.2e-4 of it.
         Daras et al. 2022, section 5 and figure 6 (blur 0.01 to 23 px, noise 0.01 to 0.10).
         """
-        size = _images.image_size("Corruption.paper", image_size)
-        most = paper_blur_std_max(size) if blur_std_max is None else float(blur_std_max)
-        noise = (noise_std_min, noise_std_max, noise_full_at)
-        geometric_noise_std([0.0], *noise)
+        op = "Corruption.paper"
+        size = _images.image_size(op, image_size)
+        least, most = _blur_range(op, size, blur_std_min, blur_std_max)
+        noise = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
         t = noise_nodes(*noise)
-        blur = blur_std_min + (most - blur_std_min) * t
+        blur = least + (most - least) * t
         return cls.from_tables(
             size, t.tolist(), blur.tolist(), geometric_noise_std(t, *noise).tolist(), "paper"
         )
@@ -232,14 +244,15 @@ class Corruption:
 
         The first hundredth of t leads from a blur of 0.01 px to blur_std_min. Otherwise as `paper`.
         """
-        size = _images.image_size("Corruption.geometric", image_size)
-        most = paper_blur_std_max(size) if blur_std_max is None else float(blur_std_max)
-        least = min(float(blur_std_min), most)
+        op = "Corruption.geometric"
+        size = _images.image_size(op, image_size)
+        least, most = _blur_range(op, size, blur_std_min, blur_std_max)
+        least = min(least, most)
         if not least > 0:
-            raise ValueError(f"Corruption.geometric: expected blur_std_min over 0, got {blur_std_min!r}")
+            raise ValueError(f"{op}: expected blur_std_min and blur_std_max over 0, got {least!r}")
         parts = max(1, math.ceil(math.log(most / least) / _LOG_STEP))
         blur_t = np.linspace(_GEOMETRIC_FROM, 1.0, parts + 1)
-        noise = (noise_std_min, noise_std_max, noise_full_at)
+        noise = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
         t = np.union1d(blur_t, noise_nodes(*noise))
         blur = np.interp(t, np.append(0.0, blur_t), np.append(0.01, np.geomspace(least, most, parts + 1)))
         return cls.from_tables(
@@ -255,7 +268,7 @@ class Corruption:
         noise_std_max: about the largest distance between two images (Song & Ermon 2020, technique 1).
         """
         size = _images.image_size("Corruption.noise_only", image_size)
-        noise = (noise_std_min, noise_std_max, 1.0)
+        noise = noise_range("Corruption.noise_only", noise_std_min, noise_std_max, 1.0)
         t = noise_nodes(*noise)
         return cls.from_tables(
             size, t.tolist(), [0.0] * len(t), geometric_noise_std(t, *noise).tolist(), "noise-only"
@@ -267,23 +280,19 @@ class Corruption:
         return cls(schedule.image_size, schedule.t, schedule.blur_std, schedule.noise_std, "schedule")
 
 
-def _table(name: str, values: Any) -> tuple[float, ...]:
-    try:
-        table = tuple(float(v) for v in values)
-    except (TypeError, ValueError):
-        raise ValueError(f"Corruption: expected {name} as a list of numbers, got {_short(values)}") from None
-    if not all(math.isfinite(v) for v in table):
-        raise ValueError(f"Corruption: expected {name} as finite numbers, got {_short(table)}")
-    return table
+def _blur_range(
+    op: str, size: tuple[int, int], blur_std_min: float, blur_std_max: float | None
+) -> tuple[float, float]:
+    most = paper_blur_std_max(size) if blur_std_max is None else blur_std_max
+    return args.number(op, "blur_std_min", blur_std_min), args.number(op, "blur_std_max", most)
+
+
+def _table(name: str, values: object) -> tuple[float, ...]:
+    return tuple(args.numbers("Corruption", name, values))
 
 
 def _rises(values: Sequence[float], *, strictly: bool) -> bool:
     return all(a < b or (a == b and not strictly) for a, b in pairwise(values))
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _make_tables(corruption: Corruption, field: str, device: torch.device) -> Tensor:
@@ -300,10 +309,20 @@ def _make_tables(corruption: Corruption, field: str, device: torch.device) -> Te
 _kept_tables = Tables("corruption", _make_tables, copied=True, share=4)
 
 
+def _tables(corruption: Corruption, field: str, device: torch.device) -> Tensor:
+    """The tables as plain tensors, kept; made anew where what is made lives no longer than the call."""
+    # torch.compile traces through a cache, and warns; under a fake mode the tables have no numbers.
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return _make_tables(corruption, field, device)
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return _kept_tables(corruption, field, device)
+    with temporarily_clear_interpreter_stack():  # torch.func wraps what is made below one of its transforms
+        return _kept_tables(corruption, field, device)
+
+
 def _interpolate(tables: Tensor, t: Tensor) -> Tensor:
-    if not t.dtype.is_floating_point:
-        raise TypeError(f"Corruption: expected t as a number or a floating-point tensor, got {t.dtype}")
     start, value, slope, limit = tables.unbind(0)
-    exact = t.detach().double().clamp(0.0, 1.0)
-    piece = torch.searchsorted(start, exact.contiguous(), right=True).sub_(1).clamp_(min=0)
+    # Never detached: a derivative that nobody saw above reaches the op, which refuses it.
+    exact = t.double().clamp(0.0, 1.0)
+    piece = torch.searchsorted(start, exact.contiguous(), right=True).sub_(1).clamp(min=0)
     return torch.minimum(value[piece] + (exact - start[piece]) * slope[piece], limit[piece]).to(t.dtype)

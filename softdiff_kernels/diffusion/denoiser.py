@@ -60,7 +60,8 @@ class SoftDenoiser(_wrappers.Wrappable):
     def forward(self, x: Tensor, t: float | Tensor, **kw: Any) -> Tensor:
         """The estimate x0_hat of x_0, [B, C, H, W] in x's dtype.
 
-        x: x_t [B, C, H, W]; t: a number in [0, 1] or [B]; kw goes to the network.
+        x: x_t [B, C, H, W]; t: a number in [0, 1] or [B], as in `Corruption.blur_std`; kw goes to the
+        network.
         """
         args.image("SoftDenoiser", "x", x)
         _images.check_size("SoftDenoiser", x, self.corruption.image_size)
@@ -121,8 +122,8 @@ class SoftDenoiser(_wrappers.Wrappable):
 
     def _time(self, x: Tensor, t: float | Tensor) -> Tensor:
         batch = x.shape[0]
+        t = args.time("SoftDenoiser", t)
         if not isinstance(t, Tensor):
-            args.number("SoftDenoiser", "t", t, most=1.0)
             return torch.full((batch,), t, dtype=torch.float32, device=x.device)
         if t.numel() not in (1, batch) or t.dim() > 1:
             raise ValueError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _arguments as args
 from .denoiser import SoftDenoiser
 
 
@@ -19,14 +20,15 @@ class Guided:
     """
 
     def __init__(self, denoiser: SoftDenoiser, class_labels: Tensor, weight: float = 1.0) -> None:
-        if class_labels.dim() != 1 or class_labels.dtype != torch.int64:
-            raise TypeError(
-                f"Guided: expected class_labels as int64 [B], got {class_labels.dtype} "
-                f"{list(class_labels.shape)}"
-            )
+        if (
+            not isinstance(class_labels, Tensor)
+            or class_labels.dim() != 1
+            or class_labels.dtype != torch.int64
+        ):
+            raise TypeError(f"Guided: expected class_labels as int64 [B], got {args.describe(class_labels)}")
         self.denoiser = denoiser
         self.class_labels = class_labels
-        self.weight = float(weight)
+        self.weight: float = args.number("Guided", "weight", weight, nonnegative=False)
         self.corruption = denoiser.corruption
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:

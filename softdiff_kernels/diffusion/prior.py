@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _arguments as args
 from .. import functional
 from ..noise import NoiseKey
 from . import _images
@@ -21,8 +22,8 @@ class Prior:
 
     def __init__(self, image_size: tuple[int, int], channels: int, noise_std: float) -> None:
         self.image_size = _images.image_size("prior", image_size)
-        self.channels = int(channels)
-        self.noise_std = float(noise_std)
+        self.channels: int = args.integer("prior", "channels", channels, least=1)
+        self.noise_std: float = args.number("prior", "noise_std", noise_std)
 
     def sample(
         self,

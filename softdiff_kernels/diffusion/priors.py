@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _arguments as args
 from ..noise import NoiseKey, normals_from_words
 from . import surviving
 from ._stream import words_after
@@ -34,9 +35,9 @@ class _SpectralPrior(Prior):
     ) -> None:
         super().__init__(kept.image_size, kept.channels, noise_std)
         self.kept = kept
-        self.blur_std = float(blur_std)
-        self.threshold = float(threshold)
-        self.count = int(count)
+        self.blur_std: float = args.number("prior", "blur_std", blur_std)
+        self.threshold: float = args.number("prior", "threshold", threshold)
+        self.count: int = args.integer("prior", "count", count)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -48,10 +49,9 @@ class _SpectralPrior(Prior):
 
     @staticmethod
     def _parts(config: Mapping[str, Any]) -> tuple[Surviving, float, float, float, int]:
-        size = tuple(config["image_size"])
-        blur, threshold = float(config["blur_std"]), float(config["threshold"])
-        kept = Surviving(size, int(config["channels"]), blur, threshold)
-        return kept, blur, threshold, float(config["noise_std"]), int(config["images"])
+        blur, threshold = config["blur_std"], config["threshold"]
+        kept = Surviving(config["image_size"], config["channels"], blur, threshold)
+        return kept, blur, threshold, config["noise_std"], config["images"]
 
     def _tail(self) -> str:
         return (
@@ -167,6 +167,7 @@ class BlurredImagesPrior(_SpectralPrior):
         most: int = 10_000,
     ) -> BlurredImagesPrior:
         """Kept from the start of a stream of batches [B, C, H, W], uint8 or floating-point."""
+        most = args.integer("BlurredImagesPrior.fit", "most", most, least=1)
         pieces: list[Tensor] = []
         kept: Surviving | None = None
         held = 0
@@ -224,7 +225,7 @@ class PlainGaussianPrior(Prior):
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PlainGaussianPrior:
         """The prior that `config` describes."""
-        return cls(tuple(config["image_size"]), int(config["channels"]), float(config["noise_std"]))
+        return cls(config["image_size"], config["channels"], config["noise_std"])
 
     def _mean(self, key: NoiseKey, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.zeros(batch, self.channels, *self.image_size, device=device, dtype=dtype)
@@ -239,7 +240,7 @@ def prior_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     """The prior whose `config()` and `state_dict()` these are; ValueError where they are not."""
     name = config.get("prior") if isinstance(config, Mapping) else None
     if name not in PRIORS:
-        raise ValueError(f"prior: expected one of {', '.join(map(repr, PRIORS))}, got {name!r}")
+        raise ValueError(f"prior: expected one of {', '.join(map(repr, PRIORS))}, got {args.shown(name)}")
     try:
         return PRIORS[str(name)].from_state(config, tensors)
     except (KeyError, TypeError) as error:

@@ -7,9 +7,10 @@ They share a signature, in the manner of k-diffusion: `sample_*(model, x, ts, ex
 disable, key=...)`.
 
 model: a `SoftDenoiser`, or anything callable as `model(x, t[B], **extra_args) -> x0_hat` with a
-`.corruption`. x: x_1, [B, C, H, W], left as it is. ts: times falling from 1 to 0, 1-D (`time_steps`);
-the model is called once for each but the last. callback: gets a dict of x, i, t and denoised after
-each call of the model. disable: no progress bar. key: its stream names the images; step i uses draw
+`.corruption`. x: x_1, [B, C, H, W], left as it is. ts: times falling from 1 to 0, a list of numbers or
+a floating-point tensor (`time_steps`); the model is called once for each but the last. callback: gets a
+dict of x, i, t and denoised after each call of the model; what it writes into x or denoised, the step
+takes, and nothing else sees. disable: no progress bar. key: its stream names the images; step i uses draw
 i + 1 (draw 0 is the prior's), so image k is the same at any batch size. None: a fresh key from torch's
 generator.
 
@@ -41,9 +42,13 @@ _Step = Callable[[Tensor, Tensor, float, float, Corruption, NoiseKey], Tensor]
 
 def time_steps(n: int) -> Tensor:
     """n + 1 times, evenly from 1 down to 0, for a sampler of n steps. float64 [n + 1] on the CPU."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"time_steps: expected the number of steps as an int of at least 1, got {n!r}")
-    return torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)
+    steps = args.whole(n)
+    if steps is None or not 1 <= steps < 2**31:
+        raise ValueError(
+            "time_steps: expected the number of steps as an int under 2^31 and of at least 1, got "
+            f"{args.shown(n)}"
+        )
+    return torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
 
 
 def _run(
@@ -65,12 +70,14 @@ def _run(
     args.image(name, "x", x)
     _images.check_size(name, x, corruption.image_size)
     times = _times(name, ts)
+    x = x.clone()  # the model, the callback and the caller of this may write into what they get
     key = fresh_key() if key is None else key
     extra = dict(extra_args or {})
     for i in _progress(range(len(times) - 1), disable):
         t, s = times[i], times[i + 1]
         x0_hat = model(x, torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device), **extra)
-        x0_hat = x0_hat.to(x.dtype)
+        # Likewise: a network may return what it keeps, or x itself.
+        x0_hat = x0_hat.to(x.dtype, copy=callback is not None or s == 0.0)
         if callback is not None:
             callback({"x": x, "i": i, "t": t, "denoised": x0_hat})
         x = x0_hat if s == 0.0 else step(x, x0_hat, t, s, corruption, key.at(i + 1))
@@ -78,10 +85,13 @@ def _run(
 
 
 def _times(name: str, ts: Tensor) -> list[float]:
-    times = torch.as_tensor(ts)
-    if times.dim() != 1 or times.shape[0] < 2:
-        raise ValueError(f"{name}: expected ts as at least 2 times, 1-D, got shape {list(times.shape)}")
-    values = [float(t) for t in times.tolist()]
+    if isinstance(ts, Tensor) and not ts.dtype.is_floating_point:
+        raise TypeError(
+            f"{name}: expected ts as a list of numbers or a floating-point tensor, got {args.describe(ts)}"
+        )
+    values = args.numbers(name, "ts", ts, "times")
+    if len(values) < 2:
+        raise ValueError(f"{name}: expected ts as at least 2 times, got {len(values)}")
     falling = all(a > b for a, b in pairwise(values))
     if not falling or not 0.0 <= values[-1] <= values[0] <= 1.0:
         raise ValueError(f"{name}: expected ts that fall, within 1 to 0, got {values[:4]} ... {values[-1]}")
@@ -178,9 +188,9 @@ def sample_ddim(
     variance "small". Song, Meng & Ermon 2021, eq. 12, carried over to blur; ours, not the paper's.
     Arguments and result: see the module.
     """
-    args.number("sample_ddim", "nu", nu)
+    nu = args.number("sample_ddim", "nu", nu)
     if eta is not None:
-        args.number("sample_ddim", "eta", eta, most=1.0)
+        eta = args.number("sample_ddim", "eta", eta, most=1.0)
         if nu != 0.0:
             raise ValueError(f"sample_ddim: expected nu or eta, got both ({nu!r} and {eta!r})")
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import _arguments as args
 from .._version import __version__
 from . import _images
-from .corruption import geometric_noise_std, paper_blur_std_max
+from .corruption import geometric_noise_std, noise_range, paper_blur_std_max
 from .power_spectrum import PowerSpectrum
 from .schedule_file import Schedule
 from .wasserstein import wasserstein_distances
@@ -107,23 +108,23 @@ def shortest_path_schedule(
     paper gives noise over t alone, and how it entered its distances is not known).
     """
     op = "shortest_path_schedule"
-    if not isinstance(levels, int) or not isinstance(nodes, int) or not 2 <= nodes <= levels:
-        raise ValueError(
-            f"{op}: expected 2 <= nodes <= levels as ints, got nodes {nodes!r} and levels {levels!r}"
-        )
+    nodes, levels = args.integer(op, "nodes", nodes), args.integer(op, "levels", levels)
+    if not 2 <= nodes <= levels:
+        raise ValueError(f"{op}: expected 2 <= nodes <= levels, got nodes {nodes} and levels {levels}")
     size = _images.image_size(op, spectrum.image_size)
-    most = paper_blur_std_max(size) if blur_std_max is None else float(blur_std_max)
-    if not 0 <= blur_std_min < most < np.inf:
+    blur_std_min = args.number(op, "blur_std_min", blur_std_min)
+    most = paper_blur_std_max(size) if blur_std_max is None else args.number(op, "blur_std_max", blur_std_max)
+    if not blur_std_min < most:
         raise ValueError(
             f"{op}: expected 0 <= blur_std_min < blur_std_max, got {blur_std_min!r} and {most!r}"
         )
     candidates = np.linspace(blur_std_min, most, levels)
-    noise_range = (float(noise_std_min), float(noise_std_max))
+    least_noise, most_noise, full_at = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
     way = _share_of_way(spectrum, candidates)
     best: _Found | None = None
-    low, high, full_at = 0.0, 1.0, float(noise_full_at)
+    low, high, wanted = 0.0, 1.0, full_at
     for _ in range(_MOST_ROUNDS):
-        noise = geometric_noise_std(way, *noise_range, full_at)
+        noise = geometric_noise_std(way, least_noise, most_noise, full_at)
         distances = wasserstein_distances(spectrum, candidates, noise, noise_term)
         if not distances[0, -1] > 0:
             raise ValueError(f"{op}: expected images that blur or noise can change, got a path of no length")
@@ -131,12 +132,12 @@ def shortest_path_schedule(
         # Where the noise becomes full, as a level, and then in the path's own time.
         level = np.interp(full_at, way, np.arange(levels))
         reached = float(np.interp(level, path, np.linspace(0.0, 1.0, len(path))))
-        off = (abs(len(path) - nodes), abs(reached - noise_full_at))
+        off = (abs(len(path) - nodes), abs(reached - wanted))
         if best is None or off < best.off:
             best = _Found(off, epsilon, path, noise, distances)
-        if noise_std_min == noise_std_max or (off[0] == 0 and off[1] <= 0.5 / (len(path) - 1)):
+        if least_noise == most_noise or (off[0] == 0 and off[1] <= 0.5 / (len(path) - 1)):
             break
-        low, high = (full_at, high) if reached < noise_full_at else (low, full_at)
+        low, high = (full_at, high) if reached < wanted else (low, full_at)
         full_at = 0.5 * (low + high)
     assert best is not None
     path = best.path

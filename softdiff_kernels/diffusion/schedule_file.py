@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .._numbers import shown
+
 _FORMAT = "softdiff-schedule"
 
 
@@ -139,13 +141,13 @@ def _check(schedule: Schedule) -> None:
     """Raises where a file's values contradict each other."""
     blur, noise, size = schedule.blur_std, schedule.noise_std, schedule.image_size
     if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-        raise ValueError(f"expected image_size as two whole numbers of at least 1, got {size!r}")
+        raise ValueError(f"expected image_size as two whole numbers of at least 1, got {shown(size)}")
     if len(blur) < 2 or not all(a < b for a, b in pairwise(blur)) or not 0 <= blur[0] <= blur[-1] < math.inf:
-        raise ValueError(f"expected blur_std as at least 2 rising numbers, got {blur!r}")
+        raise ValueError(f"expected blur_std as at least 2 rising numbers, got {shown(blur)}")
     if len(noise) != len(blur) or not all(a <= b for a, b in pairwise(noise)):
-        raise ValueError(f"expected noise_std as {len(blur)} numbers that never fall, got {noise!r}")
+        raise ValueError(f"expected noise_std as {len(blur)} numbers that never fall, got {shown(noise)}")
     if not 0 <= noise[0] <= noise[-1] < math.inf:
-        raise ValueError(f"expected noise_std as finite numbers of at least 0, got {noise!r}")
+        raise ValueError(f"expected noise_std as finite numbers of at least 0, got {shown(noise)}")
     if len(schedule.steps) != len(blur) - 1:
         raise ValueError(
             f"expected {len(blur) - 1} steps between {len(blur)} nodes, got {len(schedule.steps)}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _arguments as args
 from .. import functional, spectrum
 from . import _images
 from .corruption import Corruption
@@ -23,7 +24,9 @@ class Surviving:
 
     def __init__(self, image_size: tuple[int, int], channels: int, blur_std: float, threshold: float) -> None:
         self.image_size = _images.image_size("prior", image_size)
-        self.channels = channels
+        self.channels: int = args.integer("prior", "channels", channels, least=1)
+        blur_std = args.number("prior", "blur_std", blur_std)
+        threshold = args.number("prior", "threshold", threshold)
         std = torch.tensor([blur_std], dtype=torch.float64)
         gain = spectrum.heat_gain(std, *self.image_size).reshape(-1)
         self.index = (gain > threshold).nonzero()[:, 0]

@@ -52,7 +52,7 @@ def wasserstein_distances(
             f"{op}: expected as many noise levels as blur levels, got {len(noise)} and {len(blur)}"
         )
     if np.any(np.diff(blur) < 0):
-        raise ValueError(f"{op}: expected blur_std_levels that never fall, got {blur.tolist()}")
+        raise ValueError(f"{op}: expected blur_std_levels that never fall, got {args.shown(blur.tolist())}")
 
     height, width = spectrum.image_size
     gain = dct.heat_gain(torch.from_numpy(blur), height, width).reshape(len(blur), -1).numpy()
@@ -74,10 +74,10 @@ def wasserstein_distances(
 
 
 def _levels(op: str, name: str, values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
-    levels = np.asarray(values, dtype=np.float64)
-    if levels.ndim != 1 or not np.all(np.isfinite(levels)) or np.any(levels < 0):
-        raise ValueError(f"{op}: expected {name} as a list of finite numbers of at least 0, got {values!r}")
-    return levels
+    levels = args.numbers(op, name, values, "levels")
+    if min(levels, default=0.0) < 0:
+        raise ValueError(f"{op}: expected {name} as numbers of at least 0, got {min(levels)!r}")
+    return np.array(levels, dtype=np.float64)
 
 
 def _double_sums(gram: np.ndarray) -> np.ndarray:

@@ -67,10 +67,12 @@ def _compiler() -> str:
 
 def _compiled_modules() -> str:
     import softdiff_kernels
+    from softdiff_kernels.backends import _shadow
 
     folder = os.path.dirname(softdiff_kernels.__file__)
     names = sorted(f for f in os.listdir(folder) if f.endswith((".so", ".pyd")))
-    return ", ".join(names) if names else "absent: this installation is pure Python"
+    absent = _shadow.reason("_native") or "this installation is pure Python"
+    return ", ".join(names) if names else f"absent: {absent}"
 
 
 def _cuda_module() -> str:
