@@ -74,13 +74,14 @@ def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients")
 
     torch.compile sees neither a tangent nor an outer level here: there the ops' own rules refuse both.
     """
-    found = "requires grad" if value.requires_grad else None
+    if value.requires_grad:
+        raise not_differentiable(op, name, "requires grad", what)
     if not torch.compiler.is_compiling() and (
         forward_ad._current_level >= 0 or _functorch.is_functorch_wrapped_tensor(value)
     ):
-        found = found or _derivative_below(value)
-    if found:
-        raise not_differentiable(op, name, found, what)
+        found = _derivative_below(value)
+        if found:
+            raise not_differentiable(op, name, found, what)
 
 
 def not_differentiable(op: str, name: str, found: str, what: str) -> ValueError:
@@ -117,7 +118,7 @@ def coefficient(
     A number stays in host memory, as float64 [1], where it becomes an argument of a kernel instead of a
     launch of its own; a compiled graph, which would not be captured with it, has it on the device.
     """
-    if torch.compiler.is_compiling() and isinstance(value, np.ndarray) and value.ndim == 0:
+    if isinstance(value, np.ndarray) and value.ndim == 0 and torch.compiler.is_compiling():
         # What a number of numpy is in a graph: torch sees no value, only a tensor.
         tensor = torch.as_tensor(value, device=device)
         value = tensor if tensor.dtype == torch.bool or tensor.is_complex() else tensor.double()
@@ -201,6 +202,8 @@ def numbers(op: str, name: str, values: object, what: str = "tables") -> list[fl
 
 def equals(value: object, number: float) -> bool:
     """Whether an argument is a number, known now, of this value."""
+    if isinstance(value, Tensor):
+        return False
     got = plain(value)
     return isinstance(got, (int, float)) and got == number
 
@@ -276,6 +279,8 @@ def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.dev
 
 def ordered_numbers(op: str, low: str, value_low: object, high: str, value_high: object) -> None:
     """Checks value_low <= value_high where both are plain numbers that are good each by itself."""
+    if isinstance(value_low, Tensor) or isinstance(value_high, Tensor):
+        return
     below, above = plain(value_low), plain(value_high)
     if isinstance(below, (int, float)) and isinstance(above, (int, float)) and math.inf > below > above >= 0:
         raise ValueError(

@@ -252,3 +252,26 @@ def test_messages_are_short_whatever_was_given():
             with pytest.raises((TypeError, ValueError), match=r"expected .*, got ") as refused:
                 call(value)
             assert len(str(refused.value)) < 300
+
+
+def test_the_registered_ops_read_no_memory_that_is_not_theirs():
+    # Kernels read by addresses. Who calls the registered op, or a graph traced for another batch, gets
+    # an error where shapes do not agree, on every backend, instead of what lies behind the tensor.
+    x, y = picture(3, 1, 4, 4), picture(2, 1, 4, 4)
+    std, ops = torch.ones(2), torch.ops.softdiff
+    traced = torch.jit.trace(lambda image: sk.blur(image, std), y, check_trace=False)
+    calls = [
+        lambda: ops.blur(x, std, None, 0.0),
+        lambda: ops.corrupt(x, torch.ones(1), torch.ones(1), None, 0.0, [], None, y, False),
+        lambda: ops.corrupt(
+            x, torch.ones(1), torch.ones(1), None, 0.0, [], torch.zeros(2, 3).long(), None, False
+        ),
+        lambda: ops.soft_score_loss(x, y, torch.ones(1), None, 0.0, "mean"),
+        lambda: ops.step(x, y, *[torch.ones(1)] * 4, "given", 0.0, [], None, None),
+        lambda: ops.step_out(x, x, *[torch.ones(1)] * 4, "given", 0.0, [], None, None, y),
+        lambda: ops.spectral_mix([x, y], [torch.ones(1)] * 2, None, [], None),
+        lambda: traced(x),
+    ]
+    for call in calls:
+        with pytest.raises((ValueError, RuntimeError), match="expected images of one shape"):
+            call()

@@ -70,7 +70,9 @@ def chosen() -> str:
     blocks = _blocks.get()
     if blocks:
         return blocks[-1].name
-    name = os.environ.get("SOFTDIFF_BACKEND", "auto") or "auto"
+    name = os.environ.get("SOFTDIFF_BACKEND")
+    if not name or name == "auto":
+        return "auto"
     _check(name, "SOFTDIFF_BACKEND")
     return name
 
@@ -137,6 +139,21 @@ def _implementation(
     return eager
 
 
+def _check_shapes(op: str, shape: torch.Size, arguments: Sequence[Any]) -> None:
+    """Images of one shape, one coefficient for all of them or one each: the kernels read by addresses.
+
+    The public functions check this and more; a graph made by jit.trace, and who calls torch.ops, do not.
+    """
+    for a in arguments:
+        if isinstance(a, torch.Tensor):
+            got = a.shape
+            if got != shape and (len(got) > 2 or got[0] not in (1, shape[0])):
+                raise ValueError(
+                    f"softdiff::{op}: expected images of one shape, and 1 or {shape[0]} of a coefficient, "
+                    f"got {list(shape)} and {list(got)}"
+                )
+
+
 def dispatcher(op: str) -> Callable[..., Any]:
     """The function that `_ops.py` registers for an op."""
 
@@ -146,6 +163,7 @@ def dispatcher(op: str) -> Callable[..., Any]:
         else:
             x = args[0][0] if op == "spectral_mix" else args[1] if args[0] is None else args[0]
             shape, dtype, device = x.shape, x.dtype, x.device
+            _check_shapes(op, shape, args[0] if op == "spectral_mix" else args)
         return getattr(_implementation(op, device, shape, dtype, args), op)(*args)
 
     call.__name__ = op
