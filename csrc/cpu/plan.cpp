@@ -41,41 +41,24 @@ struct Built {
   int32_t spare;
 };
 
-// The DFT of `n` numbers that are `stride` apart, by the smallest prime factors. roots: of the whole, of which this
-// is a `step`-th part.
-void fourier(const Complex* in, int64_t stride, Complex* out, int64_t n, const std::vector<Complex>& roots, int64_t step) {
+// The DFT of a power of two of numbers that are `stride` apart; roots: of the whole, of which this is a `stride`-th.
+void fourier(const Complex* in, int64_t stride, Complex* out, int64_t n, const std::vector<Complex>& roots) {
   if (n == 1) {
     *out = *in;
     return;
   }
-  int64_t p = 2;
-  while (n % p != 0) ++p;
-  const int64_t q = n / p;
-  for (int64_t j = 0; j < p; ++j) fourier(in + j * stride, stride * p, out + j * q, q, roots, step * p);
-  std::vector<Complex> part(static_cast<size_t>(p));
-  for (int64_t k = 0; k < q; ++k) {
-    for (int64_t j = 0; j < p; ++j) part[j] = out[j * q + k];
-    for (int64_t l = 0; l < p; ++l) {
-      Complex sum = part[0];
-      for (int64_t j = 1; j < p; ++j) sum += part[j] * roots[j * (k + l * q) % n * step];
-      out[l * q + k] = sum;
-    }
+  const int64_t h = n / 2;
+  fourier(in, 2 * stride, out, h, roots);
+  fourier(in + stride, 2 * stride, out + h, h, roots);
+  for (int64_t k = 0; k < h; ++k) {
+    const Complex even = out[k], odd = out[h + k] * roots[k * stride];
+    out[k] = even + odd, out[h + k] = even - odd;
   }
 }
 
 // cos and sin of pi a / b, the angle reduced in integers.
 Complex turn(int64_t a, int64_t b) {
   return std::polar(1.0, kPi * static_cast<double>(a % (2 * b)) / static_cast<double>(b));
-}
-
-// Multiples of 5, 7 and 8 by powers of two: what the recursion is fast at.
-int32_t fast_length(int64_t least) {
-  int64_t best = INT64_MAX;
-  for (int64_t length : {5, 7, 8}) {
-    while (length < least) length *= 2;
-    best = std::min(best, length);
-  }
-  return static_cast<int32_t>(best);
 }
 
 // With theta = 2 pi a / b. Outputs for which `negated` holds change their sign.
@@ -86,7 +69,7 @@ const Chirp* chirp_tables(Tables& tables, const Built& built, int64_t n, int64_t
   for (int64_t i = 0; i < 2 * m; ++i) roots[i] = std::conj(turn(i, m));
   // Even and of period 2 m. Both kernels are real and even, so are their transforms, and one carries the two.
   for (int64_t d = 0; d <= m; ++d) kernel[d] = kernel[(2 * m - d) % (2 * m)] = turn(a * d * d, b);
-  fourier(kernel.data(), 1, transformed.data(), 2 * m, roots, 1);
+  fourier(kernel.data(), 1, transformed.data(), 2 * m, roots);
   std::vector<float> gains(2 * m), in(2 * n), out(2 * n);
   for (int64_t k = 0; k < m; ++k) {
     const Complex gain = transformed[k] * ((k == 0 ? 1.0 : 2.0) / static_cast<double>(m));
@@ -107,11 +90,12 @@ const Chirp* chirp_tables(Tables& tables, const Built& built, int64_t n, int64_t
 
 Built build(Tables& tables, int32_t n, bool part);
 
-// For the convolutions of chirps of n places.
+// For the convolutions of chirps of n places: by a power of two, since the next multiple of three or five is as slow.
 Built convolutions(Tables& tables, int64_t n, int32_t& spare) {
-  const Built built = build(tables, fast_length(2 * n - 1), false);
-  spare = std::max(spare, 5 * built.level->n);  // three strips, and 2 n for the transform
-  return built;
+  int32_t length = 1;
+  while (length < 2 * n - 1) length *= 2;
+  spare = std::max(spare, 5 * length);  // three strips, and 2 n for the transform
+  return build(tables, length, false);
 }
 
 void odd_two_chirps(Tables& tables, Built& out) {

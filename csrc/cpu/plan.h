@@ -17,7 +17,7 @@ namespace softdiff {
 
 // The longest odd DCT-II and DCT-IV by dense tables, of n^2 numbers and as many operations; each from where
 // chirps, of n log n, are faster. Set by measurement: AVX-512, AVX2 and portable on a Sapphire Rapids core.
-constexpr int32_t kDense2 = 701, kDense4 = 351;
+constexpr int32_t kDense2 = 700, kDense4 = 350;
 
 struct Level;
 
