@@ -188,7 +188,7 @@ bool sweep(const Shape& s, DType dtype, Layout layout, Layout written) {
 int main(int count, char** arguments) {
   std::vector<int64_t> sides;
   for (int i = 1; i < count; ++i) sides.push_back(std::atoll(arguments[i]));
-  if (sides.empty()) sides = {1, 2, 3, 5, 7, 12, 17, 31, 33, 64, 99, 353, 706, 1009};
+  if (sides.empty()) sides = {1, 2, 3, 5, 7, 17, 31, 33, 64, 99, 353, 706};
   const DType dtypes[] = {DType::float32, DType::bfloat16, DType::float16, DType::uint8};
   for (size_t i = 0; i < sides.size(); ++i) {
     // Each side with itself where small, and with another one.
@@ -197,6 +197,8 @@ int main(int count, char** arguments) {
         for (int layout = 0; layout < kLayouts; ++layout) {
           const auto written = static_cast<Layout>((layout + d) % expanded);
           const auto read = static_cast<Layout>(layout);
+          // What differs by dtype and layout is seen on short sides; long ones take a few of all forms.
+          if (sides[i] > 64 && layout != d) continue;
           const bool upright = sweep({2, 3, sides[i], other}, dtypes[d], read, written);
           if (!upright || !sweep({2, 1, other, sides[i]}, dtypes[d], read, written)) return 1;
         }
