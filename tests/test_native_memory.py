@@ -54,8 +54,8 @@ def blur(height: int, width: int = 4) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory through /proc")
 @pytest.mark.parametrize("limit", [None, 4])
 def test_resident_memory_over_200_sizes(limit):
-    # What stays is at most the limit; 24 MiB are for what malloc keeps of freed tables, and for code first used here.
-    # Kept for ever as 8 n^2 bytes, these tables came to 800 MiB.
+    # What stays is at most the limit; 24 MiB are for what malloc keeps of freed tables, and for code first used
+    # here. Kept for ever as 8 n^2 bytes, these tables came to 800 MiB.
     code = f"""
 import json, re, torch
 import softdiff_kernels as sk
@@ -122,7 +122,7 @@ def isa(request):
     assert _native.use_instruction_set(before)
 
 
-# Around the last dense length of the DCT-II (700) and of the DCT-IV (350, times two and four), and primes beyond.
+# Around the last dense length of the DCT-II (700) and of the DCT-IV (350, times two and four), primes beyond.
 @pytest.mark.parametrize("size", [699, 701, 698, 702, 706, 1009, 1412, 2818])
 def test_long_odd_lengths_keep_the_contract(isa, size):
     for shape in ((1, 1, size, 5), (1, 1, 3, size)):
@@ -198,42 +198,47 @@ def test_workers_of_a_data_loader_by_fork():
         torch.testing.assert_close(image, torch.full((1, 1, 601, 3), float(index)))
 
 
+CALLS = {
+    "blur": "sk.blur(x, 1.0)",
+    "corrupt": "sk.corrupt(x, 1.0, 0.1)",
+    "reverse_step": "sk.reverse_step(x, x, blur_std_t=2.0, blur_std_s=1.0, a=0.5, b=0.1)",
+    "dct2": "sk.dct2(x)",
+    "idct2": "sk.idct2(x)",
+    "spectral_mix": "sk.spectral_mix([x], [mask])",
+    "soft_score_loss": "sk.soft_score_loss(x, x, 1.0)",
+}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
-@pytest.mark.parametrize(
-    "call",
-    [
-        "sk.blur(x, 1.0)",
-        "sk.corrupt(x, 1.0, 0.1)",
-        "sk.momentum_step(x, x, blur_std_t=2.0, blur_std_s=1.0, noise_std_t=0.2, noise_std_s=0.1)",
-        "sk.dct2(x)",
-        "sk.soft_score_loss(x, x, 1.0)",
-        "sk.spectral_mix([x], [torch.ones(4096)])",
-    ],
-)
-def test_scratch_that_cannot_be_allocated_is_a_memory_error(call):
-    # Room for the result, of 64 MiB, but not for the scratch, a plane of as much (the loss alone has no result).
-    room = 40 if "loss" in call else 104
+def test_scratch_that_cannot_be_allocated_is_a_memory_error():
+    # Room for the result, of 64 MiB, but not for the scratch, a plane of as much. The loss has no result.
     code = f"""
 import json, re, resource, torch
 import softdiff_kernels as sk
-from softdiff_kernels import _native
+
+def limit(room):
+    used = int(re.search(r"VmSize:\s+(\d+)", open("/proc/self/status").read())[1]) << 10
+    most = used + room if room else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
 torch.set_num_threads(1)
-x = torch.ones(1, 1, 4096, 4096)
+x, mask = torch.ones(1, 1, 4096, 4096), torch.ones(4096)
 sk.blur(torch.ones(1, 1, 4096, 1), 1.0)
-used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
-resource.setrlimit(resource.RLIMIT_AS, (used + ({room} << 20), resource.RLIM_INFINITY))
-try:
-    {call}
-    said = "nothing"
-except MemoryError as error:
-    said = str(error)
-resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+said = {{}}
+for op, call in {CALLS!r}.items():
+    limit((40 if op == "soft_score_loss" else 104) << 20)
+    try:
+        eval(call)
+    except MemoryError as error:
+        said[op] = str(error)
+limit(0)
 print(json.dumps([said, float(sk.blur(x, 1.0).mean())]))
 """
     said, mean = run(code)
-    op = call.split("(")[0].removeprefix("sk.")
-    assert said.startswith(f"{op} of images [1, 1, 4096, 4096]: each thread needs ")
-    assert "fewer threads" in said
+    assert list(said) == list(CALLS)
+    for op, sentence in said.items():
+        assert sentence.startswith(f"{op} of images [1, 1, 4096, 4096]: each thread needs ")
+        assert "fewer threads" in sentence
     assert mean == pytest.approx(1.0)  # the next call works
 
 

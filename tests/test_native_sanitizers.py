@@ -19,8 +19,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent / "csrc"
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
-# Of UBSan what integers, conversions and vectors can get wrong: its checks of every pointer, of which ASan sees the
-# harm, take five times as long to compile.
+# Of UBSan what integers, conversions and vectors can get wrong: its checks of every pointer, of which ASan sees
+# the harm, take five times as long to compile.
 CHECKS = "address,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow,alignment"
 SANITIZERS = [f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all"]
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-ffp-contract=fast", *SANITIZERS]
@@ -79,8 +79,8 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_the_sanitizers_find_nothing(objects, tmp_path):
-    # Every op, dtype and layout on awkward sides, on each instruction set that this CPU has; the sweep also holds
-    # them to one another.
+    # Every op, dtype and layout on awkward sides, on each instruction set that this CPU has; the sweep also
+    # holds them to one another.
     done = swept(list(objects.values()), tmp_path / "sweep")
     assert done.returncode == 0 and done.stdout == "right\n", done.stdout + done.stderr[-4000:]
 

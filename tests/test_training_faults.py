@@ -123,9 +123,7 @@ def test_losses_are_told_by_quarters_of_t(blobs: Path, tmp_path: Path) -> None:
     assert meter.line(trainer, -1)["loss_by_t"] == [5.0, None, 3.0, 1.5]
 
 
-def test_the_rate_is_of_the_steps_alone(
-    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rate_is_of_the_steps_alone(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: what a checkpoint or a grid takes is in no line's images per second."""
     clock = SimpleNamespace(now=0.0)
 
