@@ -54,8 +54,8 @@ def blur(height: int, width: int = 4) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory through /proc")
 @pytest.mark.parametrize("limit", [None, 4])
 def test_resident_memory_over_200_sizes(limit):
-    # What stays is at most the limit; 24 MiB are for what malloc keeps of freed tables, and for code first used
-    # here. Kept for ever as 8 n^2 bytes, these tables came to 800 MiB.
+    # What stays is at most the limit; 24 MiB are for what malloc keeps of freed tables, and for code first
+    # used here. Kept for ever as 8 n^2 bytes, these tables came to 800 MiB.
     code = f"""
 import json, re, torch
 import softdiff_kernels as sk
@@ -217,7 +217,7 @@ import json, re, resource, torch
 import softdiff_kernels as sk
 
 def limit(room):
-    used = int(re.search(r"VmSize:\s+(\d+)", open("/proc/self/status").read())[1]) << 10
+    used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
     most = used + room if room else resource.RLIM_INFINITY
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 

@@ -19,8 +19,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent / "csrc"
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
-# Of UBSan what integers, conversions and vectors can get wrong: its checks of every pointer, of which ASan sees
-# the harm, take five times as long to compile.
+# Of UBSan what integers, conversions and vectors can get wrong: its checks of every pointer, of which ASan
+# sees the harm, take five times as long to compile.
 CHECKS = "address,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow,alignment"
 SANITIZERS = [f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all"]
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-ffp-contract=fast", *SANITIZERS]
