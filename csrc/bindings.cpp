@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The pybind11 module: checks, then launches. It knows addresses, sizes and strides, and no torch.
 #include "cpu/driver.h"
+#include "cpu/plan_cache.h"
 #include "parse.h"
 
 #include <cmath>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -34,10 +36,23 @@ void check_order(const char* op, const char* low, const Coefficient& s, const ch
   }
 }
 
+std::string of_images(const std::string& op, const Shape& shape) {
+  std::string sizes;
+  for (int64_t size : {shape.b, shape.c, shape.h, shape.w}) sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
+  return op + " of images [" + sizes + "]: ";
+}
+
 template <class Args>
-void launch(const Args& args, int threads) {
-  const py::gil_scoped_release unlocked;
-  run(args, threads);
+void launch(const std::string& op, const Args& args, int threads) {
+  try {
+    const py::gil_scoped_release unlocked;
+    run(args, threads);
+  } catch (const std::invalid_argument& error) {
+    throw py::value_error(of_images(op, args.shape) + error.what());
+  } catch (const OutOfMemory& error) {
+    throw OutOfMemory(of_images(op, args.shape) + error.what() +
+                      "; smaller images, or fewer threads (torch.set_num_threads), need less");
+  }
 }
 
 // blur and corrupt.
@@ -53,7 +68,7 @@ void corrupt(const std::string& op, const py::tuple& sizes, const py::object& x0
   check(op.c_str(), "blur_std", a.blur_std_s, a.shape.b);
   check(op.c_str(), "noise_std", a.noise_std, a.shape.b);
   check(op.c_str(), "scale", a.scale, a.shape.b, true);
-  launch(a, threads);
+  launch(op, a, threads);
 }
 
 FilterArgs reverse_args(const py::tuple& sizes, const py::object& x_t, const py::object& x0_hat,
@@ -79,7 +94,7 @@ void reverse_step(const py::tuple& sizes, const py::object& x_t, const py::objec
   check(op, "blur_std_s", a.blur_std_s, a.shape.b);
   check(op, "a", a.keep, a.shape.b, true);
   check(op, "b", a.noise_std, a.shape.b);
-  launch(a, threads);
+  launch(op, a, threads);
 }
 
 void momentum_step(const py::tuple& sizes, const py::object& x_t, const py::object& x0_hat,
@@ -97,7 +112,7 @@ void momentum_step(const py::tuple& sizes, const py::object& x_t, const py::obje
   check(op, "noise_std_s", a.noise_std_s, a.shape.b);
   check_order(op, "blur_std_s", a.blur_std_s, "blur_std_t", a.blur_std_t, a.shape.b);
   check_order(op, "noise_std_s", a.noise_std_s, "noise_std_t", a.noise_std_t, a.shape.b);
-  launch(a, threads);
+  launch(op, a, threads);
 }
 
 // Writes the loss of each image to `loss` (float32, [B]).
@@ -114,7 +129,7 @@ void soft_score_loss(const py::tuple& sizes, const py::object& prediction, const
   check("soft_score_loss", "weight", a.weight, a.shape.b);
   std::vector<double> planes(static_cast<size_t>(a.shape.b * a.shape.c));
   a.plane_loss = planes.data();
-  launch(a, threads);
+  launch("soft_score_loss", a, threads);
   auto* out = static_cast<float*>(address(loss));
   for (int64_t b = 0; b < a.shape.b; ++b) {
     double sum = 0.0;
@@ -128,7 +143,7 @@ void transform(const py::tuple& sizes, const py::object& in, const py::object& o
   a.shape = shape(sizes);
   a.in = image(in), a.out = image(out);
   a.inverse = inverse;
-  launch(a, threads);
+  launch(inverse ? "idct2" : "dct2", a, threads);
 }
 
 void spectral_mix(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& masks, const py::object& noise_mask,
@@ -143,7 +158,7 @@ void spectral_mix(const py::tuple& sizes, const py::tuple& inputs, const py::tup
   a.in = in.data(), a.mask = mask.data();
   a.noise_mask = image(noise_mask), a.out = image(out);
   a.key = key(noise_key);
-  launch(a, threads);
+  launch("spectral_mix", a, threads);
 }
 
 void normal(int64_t batch, int64_t count, const py::object& noise_key, const py::object& out, int threads) {
@@ -151,7 +166,13 @@ void normal(int64_t batch, int64_t count, const py::object& noise_key, const py:
   a.b = batch, a.count = count;
   a.key = key(noise_key);
   a.out = image(out);
-  launch(a, threads);
+  const py::gil_scoped_release unlocked;
+  run(a, threads);
+}
+
+void set_limit(int64_t bytes) {
+  if (bytes < 0) throw py::value_error("expected a cache limit of at least 0 bytes, got " + std::to_string(bytes));
+  set_cache_limit(bytes);
 }
 
 }  // namespace
@@ -170,4 +191,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("instruction_set", &instruction_set);
   m.def("use_instruction_set", &use_instruction_set);
   m.def("thread_source", &thread_source);
+  m.def("cache_bytes", &cache_bytes);
+  m.def("cache_limit", &cache_limit);
+  m.def("set_cache_limit", &set_limit);
+  m.def("clear_cache", &clear_cache);
+  // What these two look up once is there before any thread can fork.
+  instruction_set(), thread_source();
 }

@@ -38,8 +38,9 @@ SD_INLINE void join(V* x, V* work, Out out, const Level* level) {
   }
   two(Strip{x}, Strip{work}, work + h, level->half);
   two(Strip{x + h}, Strip{x}, work + h, level->half);
-  out(0, work[0]);
-  out(h, x[0]);
+  const int zero = level->zero;
+  out(zero, work[zero]);
+  out(h + zero, x[zero]);
   for (int k = 0; k < h - 1; ++k) {
     const int u = level->pairs[2 * k], t = level->pairs[2 * k + 1];
     const V a = work[u], b = x[t - h];
@@ -54,7 +55,7 @@ __attribute__((noinline)) void four(V* x, Out out, V* work, const Level* level) 
   if (small<true, false>(Strip{x}, out, level)) return;
   const int n = level->n, h = n / 2;
   if (n % 2 == 1) {
-    dense(level->dense4, n, x, work);
+    odd_four(x, work, work + n, level);
     for (int i = 0; i < n; ++i) out(i, work[i]);
     return;
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The DCT of plan.h for odd lengths: dense products, the DCT-II folded into sums and differences.
+// The DCT of plan.h for odd lengths: dense products or chirps, the DCT-II folded into sums and differences.
 #pragma once
 
 #include "plan.h"
@@ -49,6 +49,11 @@ inline void dense(const float* m, int n, const V* x, V* y) {
   }
 }
 
+// See plan.h; `in` and `out` are the chirp's, or change places in the transpose. In dct_chirp.h. `work`: 5 n vectors, n
+// that of t.level.
+void chirp(const Chirp& t, const float* in, const float* out, const V* x, V* y, V* work);
+
+// The DCT-II's even frequencies come first, then the odd ones. `spare`: n vectors, and what a chirp needs.
 inline void odd_two(V* x, V* spare, const Level* level) {
   const int n = level->n, sums = (n + 1) / 2, differences = n / 2;
   for (int i = 0; i < differences; ++i) {
@@ -56,14 +61,24 @@ inline void odd_two(V* x, V* spare, const Level* level) {
     spare[sums + i] = x[i] - x[n - 1 - i];
   }
   spare[differences] = x[differences];
+  if (const Chirp* even = level->chirp2_even) {
+    chirp(*even, even->in, even->out, spare, x, spare + n);
+    chirp(*level->chirp2_odd, level->chirp2_odd->in, level->chirp2_odd->out, spare + sums, x + sums, spare + n);
+    return;
+  }
   dense(level->dense2_even, sums, spare, x);
   dense(level->dense2_odd, differences, spare + sums, x + sums);
 }
 
 inline void odd_two_t(V* x, V* spare, const Level* level) {
   const int n = level->n, sums = (n + 1) / 2, differences = n / 2;
-  dense(level->dense2_even_t, sums, x, spare);
-  dense(level->dense2_odd_t, differences, x + sums, spare + sums);
+  if (const Chirp* even = level->chirp2_even) {
+    chirp(*even, even->out, even->in, x, spare, spare + n);
+    chirp(*level->chirp2_odd, level->chirp2_odd->in, level->chirp2_odd->out, x + sums, spare + sums, spare + n);
+  } else {
+    dense(level->dense2_even_t, sums, x, spare);
+    dense(level->dense2_odd, differences, x + sums, spare + sums);
+  }
   for (int i = 0; i < differences; ++i) {
     x[i] = spare[i] + spare[sums + i];
     x[n - 1 - i] = spare[i] - spare[sums + i];
@@ -71,9 +86,13 @@ inline void odd_two_t(V* x, V* spare, const Level* level) {
   x[differences] = spare[differences];
 }
 
-inline void odd_four(V* x, V* spare, const Level* level) {
-  dense(level->dense4, level->n, x, spare);
-  for (int i = 0; i < level->n; ++i) x[i] = spare[i];
+// DCT-IV, symmetric; y elsewhere than x. `work`: what a chirp needs.
+inline void odd_four(const V* x, V* y, V* work, const Level* level) {
+  if (const Chirp* whole = level->chirp4) {
+    chirp(*whole, whole->in, whole->out, x, y, work);
+  } else {
+    dense(level->dense4, level->n, x, y);
+  }
 }
 
 }  // namespace softdiff::SOFTDIFF_ISA

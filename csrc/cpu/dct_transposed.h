@@ -22,8 +22,9 @@ SD_INLINE void split(In in, V* x, V* work, const Level* level) {
         Strip{x + kLeaf});
     return;
   }
-  work[0] = in(0);
-  work[h] = in(h);
+  const int zero = level->zero;
+  work[zero] = in(zero);
+  work[h + zero] = in(h + zero);
   for (int k = 0; k < h - 1; ++k) {
     const int u = level->pairs[2 * k], t = level->pairs[2 * k + 1];
     const V a = in(u), b = in(t);
@@ -41,7 +42,7 @@ __attribute__((noinline)) void four_t(In in, V* x, V* work, const Level* level) 
   const int n = level->n, h = n / 2;
   if (n % 2 == 1) {
     for (int i = 0; i < n; ++i) work[i] = in(i);
-    dense(level->dense4, n, work, x);
+    odd_four(work, x, work + n, level);
     return;
   }
   if (h == kLeaf) {

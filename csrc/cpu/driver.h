@@ -4,9 +4,23 @@
 
 #include "../args.h"
 
+#include <new>
+#include <string>
+
 namespace softdiff {
 
-// Each runs on at most `threads` threads. Sizes and values are the caller's to check.
+// std::bad_alloc with a sentence.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(std::string sentence) : sentence_(std::move(sentence)) {}
+  const char* what() const noexcept override { return sentence_.c_str(); }
+
+ private:
+  std::string sentence_;
+};
+
+// Each runs on at most `threads` threads. Sizes and values are the caller's to check, but for a side beyond
+// kLongestSide: std::invalid_argument. OutOfMemory is thrown before anything is written.
 void run(const FilterArgs& args, int threads);
 void run(const LossArgs& args, int threads);
 void run(const TransformArgs& args, int threads);

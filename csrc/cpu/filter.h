@@ -80,7 +80,7 @@ inline void filter_strips(Plane& p, const FilterArgs& a, const Heat& heat, int64
 
 inline void filter(const FilterArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch,
                    bool again) {
-  Plane p = carve(a.shape, 1, scratch, plan_h, plan_w);
+  Plane p = carve(1, scratch, plan_h, plan_w);
   const Heat heat = heat_of(a, b);
   const float keep = static_cast<float>(heat.keep), noise_std = static_cast<float>(heat.noise_std);
   const bool drawn = !a.noise && a.key.present && noise_std != 0.0f;

@@ -13,7 +13,7 @@ constexpr int64_t kChunk = 1024;
 struct Kernels {
   const char* name;
   // Bytes of scratch, 64-byte aligned, for planes of h x w: `planes` float32 copies and the strips.
-  int64_t (*scratch)(int64_t h, int64_t w, int planes);
+  int64_t (*scratch)(const Plan* h, const Plan* w, int planes);
   // `again`: the last plane in this scratch was another channel of the same image in the same call, whose gains are
   // these. At 32 px they cost 0.05 of 1.2 ns a value (AVX2), and three channels share them.
   void (*filter)(const FilterArgs&, int64_t b, int64_t c, const Plan* h, const Plan* w, void* scratch, bool again);

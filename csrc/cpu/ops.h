@@ -19,7 +19,7 @@ inline void finish(Plane& p, const Image& out, int64_t b, int64_t c, int64_t row
 
 inline void loss(const LossArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch,
                  bool again) {
-  Plane p = carve(a.shape, 1, scratch, plan_h, plan_w);
+  Plane p = carve(1, scratch, plan_h, plan_w);
   const double std = a.blur_std.at(b), weight = a.weight.at(b);
   const Mask mask = loss_gains(p, 0.5 * std * std, a.floor, again);
   if (p.w == p.wp && is_plain(a.prediction) && is_plain(a.target)) {
@@ -56,7 +56,7 @@ SD_INLINE void inverse(Plane& p, const Image& out, int64_t b, int64_t c) {
 
 inline void transform(const TransformArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w,
                       void* scratch, bool) {
-  Plane p = carve(a.shape, 1, scratch, plan_h, plan_w);
+  Plane p = carve(1, scratch, plan_h, plan_w);
   if (a.inverse) {
     stage(p, a.in, Image{}, b, c);
     inverse(p, a.out, b, c);
@@ -67,7 +67,7 @@ inline void transform(const TransformArgs& a, int64_t b, int64_t c, const Plan* 
 }
 
 inline void mix(const MixArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch, bool) {
-  Plane p = carve(a.shape, 2, scratch, plan_h, plan_w);
+  Plane p = carve(2, scratch, plan_h, plan_w);
   Plane total = p;
   total.s = p.s + p.hp * p.stride;
   const auto mask_row = [&](const Image& mask, int64_t i, int64_t j, int64_t n) {
@@ -106,7 +106,9 @@ inline void normal(const NormalArgs& a, int64_t b, int64_t begin, int64_t end, v
   }
 }
 
-inline int64_t scratch_bytes(int64_t h, int64_t w, int planes) { return layout(h, w, planes, nullptr, nullptr); }
+inline int64_t scratch_bytes(const Plan* plan_h, const Plan* plan_w, int planes) {
+  return layout(plan_h, plan_w, planes, nullptr, nullptr);
+}
 
 const Kernels kernels = {SOFTDIFF_VL == 16 ? "avx512" : SOFTDIFF_VL == 8 ? "avx2" : "portable",
                          scratch_bytes, filter, loss, transform, mix, normal};

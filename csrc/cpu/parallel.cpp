@@ -4,53 +4,60 @@
 // while after each of its parallel regions. Nothing is linked, so there is nothing to install either.
 #include "parallel.h"
 
-#include <atomic>
+#include <exception>
 #include <thread>
 #include <vector>
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 namespace softdiff {
 namespace {
 
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
+// A fork copies none of the pool's threads, for which GCC's OpenMP would then wait without end.
+std::atomic<bool> forked{false};
+const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+
 GompParallel openmp() {
   static const auto found = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return found;
+  return forked.load(std::memory_order_relaxed) ? nullptr : found;
 }
 
 struct Job {
-  const std::function<void(int64_t, int64_t)>& body;
-  int64_t count;
-  int64_t run;  // neighbouring items taken at a time, so that one may fetch memory for the next
-  std::atomic<int64_t> next{0};
+  const std::function<void(Items&)>& body;
+  Items items;
 };
 
-void work(void* data) {
+void work(void* data) noexcept {
   Job& job = *static_cast<Job*>(data);
-  for (int64_t item; (item = job.next.fetch_add(job.run, std::memory_order_relaxed)) < job.count;) {
-    job.body(item, item + job.run < job.count ? item + job.run : job.count);
-  }
+  job.body(job.items);
 }
 
 }  // namespace
 
-void parallel_for(int64_t count, int threads, const std::function<void(int64_t, int64_t)>& body) {
+void parallel_for(int64_t count, int threads, const std::function<void(Items&)>& body) {
   if (count <= 0) return;
   if (threads > count) threads = static_cast<int>(count);
+  // Neighbours are taken together, so that one may fetch memory for the next.
+  const int64_t shares = threads <= 1 ? 1 : 8 * static_cast<int64_t>(threads);
+  Job job{body, {count, count > shares ? count / shares : 1}};
   if (threads <= 1) {
-    body(0, count);
+    work(&job);
     return;
   }
-  const int64_t shares = 8 * static_cast<int64_t>(threads);
-  Job job{body, count, count > shares ? count / shares : 1};
   if (const GompParallel parallel = openmp()) {
     parallel(work, &job, static_cast<unsigned>(threads), 0);
     return;
   }
   std::vector<std::thread> pool;
-  for (int i = 1; i < threads; ++i) pool.emplace_back(work, &job);
+  try {
+    pool.reserve(static_cast<size_t>(threads) - 1);
+    for (int i = 1; i < threads; ++i) pool.emplace_back(work, &job);
+  } catch (const std::exception&) {
+    // The system gives no more threads: those that there are do it all.
+  }
   work(&job);
   for (std::thread& thread : pool) thread.join();
 }

@@ -7,8 +7,7 @@
 // dropped: a strong blur makes the row pass cheap.
 #pragma once
 
-#include "dct.h"
-#include "dct_transposed.h"
+#include "dct_chirp.h"
 #include "plane.h"
 
 namespace softdiff::SOFTDIFF_ISA {

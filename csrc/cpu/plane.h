@@ -13,7 +13,7 @@ SD_INLINE int64_t round_up(int64_t n) { return (n + VL - 1) / VL * VL; }
 struct Plane {
   int64_t h, w, hp, wp, stride;  // hp, wp: rounded up to VL; rows and columns beyond h, w are padding
   float* s;                      // [hp][stride]
-  V *x, *y, *work;               // [n], [n], [2 n], n = max(hp, wp): the strip at work
+  V *x, *y, *work;               // [n], [n], [2 n + spare], n = max(hp, wp): the strip at work
   float* row;                    // [kChunk + padding] x 2: one chunk of converted elements, one of noise
   float* noise;
   float *gain_h[3], *gain_w[3];  // [hp], [wp]
@@ -22,9 +22,11 @@ struct Plane {
   const Plan *plan_h, *plan_w;
 };
 
-// Bytes that `carve` takes. `planes` is 1, or 2 where an op accumulates a second plane.
-inline int64_t layout(int64_t h, int64_t w, int planes, Plane* p, char* base) {
+// Bytes that the strips, tables and `planes` planes take, laid out from `base` on.
+inline int64_t layout(const Plan* plan_h, const Plan* plan_w, int planes, Plane* p, char* base) {
+  const int64_t h = plan_h->n, w = plan_w->n;
   const int64_t hp = round_up(h), wp = round_up(w), longest = hp > wp ? hp : wp;
+  const int64_t spare = plan_h->spare > plan_w->spare ? plan_h->spare : plan_w->spare;
   // A power-of-two stride would put a strip's rows into few cache sets.
   const int64_t stride = wp % 64 == 0 ? wp + 16 : wp;
   int64_t used = 0;
@@ -35,10 +37,11 @@ inline int64_t layout(int64_t h, int64_t w, int planes, Plane* p, char* base) {
   };
   Plane local;
   Plane& q = p != nullptr ? *p : local;
+  q.plan_h = plan_h, q.plan_w = plan_w;
   q.h = h, q.w = w, q.hp = hp, q.wp = wp, q.stride = stride;
   q.x = reinterpret_cast<V*>(take(longest * VL));
   q.y = reinterpret_cast<V*>(take(longest * VL));
-  q.work = reinterpret_cast<V*>(take(2 * longest * VL));
+  q.work = reinterpret_cast<V*>(take((2 * longest + spare) * VL));
   q.row = take(kChunk + 4 * VL + 16);
   q.noise = take(kChunk + 4 * VL + 16);
   for (int i = 0; i < 3; ++i) q.gain_h[i] = take(hp);
@@ -49,10 +52,10 @@ inline int64_t layout(int64_t h, int64_t w, int planes, Plane* p, char* base) {
   return used;
 }
 
-inline Plane carve(const Shape& shape, int planes, void* scratch, const Plan* plan_h, const Plan* plan_w) {
+// `planes` is 1, or 2 where an op accumulates a second plane.
+inline Plane carve(int planes, void* scratch, const Plan* plan_h, const Plan* plan_w) {
   Plane p;
-  layout(shape.h, shape.w, planes, &p, static_cast<char*>(scratch));
-  p.plan_h = plan_h, p.plan_w = plan_w;
+  layout(plan_h, plan_w, planes, &p, static_cast<char*>(scratch));
   return p;
 }
 
