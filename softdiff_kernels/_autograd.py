@@ -65,6 +65,16 @@ def _sum(*terms: Tensor | None) -> Tensor | None:
     return sum(there[1:], start=there[0]) if there else None
 
 
+def _requires_grad(*arguments: Any) -> bool:
+    """Whether a tensor among the arguments, or in a list of them, requires grad."""
+    return any(
+        a.requires_grad if isinstance(a, Tensor) else isinstance(a, (list, tuple)) and _requires_grad(*a)
+        for a in arguments
+    )
+
+
+_any_requires_grad = getattr(_C, "_any_requires_grad", _requires_grad)  # torch 2.6 has none
+
 # The dispatch keys of a call, and whether derivatives are recorded where it was made: backward, forward.
 _State = tuple[Any, bool, bool]
 
@@ -88,7 +98,7 @@ class _Rule(_SingleLevelFunction):
     def kernel(cls) -> Callable[..., Any]:
         """The op's kernel for the key Autograd. What costs time at every call is looked up once."""
         direct, record = cls.direct, cls.record
-        enabled, any_requires_grad, levels = torch.is_grad_enabled, _C._any_requires_grad, forward_ad
+        enabled, any_requires_grad, levels = torch.is_grad_enabled, _any_requires_grad, forward_ad
 
         def call(keys: Any, *arguments: Any) -> Any:
             # Only a Function is told whether an argument carries a tangent, and a graph of torch.func's
@@ -295,7 +305,7 @@ class StepOut(_Rule):
 
     @classmethod
     def record(cls, keys: Any, *arguments: Any) -> Any:
-        if torch.is_grad_enabled() and _C._any_requires_grad(*arguments):
+        if torch.is_grad_enabled() and _any_requires_grad(*arguments):
             raise _out_refused("requires grad")
         # Only a Function is told, at every level, whether one of its arguments carries a tangent.
         super().record(keys, *(a for a in arguments if isinstance(a, Tensor)))

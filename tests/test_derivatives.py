@@ -273,7 +273,7 @@ def dual_tangent(f, x, v):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", OPS)
 def test_tangents_have_their_results_dtype(backend, name, dtype):
-    # Within two roundings of the largest of float64's: of the op's result, and of a sum of two where there is one.
+    # Within two roundings of float64's largest: of the op's result, and of a sum of two where there is one.
     op, count = OPS[name]
     got = WAYS["func.jvp"](lambda *xs: op(sk, *xs), images(count, dtype))
     truth = WAYS["func.jvp"](lambda *xs: op(sk.reference, *xs), [x.double() for x in images(count, dtype)])
