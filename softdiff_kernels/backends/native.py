@@ -55,8 +55,10 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
         return False
     if op == "normal":
         return arguments[3] is not torch.float64
-    images = arguments[0] if op == "spectral_mix" else arguments
-    return not any(isinstance(a, Tensor) and a.dtype == torch.float64 and a.dim() == 4 for a in images)
+    for a in arguments[0] if op == "spectral_mix" else arguments:
+        if isinstance(a, Tensor) and a.dtype is torch.float64 and a.dim() == 4:
+            return False
+    return True
 
 
 def dct2(x: Tensor, inverse: bool) -> Tensor:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import _arguments as args
 from .. import functional
@@ -310,14 +309,9 @@ _kept_tables = Tables("corruption", _make_tables, copied=True, share=4)
 
 
 def _tables(corruption: Corruption, field: str, device: torch.device) -> Tensor:
-    """The tables as plain tensors, kept; made anew where what is made lives no longer than the call."""
-    # torch.compile traces through a cache, and warns; under a fake mode the tables have no numbers.
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return _make_tables(corruption, field, device)
-    if torch._C._functorch.peek_interpreter_stack() is None:
-        return _kept_tables(corruption, field, device)
-    with temporarily_clear_interpreter_stack():  # torch.func wraps what is made below one of its transforms
-        return _kept_tables(corruption, field, device)
+    # torch.compile traces through a cache, and warns; what it traces is a constant anyway.
+    tables = _make_tables if torch.compiler.is_compiling() else _kept_tables
+    return tables(corruption, field, device)
 
 
 def _interpolate(tables: Tensor, t: Tensor) -> Tensor:
