@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DEFAULT_LIMIT = 256 << 20
+DEFAULT_LIMIT = 128 << 20
 VARIABLE = "SOFTDIFF_CACHE_MB"
 # Counted for each entry beside its value: the key, the entry and the Python objects around the value.
 _OVERHEAD = 1024
@@ -66,7 +66,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def limit() -> int:
-    """The bound in bytes: by `set_cache_limit`, else by SOFTDIFF_CACHE_MB, else 256 MiB."""
+    """The bound in bytes: by `set_cache_limit`, else by SOFTDIFF_CACHE_MB, else 128 MiB."""
     global _limit
     if _limit is None:
         text = os.environ.get(VARIABLE, "").strip()

@@ -184,7 +184,7 @@ def test_a_bound_that_is_no_whole_number_is_refused(number):
     assert sk.cache_info().limit == caches.DEFAULT_LIMIT
 
 
-@pytest.mark.parametrize(("text", "bytes"), [("64", 64 << 20), (" 1 ", 1 << 20), ("0", 0), ("", 256 << 20)])
+@pytest.mark.parametrize(("text", "bytes"), [("64", 64 << 20), (" 1 ", 1 << 20), ("0", 0), ("", 128 << 20)])
 def test_the_environment_sets_the_bound(monkeypatch, text, bytes):
     # MiB; empty is not set.
     monkeypatch.setenv("SOFTDIFF_CACHE_MB", text)
