@@ -72,12 +72,15 @@ def _recorded(value: Tensor) -> bool:
 def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients") -> None:
     """Refuses a tensor by which someone differentiates, backward or forward, at any level of torch.func.
 
-    torch.compile sees neither a tangent nor an outer level here: there the ops' own rules refuse both.
+    torch.compile sees neither a tangent nor an outer level here: there the ops' own rules refuse both. Below
+    autograd, where the eager backend asks again, they have done so.
     """
     if value.requires_grad:
         raise not_differentiable(op, name, "requires grad", what)
-    if not torch.compiler.is_compiling() and (
-        forward_ad._current_level >= 0 or _functorch.is_functorch_wrapped_tensor(value)
+    if (
+        (forward_ad._current_level >= 0 or _functorch.is_functorch_wrapped_tensor(value))
+        and not torch.compiler.is_compiling()
+        and not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
     ):
         found = _derivative_below(value)
         if found:

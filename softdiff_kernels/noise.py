@@ -103,7 +103,7 @@ def pack_key(key: NoiseKey | None, batch: int, device: torch.device) -> tuple[li
             _check_draws("key.draw: expected numbers", part)
         if part.device != device:
             raise ValueError(f"key.{name}: expected a tensor on {device}, got one on {part.device}")
-        part = part.reshape(-1)
+        part = part if part.dim() else part.unsqueeze(0)
         if part.shape[0] not in (1, batch):
             raise ValueError(f"key.{name}: expected shape [], [1] or [{batch}], got {list(part.shape)}")
         columns.append(part)

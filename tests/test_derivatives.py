@@ -13,7 +13,7 @@ import pytest
 import torch
 from checks import ROUNDING, needs_native
 from test_ops_compile import needs_compiler
-from ways import COMPILED, MASKS, OPS, STD, TRAINED, WAYS, all_ops, images, listed, trained, vectors
+from ways import COMPILED, MASKS, OPS, STD, TRAINED, WAYS, all_ops, images, listed, scalar, trained, vectors
 
 import softdiff_kernels as sk
 
@@ -315,6 +315,63 @@ def test_no_grad_within_a_transform_is_kept():
         lambda h: lambda a: torch.func.jvp(torch.func.grad(h), (a,), (v,))[1],
     ):
         assert_equal_to_the_truth([transform(f(sk))(x)], [transform(f(sk.reference))(x).double()])
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_forward_over_forward(backend, name):
+    # A tangent that depends on the image, so that linear ops have a second derivative, too; three levels.
+    op, count = OPS[name]
+
+    def twice(module, xs, vs):
+        f = lambda *x: torch.func.jvp(lambda *a: op(module, *a), x, tuple(a * a for a in x))[1]  # noqa: E731
+        g = lambda *x: torch.func.jvp(f, x, tuple(a * a for a in x))[1]  # noqa: E731
+        return [*listed(torch.func.jvp(f, xs, vs)[1]), *listed(torch.func.jvp(g, xs, vs)[1])]
+
+    truth = twice(sk.reference, tuple(images(count, torch.float64)), tuple(vectors(count, torch.float64)))
+    assert_equal_to_the_truth(twice(sk, tuple(images(count)), tuple(vectors(count))), truth)
+    hessian = torch.func.jacfwd(torch.func.jacfwd(lambda *x: scalar(op(sk, *x))))(*images(count))
+    exact = torch.func.hessian(lambda *x: scalar(op(sk.reference, *x)))(*images(count, torch.float64))
+    assert_equal_to_the_truth([hessian], [exact])
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_linearized(backend, name):
+    # make_fx within a level of forward_ad: where the eager backend looks at its coefficients below autograd.
+    op, count = OPS[name]
+    _, push = torch.func.linearize(lambda *xs: op(sk, *xs), *images(count))
+    xs, vs = images(count, torch.float64), vectors(count, torch.float64)
+    _, truth = torch.func.jvp(lambda *xs: op(sk.reference, *xs), tuple(xs), tuple(vs))
+    assert_equal_to_the_truth(listed(push(*vectors(count))), listed(truth))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_vmap_over_nothing(backend, name):
+    # No slice and no image: empty, of the shape that a stack of the results would have.
+    op, count = OPS[name]
+    for slices, batch in ((0, 2), (3, 0), (0, 0)):
+        if batch == 0 and name not in ("dct2", "idct2"):
+            continue  # the coefficients of these functions are of two images
+        xs = [torch.zeros(slices, batch, *x.shape[1:]) for x in images(count)]
+        for r, one in zip(
+            listed(torch.func.vmap(lambda *x: op(sk, *x))(*xs)), listed(op(sk, *images(count))), strict=True
+        ):
+            assert r.shape == (slices, *((batch, *one.shape[1:]) if one.dim() else ()))
+
+
+def test_vmap_over_no_streams(backend):
+    none = torch.func.vmap(lambda s: sk.normal((2, 3), sk.NoiseKey(1, s)))(torch.zeros(0, dtype=torch.int64))
+    assert none.shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_forward_mode_of_several_tangents_at_once(backend, name):
+    # torch.autograd.functional's own way, whose batched tensors are not torch.func's.
+    op, count = OPS[name]
+    jacobian = torch.autograd.functional.jacobian
+    exact = jacobian(lambda *x: op(sk.reference, *x), tuple(images(count, torch.float64)))
+    got = jacobian(lambda *x: op(sk, *x), tuple(images(count)), vectorize=True, strategy="forward-mode")
+    flat = torch.utils._pytree.tree_leaves
+    assert_equal_to_the_truth(flat(got), flat(exact))
 
 
 def table() -> str:
