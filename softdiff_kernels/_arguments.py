@@ -78,8 +78,8 @@ def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients")
     if value.requires_grad:
         raise not_differentiable(op, name, "requires grad", what)
     if (
-        (forward_ad._current_level >= 0 or _functorch.is_functorch_wrapped_tensor(value))
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
+        and (forward_ad._current_level >= 0 or _functorch.is_functorch_wrapped_tensor(value))
         and not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
     ):
         found = _derivative_below(value)
