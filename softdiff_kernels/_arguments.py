@@ -40,6 +40,8 @@ def image(op: str, name: str, value: Tensor, *, like: Tensor | None = None, uint
         raise TypeError(f"{op}: expected {name} as {allowed}, got {describe(value)}")
     if value.dim() != 4:
         raise ValueError(f"{op}: expected {name} as [B, C, H, W], got {describe(value)}")
+    if value.layout is not torch.strided or value.is_nested:
+        raise _not_dense(op, name, value)
     if value.shape[2] == 0 or value.shape[3] == 0:
         raise ValueError(f"{op}: expected {name} with H and W of at least 1, got {describe(value)}")
     if like is not None:
@@ -47,6 +49,15 @@ def image(op: str, name: str, value: Tensor, *, like: Tensor | None = None, uint
             raise ValueError(f"{op}: expected {name} of shape {list(like.shape)}, got {describe(value)}")
         if value.device != like.device:
             raise ValueError(f"{op}: expected {name} on {like.device}, got {describe(value)}")
+
+
+def _not_dense(op: str, name: str, value: Tensor) -> TypeError:
+    return TypeError(f"{op}: expected {name} as a dense tensor, got {describe(value)}")
+
+
+def one_or(size: int, got: int) -> bool:
+    """Whether a size is 1 or `size`. (By `==`: torch.compile takes an unknown size to be in no tuple.)"""
+    return got == 1 or got == size
 
 
 def readable(value: Tensor) -> bool:
@@ -127,12 +138,14 @@ def coefficient(
         value = tensor if tensor.dtype == torch.bool or tensor.is_complex() else tensor.double()
     if isinstance(value, Tensor):
         no_derivative(op, name, value)
-        if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
+        if value.dim() > 1 or (value.dim() == 1 and not one_or(batch, value.shape[0])):
             raise ValueError(
                 f"{op}: expected {name} as a number or a tensor [{batch}], got {describe(value)}"
             )
         if not value.dtype.is_floating_point:
             raise TypeError(f"{op}: expected {name} as a floating-point tensor, got {describe(value)}")
+        if value.layout is not torch.strided:
+            raise _not_dense(op, name, value)
         if value.device != device:
             raise ValueError(f"{op}: expected {name} on {device}, got {describe(value)}")
         if value.dtype not in (torch.float32, torch.float64):
@@ -272,11 +285,13 @@ def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.dev
     """Checks that a spectral mask broadcasts against [B, C, H, W]."""
     if not isinstance(value, Tensor) or value.dtype not in IMAGE_DTYPES:
         raise TypeError(f"{op}: expected {name} as a floating-point tensor, got {describe(value)}")
+    if value.layout is not torch.strided or value.is_nested:
+        raise _not_dense(op, name, value)
     no_derivative(op, name, value, "masks")
     if value.device != device:
         raise ValueError(f"{op}: expected {name} on {device}, got {describe(value)}")
     padded = (1,) * (4 - value.dim()) + tuple(value.shape)
-    if len(padded) != 4 or any(got not in (1, want) for got, want in zip(padded, shape, strict=True)):
+    if len(padded) != 4 or not all(map(one_or, shape, padded)):
         raise ValueError(f"{op}: expected {name} to broadcast to {list(shape)}, got {describe(value)}")
 
 

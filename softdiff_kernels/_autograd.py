@@ -164,6 +164,11 @@ class _Rule(_SingleLevelFunction):
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple[int, ...]:
+        """What tells Functions apart in a backward pass that torch compiles."""
+        return (ctx._autograd_function_id,)
+
     @classmethod
     def refuse(cls, marks: Sequence[Any], found: str) -> None:
         """marks: for each argument of the Function True or a tangent where it asks for a derivative."""
@@ -431,8 +436,8 @@ def _times(gradient: Tensor, g: Tensor, alone: bool) -> Tensor:
         alone
         and g.dim() == 0
         and not torch.is_grad_enabled()
-        and not _C._autograd._get_current_graph_task_keep_graph()
         and args.readable(g)
+        and not _C._autograd._get_current_graph_task_keep_graph()
         and g.item() == 1.0
     ):
         return gradient.detach()
@@ -493,7 +498,7 @@ class SpectralMix(_Rule):
     @staticmethod
     def _mixed(inputs: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
         """The op without noise; of the first input's dtype."""
-        if not any(map(_C._functorch.is_legacy_batchedtensor, inputs)):
+        if torch.compiler.is_compiling() or not any(map(_C._functorch.is_legacy_batchedtensor, inputs)):
             out: Tensor = _ops.spectral_mix.default(list(inputs), list(masks), None, [], None)
             return out
         # Several gradients or tangents at once, of torch.autograd: that has no rule for lists of tensors.

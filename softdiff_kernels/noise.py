@@ -104,7 +104,7 @@ def pack_key(key: NoiseKey | None, batch: int, device: torch.device) -> tuple[li
         if part.device != device:
             raise ValueError(f"key.{name}: expected a tensor on {device}, got one on {part.device}")
         part = part if part.dim() else part.unsqueeze(0)
-        if part.shape[0] not in (1, batch):
+        if not args.one_or(batch, part.shape[0]):
             raise ValueError(f"key.{name}: expected shape [], [1] or [{batch}], got {list(part.shape)}")
         columns.append(part)
     rows = batch if any(c.shape[0] != 1 for c in columns) else 1

@@ -374,6 +374,40 @@ def test_forward_mode_of_several_tangents_at_once(backend, name):
     assert_equal_to_the_truth(flat(got), flat(exact))
 
 
+@pytest.mark.parametrize("name", OPS)
+def test_backward_that_torch_compiles(backend, name):
+    # Compiled autograd: a forward pass that nobody compiled, a backward pass traced from the rules.
+    from torch._dynamo import compiled_autograd
+
+    op, count = OPS[name]
+    torch._dynamo.reset()
+    compiler = lambda graph: torch.compile(graph, backend="eager", fullgraph=True)  # noqa: E731
+    leaves = [x.requires_grad_() for x in images(count)]
+    total = scalar(op(sk, *leaves))
+    with compiled_autograd._enable(compiler):
+        total.backward()
+    truth = WAYS["backward"](lambda *xs: op(sk.reference, *xs), images(count, torch.float64))
+    assert_equal_to_the_truth([x.grad for x in leaves], truth)
+
+
+def test_coefficients_of_a_known_size_in_a_graph_of_unknown_ones():
+    # A module's buffers have fixed sizes where the images' are symbols: they are compared, not looked up.
+    class Buffers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mask = torch.nn.Buffer(MASKS[1].clone())
+            self.std, self.stream = torch.nn.Buffer(STD.clone()), torch.nn.Buffer(torch.tensor([4, 9]))
+
+        def forward(self, x):
+            x = sk.spectral_mix([x], [self.mask], noise_mask=torch.ones(3, 1), key=sk.NoiseKey(1))
+            return sk.corrupt(x, self.std, 0.2, key=sk.NoiseKey(1, self.stream))
+
+    torch._dynamo.reset()
+    module, x = Buffers(), images(1)[0]
+    graph = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    assert torch.equal(graph(x), module(x))
+
+
 def table() -> str:
     """What the tests above show, as the docs have it."""
     names = list(OPS)

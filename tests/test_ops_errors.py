@@ -93,6 +93,31 @@ def test_not_a_tensor(op, x):
 
 
 @pytest.mark.parametrize("op", FIRST)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "sparse",
+        "mkldnn",
+        pytest.param("nested", marks=pytest.mark.filterwarnings("ignore:The PyTorch API of nested")),
+    ],
+)
+def test_images_that_are_not_dense(op, kind):
+    # They have no strides, or no sizes: refused by name, coefficients and masks as well.
+    x = {
+        "sparse": X.to_sparse,
+        "mkldnn": X.to_mkldnn,
+        "nested": lambda: torch.nested.nested_tensor([*X]),
+    }[kind]()
+    name, call = FIRST[op]
+    with pytest.raises(TypeError, match=rf"{name} as a dense tensor, got {kind}\w* float32 tensor"):
+        call(x)
+    with pytest.raises(TypeError, match=r"masks\[0\] as a dense tensor, got "):
+        sk.spectral_mix([X], [x])
+    with pytest.raises(TypeError, match=r"blur_std as a dense tensor, got sparse_coo float32 tensor \[2\]"):
+        sk.blur(X, torch.ones(2).to_sparse())
+
+
+@pytest.mark.parametrize("op", FIRST)
 def test_images_without_pixels(op):
     name, call = FIRST[op]
     for shape in ((2, 3, 0, 5), (2, 3, 4, 0)):
