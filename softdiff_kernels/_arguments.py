@@ -236,6 +236,8 @@ def time(op: str, value: object, name: str = "t") -> Any:
         raise TypeError(
             f"{op}: expected {name} as a number or a floating-point tensor, got {describe(value)}"
         )
+    if value.layout is not torch.strided:
+        raise _not_dense(op, name, value)
     values(op, name, value, most=1.0)
     return value
 

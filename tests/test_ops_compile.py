@@ -152,8 +152,9 @@ def test_one_tensor_in_two_places(backend):
             assert float((one - other).abs().max()) <= 2.0**-22 * float(other.abs().max())
 
 
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
 @pytest.mark.parametrize("step", ["reverse_step", "momentum_step"])
-def test_out_inside_a_compiled_loop(backend, step):
+def test_out_inside_a_compiled_loop(backend, step, compiler):
     # out= is a declared mutation, so functionalisation keeps it: x is written in place, step by step.
     rest = {"a": 0.5, "b": 0.1} if step == "reverse_step" else {"noise_std_t": 0.2, "noise_std_s": 0.1}
 
@@ -166,7 +167,7 @@ def test_out_inside_a_compiled_loop(backend, step):
     with torch.no_grad():
         expected = loop(x.clone(), y)
         given = x.clone()
-        got = torch.compile(loop, backend="aot_eager", fullgraph=True)(given, y)
+        got = torch.compile(loop, backend=compiler, fullgraph=True)(given, y)
     assert torch.equal(got, expected)
     assert torch.equal(given * 2, expected)
 
