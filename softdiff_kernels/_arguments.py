@@ -69,6 +69,13 @@ def readable(value: Tensor) -> bool:
     return not torch.compiler.is_compiling() and value.is_cpu and not _recorded(value)
 
 
+def seen(value: Tensor) -> Tensor | None:
+    """The numbers in a tensor, where Python may look at them; below vmap, too, as all slices' numbers."""
+    while not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(value):
+        value = _functorch.get_unwrapped(value)
+    return value if readable(value) else None
+
+
 def _recorded(value: Tensor) -> bool:
     return (
         type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
@@ -248,12 +255,13 @@ def _range(nonnegative: bool, most: float) -> str:
 
 def values(op: str, name: str, value: Tensor, *, nonnegative: bool = True, most: float = math.inf) -> None:
     """Checks the numbers inside a coefficient tensor where they can be seen."""
-    if not readable(value) or value.numel() == 0:
+    found = seen(value)
+    if found is None or found.numel() == 0:
         return
-    low, high = (end.item() for end in value.aminmax())
+    low, high = (end.item() for end in found.aminmax())
     if -math.inf < low and high < math.inf and (low >= 0 or not nonnegative) and high <= most:
         return  # a NaN is neither
-    flat = value.reshape(-1)
+    flat = found.reshape(-1)
     good = torch.isfinite(flat) & (flat <= most)
     if nonnegative:
         good = good & (flat >= 0)

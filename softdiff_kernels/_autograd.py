@@ -46,6 +46,7 @@ def share(reduction: str, batch: int) -> float:
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:
     """[..., B] to what `reduction` says."""
+    args.choice("softdiff::soft_score_loss", "reduction", reduction, ("none", "mean", "sum"))
     return loss if reduction == "none" else loss.mean(-1) if reduction == "mean" else loss.sum(-1)
 
 

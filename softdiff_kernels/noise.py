@@ -73,8 +73,9 @@ class NoiseKey:
 
 def _check_draws(expected: str, draw: Tensor) -> None:
     """Refuses draws of more than 32 bits, of which the generator would drop some, where they can be seen."""
-    if draw.numel() and args.readable(draw):
-        low, high = (draw.item(),) * 2 if draw.numel() == 1 else (end.item() for end in draw.aminmax())
+    found = args.seen(draw)
+    if found is not None and found.numel():
+        low, high = (found.item(),) * 2 if found.numel() == 1 else (end.item() for end in found.aminmax())
         if low < 0 or high > _LOW:
             raise ValueError(f"{expected} in [0, {_LIMITS['draw'][1]}), got {low if low < 0 else high}")
 

@@ -16,6 +16,7 @@ from test_ops_compile import needs_compiler
 from ways import COMPILED, MASKS, OPS, STD, TRAINED, WAYS, all_ops, images, listed, scalar, trained, vectors
 
 import softdiff_kernels as sk
+from softdiff_kernels.diffusion import Corruption
 
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 TABLE = Path(__file__).parent.parent / "docs" / "derivatives.md"
@@ -356,6 +357,19 @@ def test_vmap_over_nothing(backend, name):
             listed(torch.func.vmap(lambda *x: op(sk, *x))(*xs)), listed(op(sk, *images(count))), strict=True
         ):
             assert r.shape == (slices, *((batch, *one.shape[1:]) if one.dim() else ()))
+
+
+def test_numbers_below_vmap_are_looked_at():
+    # Each of these was taken for another number: a draw by its lowest 32 bits, a time as 1.
+    corruption = Corruption.paper((3, 4))
+    x = images(1)[0]
+    vmap = torch.func.vmap
+    with pytest.raises(ValueError, match=r"draw in \[0, 4294967296\), got 4294967296"):
+        vmap(lambda d: sk.normal((2, 3), sk.NoiseKey(1, 0, d)))(torch.tensor([1, 2**32]))
+    with pytest.raises(ValueError, match=r"t as finite numbers of at least 0 and at most 1, got 7\.0"):
+        vmap(vmap(lambda t: corruption.corrupt(x, t, key=sk.NoiseKey(1))))(torch.tensor([[0.5], [7.0]]))
+    with pytest.raises(ValueError, match=r"at most 1, got 7\.0"):
+        torch.func.grad(lambda a: vmap(lambda t: corruption.corrupt(a, t))(torch.tensor([7.0])).sum())(x)
 
 
 def test_vmap_over_no_streams(backend):
