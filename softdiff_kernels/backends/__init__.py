@@ -141,6 +141,7 @@ def _implementation(
 
 
 _IMAGES = frozenset(IMAGE_DTYPES)
+_LISTS = (list, tuple)
 _COEFFICIENTS = frozenset((torch.float32, torch.float64))
 
 
@@ -150,16 +151,21 @@ def _check_arguments(op: str, shape: Sequence[int], arguments: Sequence[Any]) ->
     The public functions check this and more; a graph made by jit.trace, and who calls torch.ops, do not.
     """
     for a in arguments:
+        if a is None:
+            continue
         if isinstance(a, torch.Tensor):
-            got, dtype = a.shape, a.dtype
-            if got == shape and len(got) == 4 and got[2] and got[3]:
-                good = dtype in _IMAGES or (op == "corrupt" and a is arguments[0] and dtype is torch.uint8)
+            got = a.shape
+            if got == shape:
+                good = a.dtype in _IMAGES or (
+                    op == "corrupt" and a is arguments[0] and a.dtype is torch.uint8
+                )
+                good = good and len(got) == 4 and got[2] * got[3] > 0
             elif len(got) == 1:
-                good = dtype in _COEFFICIENTS and got[0] in (1, shape[0])
+                good = got[0] in (1, shape[0]) and a.dtype in _COEFFICIENTS
             else:
-                good = dtype is torch.int64 and len(got) == 2 and got[0] in (1, shape[0]) and got[1] == 3
+                good = len(got) == 2 and got[0] in (1, shape[0]) and got[1] == 3 and a.dtype is torch.int64
         else:
-            good = not isinstance(a, (list, tuple)) or len(a) in (0, 3)
+            good = type(a) not in _LISTS or len(a) in (0, 3)
         if not good:
             batch = shape[0] if len(shape) else "B"
             raise ValueError(
