@@ -40,6 +40,8 @@ def image(op: str, name: str, value: Tensor, *, like: Tensor | None = None, uint
         raise TypeError(f"{op}: expected {name} as {allowed}, got {describe(value)}")
     if value.dim() != 4:
         raise ValueError(f"{op}: expected {name} as [B, C, H, W], got {describe(value)}")
+    if value.layout is not torch.strided or value.is_nested:
+        raise _not_dense(op, name, value)
     if value.shape[2] == 0 or value.shape[3] == 0:
         raise ValueError(f"{op}: expected {name} with H and W of at least 1, got {describe(value)}")
     if like is not None:
@@ -49,6 +51,15 @@ def image(op: str, name: str, value: Tensor, *, like: Tensor | None = None, uint
             raise ValueError(f"{op}: expected {name} on {like.device}, got {describe(value)}")
 
 
+def _not_dense(op: str, name: str, value: Tensor) -> TypeError:
+    return TypeError(f"{op}: expected {name} as a dense tensor, got {describe(value)}")
+
+
+def one_or(size: int, got: int) -> bool:
+    """Whether a size is 1 or `size`. (By `==`: torch.compile takes an unknown size to be in no tuple.)"""
+    return got == 1 or got == size
+
+
 def readable(value: Tensor) -> bool:
     """Whether Python may look at the numbers in a tensor: it is on the CPU and nothing records the call.
 
@@ -56,6 +67,13 @@ def readable(value: Tensor) -> bool:
     and jit.trace, in a fake tensor, or below a transform of torch.func.
     """
     return not torch.compiler.is_compiling() and value.is_cpu and not _recorded(value)
+
+
+def seen(value: Tensor) -> Tensor | None:
+    """The numbers in a tensor, where Python may look at them; below vmap, too, as all slices' numbers."""
+    while not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(value):
+        value = _functorch.get_unwrapped(value)
+    return value if readable(value) else None
 
 
 def _recorded(value: Tensor) -> bool:
@@ -72,12 +90,15 @@ def _recorded(value: Tensor) -> bool:
 def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients") -> None:
     """Refuses a tensor by which someone differentiates, backward or forward, at any level of torch.func.
 
-    torch.compile sees neither a tangent nor an outer level here: there the ops' own rules refuse both.
+    torch.compile sees neither a tangent nor an outer level here: there the ops' own rules refuse both. Below
+    autograd, where the eager backend asks again, they have done so.
     """
     if value.requires_grad:
         raise not_differentiable(op, name, "requires grad", what)
-    if not torch.compiler.is_compiling() and (
-        forward_ad._current_level >= 0 or _functorch.is_functorch_wrapped_tensor(value)
+    if (
+        not torch.compiler.is_compiling()
+        and (forward_ad._current_level >= 0 or _functorch.is_functorch_wrapped_tensor(value))
+        and not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
     ):
         found = _derivative_below(value)
         if found:
@@ -124,12 +145,14 @@ def coefficient(
         value = tensor if tensor.dtype == torch.bool or tensor.is_complex() else tensor.double()
     if isinstance(value, Tensor):
         no_derivative(op, name, value)
-        if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
+        if value.dim() > 1 or (value.dim() == 1 and not one_or(batch, value.shape[0])):
             raise ValueError(
                 f"{op}: expected {name} as a number or a tensor [{batch}], got {describe(value)}"
             )
         if not value.dtype.is_floating_point:
             raise TypeError(f"{op}: expected {name} as a floating-point tensor, got {describe(value)}")
+        if value.layout is not torch.strided:
+            raise _not_dense(op, name, value)
         if value.device != device:
             raise ValueError(f"{op}: expected {name} on {device}, got {describe(value)}")
         if value.dtype not in (torch.float32, torch.float64):
@@ -220,6 +243,8 @@ def time(op: str, value: object, name: str = "t") -> Any:
         raise TypeError(
             f"{op}: expected {name} as a number or a floating-point tensor, got {describe(value)}"
         )
+    if value.layout is not torch.strided:
+        raise _not_dense(op, name, value)
     values(op, name, value, most=1.0)
     return value
 
@@ -230,12 +255,13 @@ def _range(nonnegative: bool, most: float) -> str:
 
 def values(op: str, name: str, value: Tensor, *, nonnegative: bool = True, most: float = math.inf) -> None:
     """Checks the numbers inside a coefficient tensor where they can be seen."""
-    if not readable(value) or value.numel() == 0:
+    found = seen(value)
+    if found is None or found.numel() == 0:
         return
-    low, high = (end.item() for end in value.aminmax())
+    low, high = (end.item() for end in found.aminmax())
     if -math.inf < low and high < math.inf and (low >= 0 or not nonnegative) and high <= most:
         return  # a NaN is neither
-    flat = value.reshape(-1)
+    flat = found.reshape(-1)
     good = torch.isfinite(flat) & (flat <= most)
     if nonnegative:
         good = good & (flat >= 0)
@@ -269,11 +295,13 @@ def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.dev
     """Checks that a spectral mask broadcasts against [B, C, H, W]."""
     if not isinstance(value, Tensor) or value.dtype not in IMAGE_DTYPES:
         raise TypeError(f"{op}: expected {name} as a floating-point tensor, got {describe(value)}")
+    if value.layout is not torch.strided or value.is_nested:
+        raise _not_dense(op, name, value)
     no_derivative(op, name, value, "masks")
     if value.device != device:
         raise ValueError(f"{op}: expected {name} on {device}, got {describe(value)}")
     padded = (1,) * (4 - value.dim()) + tuple(value.shape)
-    if len(padded) != 4 or any(got not in (1, want) for got, want in zip(padded, shape, strict=True)):
+    if len(padded) != 4 or not all(map(one_or, shape, padded)):
         raise ValueError(f"{op}: expected {name} to broadcast to {list(shape)}, got {describe(value)}")
 
 

@@ -46,6 +46,7 @@ def share(reduction: str, batch: int) -> float:
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:
     """[..., B] to what `reduction` says."""
+    args.choice("softdiff::soft_score_loss", "reduction", reduction, ("none", "mean", "sum"))
     return loss if reduction == "none" else loss.mean(-1) if reduction == "mean" else loss.sum(-1)
 
 
@@ -57,6 +58,12 @@ def _wide(*images: Tensor) -> torch.dtype:
 def _scaled(coefficient: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
     """`coefficient * g`, computed in float32 at least, as dtype."""
     return (args.on(coefficient, g.device).to(_wide(g)).view(-1, 1, 1, 1) * g).to(dtype)
+
+
+def _primal(x: Tensor) -> Tensor:
+    """x without its tangent at the level of torch.func, or of forward_ad, that is at work."""
+    out: Tensor = forward_ad.unpack_dual(x, level=0).primal
+    return out
 
 
 def _sum(*terms: Tensor | None) -> Tensor | None:
@@ -137,12 +144,31 @@ class _Rule(_SingleLevelFunction):
             return cls.apply(_state(keys), *arguments)  # type: ignore[attr-defined]
 
     @classmethod
+    def jvp(cls, ctx: Any, *tangents: Any) -> Any:
+        """The results' tangents, by `moved`, in terms of ops that an outer level differentiates again.
+
+        torch turns forward mode off around a Function's jvp, for that level as well. With it on, `moved` has
+        to take images without their tangents of this level (`_primal`).
+        """
+        with forward_ad._set_fwd_grad_enabled(True):
+            return cls.moved(ctx, *tangents)
+
+    @staticmethod
+    def moved(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError
+
+    @classmethod
     def begin(cls, ctx: Any, *saved: Tensor | None) -> None:
         """Refuses derivatives in coefficients, and keeps what both modes need."""
         cls.refuse(ctx.needs_input_grad, "requires grad")
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple[int, ...]:
+        """What tells Functions apart in a backward pass that torch compiles."""
+        return (ctx._autograd_function_id,)
 
     @classmethod
     def refuse(cls, marks: Sequence[Any], found: str) -> None:
@@ -167,7 +193,7 @@ class Dct2(_Rule):
         return None, None if g is None else _ops.dct2.default(g, not ctx.inverse), None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def moved(ctx: Any, *tangents: Any) -> Any:
         return _ops.dct2.default(tangents[1], ctx.inverse)
 
 
@@ -189,7 +215,7 @@ class Blur(_Rule):
         return None, None if g is None else Blur._again(ctx, g), None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def moved(ctx: Any, *tangents: Any) -> Any:
         Blur.refuse(tangents, _TANGENT)
         return Blur._again(ctx, tangents[1])
 
@@ -229,7 +255,7 @@ class Corrupt(_Rule):
         return None, g_x0, None, None, None, None, None, None, g_noise, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def moved(ctx: Any, *tangents: Any) -> Any:
         Corrupt.refuse(tangents, _TANGENT)
         x0, noise = tangents[1], tangents[8]
         blur_std, noise_std, scale = ctx.saved_tensors
@@ -270,7 +296,7 @@ class Step(_Rule):
         return None, g_x, g_clean, None, None, None, None, None, None, None, None, g_noise
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def moved(ctx: Any, *tangents: Any) -> Any:
         Step.refuse(tangents, _TANGENT)
         x_t, clean, noise = tangents[1], tangents[2], tangents[11]
         saved = ctx.saved_tensors
@@ -312,11 +338,11 @@ class StepOut(_Rule):
         return cls.run(_state(keys), *arguments)
 
     @staticmethod
-    def forward(ctx: Any, state: _State, *tensors: Tensor) -> Tensor:
-        return tensors[0].new_empty(0)
+    def forward(ctx: Any, state: _State, *tensors: Tensor) -> None:
+        """Nothing: a tensor made here would be one more node of a graph, which inductor counts."""
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def moved(ctx: Any, *tangents: Any) -> Any:
         raise _out_refused(_TANGENT)
 
 
@@ -372,7 +398,7 @@ class LossAndGradient(_Rule):
         return None, g_prediction, g_target, *[None] * (len(ctx.needs_input_grad) - 3)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def moved(ctx: Any, *tangents: Any) -> Any:
         LossAndGradient.refuse(tangents, _TANGENT)
         prediction, target, blur_std, weight = ctx.saved_tensors
         dtype = _wide(prediction)
@@ -383,7 +409,8 @@ class LossAndGradient(_Rule):
         assert moved is not None
         # Between blurred images: <gradient, moved> loses digits where the blur removes most of `moved`.
         once = _ops.blur.default(moved, blur_std, None, ctx.floor)
-        error = _ops.blur.default(prediction.to(dtype) - target.to(dtype), blur_std, None, ctx.floor)
+        error = _primal(prediction).to(dtype) - _primal(target).to(dtype)
+        error = _ops.blur.default(error, blur_std, None, ctx.floor)
         each = 2.0 * (error * once).sum(dim=(1, 2, 3))
         if weight is not None:
             each = each * args.on(weight, each.device).to(dtype)
@@ -410,8 +437,8 @@ def _times(gradient: Tensor, g: Tensor, alone: bool) -> Tensor:
         alone
         and g.dim() == 0
         and not torch.is_grad_enabled()
-        and not _C._autograd._get_current_graph_task_keep_graph()
         and args.readable(g)
+        and not _C._autograd._get_current_graph_task_keep_graph()
         and g.item() == 1.0
     ):
         return gradient.detach()
@@ -452,7 +479,7 @@ class SpectralMix(_Rule):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         grads = [
-            SpectralMix._filtered(g, mask).to(dtype) if needed else None
+            SpectralMix._mixed([g], [mask]).to(dtype) if needed else None
             for mask, dtype, needed in zip(
                 ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[5 : 5 + ctx.count], strict=True
             )
@@ -461,21 +488,26 @@ class SpectralMix(_Rule):
         return (None,) * 5 + (*(grads or [None] * ctx.count), *[None] * ctx.count)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def moved(ctx: Any, *tangents: Any) -> Any:
         SpectralMix.refuse_masks(tangents, ctx.count, _TANGENT)
         images = tangents[5 : 5 + ctx.count]
         moved = [(x, m) for x, m in zip(images, ctx.saved_tensors, strict=True) if x is not None]
         # The op's result has its first input's dtype: the widest loses nothing before the last rounding.
         moved.sort(key=lambda pair: -pair[0].dtype.itemsize)
-        inputs, masks = zip(*moved, strict=True)
-        return _ops.spectral_mix.default(list(inputs), list(masks), None, [], None).to(ctx.dtypes[0])
+        return SpectralMix._mixed(*zip(*moved, strict=True)).to(ctx.dtypes[0])
 
     @staticmethod
-    def _filtered(g: Tensor, mask: Tensor) -> Tensor:
-        if _C._functorch.is_legacy_batchedtensor(g):  # is_grads_batched: it has no rule for lists of tensors
-            spectrum = _ops.dct2.default(g.to(_wide(g)), False)
-            return _ops.dct2.default(mask.to(spectrum.dtype) * spectrum, True).to(g.dtype)
-        return _ops.spectral_mix.default([g], [mask], None, [], None)
+    def _mixed(inputs: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
+        """The op without noise; of the first input's dtype."""
+        if torch.compiler.is_compiling() or not any(map(_C._functorch.is_legacy_batchedtensor, inputs)):
+            out: Tensor = _ops.spectral_mix.default(list(inputs), list(masks), None, [], None)
+            return out
+        # Several gradients or tangents at once, of torch.autograd: that has no rule for lists of tensors.
+        dtype = _wide(*inputs)
+        total = _sum(
+            *(m.to(dtype) * _ops.dct2.default(x.to(dtype), False) for x, m in zip(inputs, masks, strict=True))
+        )
+        return _ops.dct2.default(total, True).to(inputs[0].dtype)
 
     @staticmethod
     def refuse_masks(marks: Sequence[Any], count: int, found: str) -> None:

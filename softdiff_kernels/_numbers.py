@@ -2,7 +2,7 @@
 """What counts as a number in an argument, and how anything is shown in a message.
 
 A number is a Python int or float, one of numpy (a scalar or an array without axes), a Fraction, a Decimal, or
-a symbolic one of torch. A bool, a text, a complex number and an array with axes are none.
+a symbolic one of torch. A bool, a text, a complex number, a span of time and an array with axes are none.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import torch
 from torch import Tensor
 
 Real = float | torch.SymFloat | torch.SymInt
+
+# What Python's `numbers` takes for a number, and we do not: numpy counts a span of time as an integer.
+_NONE = (bool, np.timedelta64)
 
 _MOST_SHOWN = 100
 _BRIEF = Repr()
@@ -38,7 +41,7 @@ def plain(value: object) -> Any:
         return value
     if isinstance(value, np.ndarray):
         return float(value) if value.ndim == 0 and value.dtype.kind in "iuf" else None
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
+    if isinstance(value, _NONE) or not isinstance(value, (numbers.Real, Decimal)):
         return None
     try:
         return float(value)
@@ -54,7 +57,7 @@ def whole(value: object) -> Any:
         return value
     if isinstance(value, np.ndarray):
         return int(value) if value.ndim == 0 and value.dtype.kind in "iu" else None
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, _NONE) else None
 
 
 def listed(values: object, read: Callable[[object], Any] = plain) -> list[Any] | None:
@@ -72,7 +75,15 @@ def listed(values: object, read: Callable[[object], Any] = plain) -> list[Any] |
 def shown(value: object) -> str:
     """repr of a value for a message, of bounded length, whatever it is."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)} on {value.device}"
+        kind, where = str(value.dtype).removeprefix("torch."), f"on {value.device}"
+        if value.is_nested:
+            return f"nested {kind} tensor {where}"  # its sizes are no numbers
+        layout = (
+            ""
+            if value.layout is torch.strided
+            else f"{str(value.layout).removeprefix('torch.').lstrip('_')} "
+        )
+        return f"{layout}{kind} tensor {list(value.shape)} {where}"
     if isinstance(value, np.ndarray) and value.ndim:
         return f"{value.dtype} array {list(value.shape)}"
     if isinstance(value, int) and value.bit_length() > 256:

@@ -57,50 +57,53 @@ def _key(
     assert rows is not None
     full = rows.movedim(dim, 0)
     if full.shape[1] == 1:
-        full = torch.stack([key_rows([], row, batch, device) for row in full])
+        full = full + key_rows((0, 0, 0), None, batch, device)  # sample b's stream is that of the row + b
     return full.flatten(0, 1)
 
 
-def _apart(size: int, x: Tensor) -> Tensor:
-    """[N B, ...] as [N, B, ...]."""
-    return x.unflatten(0, (size, x.shape[0] // size))
+def _apart(size: int, batch: int, x: Tensor) -> Tensor:
+    """[N B, ...] as [N, B, ...], of which one may be 0."""
+    return x.unflatten(0, (size, batch))
+
+
+def _batch(dim: int | None, x: Tensor) -> int:
+    """B of images [B, C, H, W], of which the mapped axis is one more."""
+    return x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
 
 
 def _dct2(info: Any, dims: Any, x: Tensor, inverse: bool) -> Any:
     size = info.batch_size
-    return _apart(size, _ops.dct2.default(_image(size, dims[0], x), inverse)), 0
+    return _apart(size, _batch(dims[0], x), _ops.dct2.default(_image(size, dims[0], x), inverse)), 0
 
 
 def _blur(info: Any, dims: Any, x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Any:
     size = info.batch_size
-    image = _image(size, dims[0], x)
-    batch = image.shape[0] // size
+    image, batch = _image(size, dims[0], x), _batch(dims[0], x)
     std, factor = (_coefficient(size, d, c, batch) for d, c in zip(dims[1:3], (blur_std, scale), strict=True))
-    return _apart(size, _ops.blur.default(image, std, factor, floor)), 0
+    return _apart(size, batch, _ops.blur.default(image, std, factor, floor)), 0
 
 
 def _corrupt(info: Any, dims: Any, x0: Tensor, *others: Any) -> Any:
     *coefficients, floor, key, rows, noise, residual = others
     size = info.batch_size
-    image = _image(size, dims[0], x0)
-    batch = image.shape[0] // size
+    image, batch = _image(size, dims[0], x0), _batch(dims[0], x0)
     folded = [_coefficient(size, d, c, batch) for d, c in zip(dims[1:4], coefficients, strict=True)]
     table = _key(size, dims[6], key, rows, batch, image.device)
     x_t, rest = _ops.corrupt.default(image, *folded, floor, [], table, _image(size, dims[7], noise), residual)
-    return (_apart(size, x_t), _apart(size, rest) if residual else rest), (0, 0 if residual else None)
+    rest = _apart(size, batch, rest) if residual else rest
+    return (_apart(size, batch, x_t), rest), (0, 0 if residual else None)
 
 
 def _step(info: Any, dims: Any, x_t: Tensor | None, x0_hat: Tensor, *others: Any) -> Any:
     *coefficients, rule, floor, key, rows, noise = others
     size = info.batch_size
-    clean = _image(size, dims[1], x0_hat)
-    batch = clean.shape[0] // size
+    clean, batch = _image(size, dims[1], x0_hat), _batch(dims[1], x0_hat)
     folded = [_coefficient(size, d, c, batch) for d, c in zip(dims[2:6], coefficients, strict=True)]
     table = _key(size, dims[9], key, rows, batch, clean.device)
     x_s = _ops.step.default(
         _image(size, dims[0], x_t), clean, *folded, rule, floor, [], table, _image(size, dims[10], noise)
     )
-    return _apart(size, x_s), 0
+    return _apart(size, batch, x_s), 0
 
 
 def _step_out(info: Any, dims: Any, *arguments: Any) -> Any:
@@ -117,25 +120,26 @@ def _step_out(info: Any, dims: Any, *arguments: Any) -> Any:
 
 
 def _soft_score_loss(info: Any, dims: Any, *arguments: Any) -> Any:
-    folded, reduction = _loss_arguments(info.batch_size, dims, *arguments)
-    return reduce(_apart(info.batch_size, _ops.soft_score_loss.default(*folded, "none")), reduction), 0
+    size = info.batch_size
+    folded, batch, reduction = _loss_arguments(size, dims, *arguments)
+    return reduce(_apart(size, batch, _ops.soft_score_loss.default(*folded, "none")), reduction), 0
 
 
 def _soft_score_loss_and_gradient(info: Any, dims: Any, *arguments: Any) -> Any:
     size = info.batch_size
-    folded, reduction = _loss_arguments(size, dims, *arguments)
+    folded, batch, reduction = _loss_arguments(size, dims, *arguments)
     loss, gradient = _ops.soft_score_loss_and_gradient.default(*folded, "none")
-    loss, gradient = _apart(size, loss), _apart(size, gradient)
-    each = share(reduction, gradient.shape[1])
+    loss, gradient = _apart(size, batch, loss), _apart(size, batch, gradient)
+    each = share(reduction, batch)
     return (reduce(loss, reduction), gradient if each == 1.0 else gradient * each), (0, 0)
 
 
-def _loss_arguments(size: int, dims: Any, *arguments: Any) -> tuple[list[Any], str]:
+def _loss_arguments(size: int, dims: Any, *arguments: Any) -> tuple[list[Any], int, str]:
     prediction, target, blur_std, weight, floor, reduction = arguments
     images = [_image(size, d, x) for d, x in zip(dims[:2], (prediction, target), strict=True)]
-    batch = images[0].shape[0] // size
+    batch = _batch(dims[0], prediction)
     factors = [_coefficient(size, d, c, batch) for d, c in zip(dims[2:4], (blur_std, weight), strict=True)]
-    return [*images, *factors, floor], reduction
+    return [*images, *factors, floor], batch, reduction
 
 
 def _spectral_mix(
@@ -149,12 +153,11 @@ def _spectral_mix(
 ) -> Any:
     size = info.batch_size
     images = [_image(size, d, x) for d, x in zip(dims[0], inputs, strict=True)]
-    batch = images[0].shape[0] // size
+    batch = _batch(dims[0][0], inputs[0])
     folded = [_mask(size, d, m, batch) for d, m in zip(dims[1], masks, strict=True)]
     table = _key(size, dims[4], key, rows, batch, images[0].device)
-    return _apart(
-        size, _ops.spectral_mix.default(images, folded, _mask(size, dims[2], noise_mask, batch), [], table)
-    ), 0
+    mixed = _ops.spectral_mix.default(images, folded, _mask(size, dims[2], noise_mask, batch), [], table)
+    return _apart(size, batch, mixed), 0
 
 
 def _normal(
@@ -168,7 +171,8 @@ def _normal(
 ) -> Any:
     size, batch = info.batch_size, shape[0]
     table = _key(size, dims[2], key, rows, batch, device)
-    return _apart(size, _ops.normal.default([size * batch, *shape[1:]], [], table, dtype, device)), 0
+    drawn = _ops.normal.default([size * batch, *shape[1:]], [], table, dtype, device)
+    return _apart(size, batch, drawn), 0
 
 
 RULES: dict[str, Callable[..., Any]] = {

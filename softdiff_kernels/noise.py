@@ -73,8 +73,9 @@ class NoiseKey:
 
 def _check_draws(expected: str, draw: Tensor) -> None:
     """Refuses draws of more than 32 bits, of which the generator would drop some, where they can be seen."""
-    if draw.numel() and args.readable(draw):
-        low, high = (draw.item(),) * 2 if draw.numel() == 1 else (end.item() for end in draw.aminmax())
+    found = args.seen(draw)
+    if found is not None and found.numel():
+        low, high = (found.item(),) * 2 if found.numel() == 1 else (end.item() for end in found.aminmax())
         if low < 0 or high > _LOW:
             raise ValueError(f"{expected} in [0, {_LIMITS['draw'][1]}), got {low if low < 0 else high}")
 
@@ -103,8 +104,8 @@ def pack_key(key: NoiseKey | None, batch: int, device: torch.device) -> tuple[li
             _check_draws("key.draw: expected numbers", part)
         if part.device != device:
             raise ValueError(f"key.{name}: expected a tensor on {device}, got one on {part.device}")
-        part = part.reshape(-1)
-        if part.shape[0] not in (1, batch):
+        part = part if part.dim() else part.unsqueeze(0)
+        if not args.one_or(batch, part.shape[0]):
             raise ValueError(f"key.{name}: expected shape [], [1] or [{batch}], got {list(part.shape)}")
         columns.append(part)
     rows = batch if any(c.shape[0] != 1 for c in columns) else 1

@@ -225,9 +225,11 @@ def test_times_in_a_tensor_are_held_to_0_to_1(entry: str) -> None:
 
 
 def test_times_that_cannot_be_seen_are_clamped() -> None:
-    # Under vmap, as on a device, nobody looks.
+    # In a graph, as on a device, nobody looks; below vmap they can be seen.
     far = torch.tensor([-3.0, 0.5, 250.0])
-    assert torch.equal(torch.func.vmap(C.blur_std)(far), C.blur_std(far.clamp(0, 1)))
+    assert torch.equal(torch.compile(C.blur_std, backend="eager")(far), C.blur_std(far.clamp(0, 1)))
+    with pytest.raises(ValueError, match=r"t as finite numbers of at least 0 and at most 1, got -3\.0"):
+        torch.func.vmap(C.blur_std)(far)
     assert C.blur_std(far.to("meta")).shape == (3,)
 
 

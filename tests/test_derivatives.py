@@ -13,9 +13,10 @@ import pytest
 import torch
 from checks import ROUNDING, needs_native
 from test_ops_compile import needs_compiler
-from ways import COMPILED, MASKS, OPS, STD, TRAINED, WAYS, all_ops, images, listed, trained, vectors
+from ways import COMPILED, MASKS, OPS, STD, TRAINED, WAYS, all_ops, images, listed, scalar, trained, vectors
 
 import softdiff_kernels as sk
+from softdiff_kernels.diffusion import Corruption
 
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 TABLE = Path(__file__).parent.parent / "docs" / "derivatives.md"
@@ -319,6 +320,110 @@ def test_no_grad_within_a_transform_is_kept():
         lambda h: lambda a: torch.func.jvp(torch.func.grad(h), (a,), (v,))[1],
     ):
         assert_equal_to_the_truth([transform(f(sk))(x)], [transform(f(sk.reference))(x).double()])
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_forward_over_forward(backend, name):
+    # A tangent that depends on the image, so that linear ops have a second derivative, too; three levels.
+    op, count = OPS[name]
+
+    def twice(module, xs, vs):
+        f = lambda *x: torch.func.jvp(lambda *a: op(module, *a), x, tuple(a * a for a in x))[1]  # noqa: E731
+        g = lambda *x: torch.func.jvp(f, x, tuple(a * a for a in x))[1]  # noqa: E731
+        return [*listed(torch.func.jvp(f, xs, vs)[1]), *listed(torch.func.jvp(g, xs, vs)[1])]
+
+    truth = twice(sk.reference, tuple(images(count, torch.float64)), tuple(vectors(count, torch.float64)))
+    assert_equal_to_the_truth(twice(sk, tuple(images(count)), tuple(vectors(count))), truth)
+    hessian = torch.func.jacfwd(torch.func.jacfwd(lambda *x: scalar(op(sk, *x))))(*images(count))
+    exact = torch.func.hessian(lambda *x: scalar(op(sk.reference, *x)))(*images(count, torch.float64))
+    assert_equal_to_the_truth([hessian], [exact])
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_linearized(backend, name):
+    # make_fx within a level of forward_ad: where the eager backend looks at its coefficients below autograd.
+    op, count = OPS[name]
+    _, push = torch.func.linearize(lambda *xs: op(sk, *xs), *images(count))
+    xs, vs = images(count, torch.float64), vectors(count, torch.float64)
+    _, truth = torch.func.jvp(lambda *xs: op(sk.reference, *xs), tuple(xs), tuple(vs))
+    assert_equal_to_the_truth(listed(push(*vectors(count))), listed(truth))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_vmap_over_nothing(backend, name):
+    # No slice and no image: empty, of the shape that a stack of the results would have.
+    op, count = OPS[name]
+    for slices, batch in ((0, 2), (3, 0), (0, 0)):
+        if batch == 0 and name not in ("dct2", "idct2"):
+            continue  # the coefficients of these functions are of two images
+        xs = [torch.zeros(slices, batch, *x.shape[1:]) for x in images(count)]
+        for r, one in zip(
+            listed(torch.func.vmap(lambda *x: op(sk, *x))(*xs)), listed(op(sk, *images(count))), strict=True
+        ):
+            assert r.shape == (slices, *((batch, *one.shape[1:]) if one.dim() else ()))
+
+
+def test_numbers_below_vmap_are_looked_at():
+    # Each of these was taken for another number: a draw by its lowest 32 bits, a time as 1.
+    corruption = Corruption.paper((3, 4))
+    x = images(1)[0]
+    vmap = torch.func.vmap
+    with pytest.raises(ValueError, match=r"draw in \[0, 4294967296\), got 4294967296"):
+        vmap(lambda d: sk.normal((2, 3), sk.NoiseKey(1, 0, d)))(torch.tensor([1, 2**32]))
+    with pytest.raises(ValueError, match=r"t as finite numbers of at least 0 and at most 1, got 7\.0"):
+        vmap(vmap(lambda t: corruption.corrupt(x, t, key=sk.NoiseKey(1))))(torch.tensor([[0.5], [7.0]]))
+    with pytest.raises(ValueError, match=r"at most 1, got 7\.0"):
+        torch.func.grad(lambda a: vmap(lambda t: corruption.corrupt(a, t))(torch.tensor([7.0])).sum())(x)
+
+
+def test_vmap_over_no_streams(backend):
+    none = torch.func.vmap(lambda s: sk.normal((2, 3), sk.NoiseKey(1, s)))(torch.zeros(0, dtype=torch.int64))
+    assert none.shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_forward_mode_of_several_tangents_at_once(backend, name):
+    # torch.autograd.functional's own way, whose batched tensors are not torch.func's.
+    op, count = OPS[name]
+    jacobian = torch.autograd.functional.jacobian
+    exact = jacobian(lambda *x: op(sk.reference, *x), tuple(images(count, torch.float64)))
+    got = jacobian(lambda *x: op(sk, *x), tuple(images(count)), vectorize=True, strategy="forward-mode")
+    flat = torch.utils._pytree.tree_leaves
+    assert_equal_to_the_truth(flat(got), flat(exact))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_backward_that_torch_compiles(backend, name):
+    # Compiled autograd: a forward pass that nobody compiled, a backward pass traced from the rules.
+    from torch._dynamo import compiled_autograd
+
+    op, count = OPS[name]
+    torch._dynamo.reset()
+    compiler = lambda graph: torch.compile(graph, backend="eager", fullgraph=True)  # noqa: E731
+    leaves = [x.requires_grad_() for x in images(count)]
+    total = scalar(op(sk, *leaves))
+    with compiled_autograd._enable(compiler):
+        total.backward()
+    truth = WAYS["backward"](lambda *xs: op(sk.reference, *xs), images(count, torch.float64))
+    assert_equal_to_the_truth([x.grad for x in leaves], truth)
+
+
+def test_coefficients_of_a_known_size_in_a_graph_of_unknown_ones():
+    # A module's buffers have fixed sizes where the images' are symbols: they are compared, not looked up.
+    class Buffers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mask = torch.nn.Buffer(MASKS[1].clone())
+            self.std, self.stream = torch.nn.Buffer(STD.clone()), torch.nn.Buffer(torch.tensor([4, 9]))
+
+        def forward(self, x):
+            x = sk.spectral_mix([x], [self.mask], noise_mask=torch.ones(3, 1), key=sk.NoiseKey(1))
+            return sk.corrupt(x, self.std, 0.2, key=sk.NoiseKey(1, self.stream))
+
+    torch._dynamo.reset()
+    module, x = Buffers(), images(1)[0]
+    graph = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    assert torch.equal(graph(x), module(x))
 
 
 def table() -> str:

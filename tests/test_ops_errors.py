@@ -93,6 +93,31 @@ def test_not_a_tensor(op, x):
 
 
 @pytest.mark.parametrize("op", FIRST)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "sparse",
+        "mkldnn",
+        pytest.param("nested", marks=pytest.mark.filterwarnings("ignore:The PyTorch API of nested")),
+    ],
+)
+def test_images_that_are_not_dense(op, kind):
+    # They have no strides, or no sizes: refused by name, coefficients and masks as well.
+    x = {
+        "sparse": X.to_sparse,
+        "mkldnn": X.to_mkldnn,
+        "nested": lambda: torch.nested.nested_tensor([*X]),
+    }[kind]()
+    name, call = FIRST[op]
+    with pytest.raises(TypeError, match=rf"{name} as a dense tensor, got {kind}\w* float32 tensor"):
+        call(x)
+    with pytest.raises(TypeError, match=r"masks\[0\] as a dense tensor, got "):
+        sk.spectral_mix([X], [x])
+    with pytest.raises(TypeError, match=r"blur_std as a dense tensor, got sparse_coo float32 tensor \[2\]"):
+        sk.blur(X, torch.ones(2).to_sparse())
+
+
+@pytest.mark.parametrize("op", FIRST)
 def test_images_without_pixels(op):
     name, call = FIRST[op]
     for shape in ((2, 3, 0, 5), (2, 3, 4, 0)):
@@ -272,6 +297,24 @@ def test_the_registered_ops_read_no_memory_that_is_not_theirs():
         lambda: ops.spectral_mix([x, y], [torch.ones(1)] * 2, None, [], None),
         lambda: traced(x),
     ]
+    one = torch.ones(1)
+    noisy = lambda key, rows: ops.corrupt(y, one, one, None, 0.0, key, rows, None, False)  # noqa: E731
+    calls += [
+        # What a graph does after `.half()`, and kinds and sizes that the kernels would take for others.
+        lambda: ops.blur(y, std.half(), None, 0.0),
+        lambda: ops.blur(y, torch.tensor(1.0), None, 0.0),
+        lambda: ops.blur(y, torch.ones(2, 1), None, 0.0),
+        lambda: ops.blur(y.byte(), one, None, 0.0),
+        lambda: ops.dct2(y[0], False),
+        lambda: ops.blur(y[:, :, :0], one, None, 0.0),
+        lambda: noisy([1, 2], None),
+        lambda: noisy([], torch.zeros(1, 3)),
+        lambda: noisy([], torch.zeros(2, 1).long()),
+        lambda: ops.normal([2, 3], [], None, torch.float32, torch.device("cpu")),
+        lambda: ops.normal([2, 3], [], torch.zeros(3, 3).long(), torch.float32, torch.device("cpu")),
+    ]
     for call in calls:
         with pytest.raises((ValueError, RuntimeError), match="expected images of one shape"):
             call()
+    with pytest.raises(ValueError, match="reduction as one of 'none', 'mean', 'sum', got 'maen'"):
+        ops.soft_score_loss(y, y, one, None, 0.0, "maen")

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from .._arguments import IMAGE_DTYPES
 from .._numbers import shown
 from . import _measured, cuda, eager, native, triton
 from ._cuda_diagnosis import warn_once
@@ -139,19 +140,38 @@ def _implementation(
     return eager
 
 
-def _check_shapes(op: str, shape: torch.Size, arguments: Sequence[Any]) -> None:
-    """Images of one shape, one coefficient for all of them or one each: the kernels read by addresses.
+_IMAGES = frozenset(IMAGE_DTYPES)
+_LISTS = (list, tuple)
+_COEFFICIENTS = frozenset((torch.float32, torch.float64))
+
+
+def _check_arguments(op: str, shape: Sequence[int], arguments: Sequence[Any]) -> None:
+    """Images of one shape, coefficients [1] or [B], keys: as the kernels read them by addresses.
 
     The public functions check this and more; a graph made by jit.trace, and who calls torch.ops, do not.
     """
     for a in arguments:
+        if a is None:
+            continue
         if isinstance(a, torch.Tensor):
             got = a.shape
-            if got != shape and (len(got) > 2 or got[0] not in (1, shape[0])):
-                raise ValueError(
-                    f"softdiff::{op}: expected images of one shape, and 1 or {shape[0]} of a coefficient, "
-                    f"got {list(shape)} and {list(got)}"
+            if got == shape:
+                good = a.dtype in _IMAGES or (
+                    op == "corrupt" and a is arguments[0] and a.dtype is torch.uint8
                 )
+                good = good and len(got) == 4 and got[2] * got[3] > 0
+            elif len(got) == 1:
+                good = got[0] in (1, shape[0]) and a.dtype in _COEFFICIENTS
+            else:
+                good = len(got) == 2 and got[0] in (1, shape[0]) and got[1] == 3 and a.dtype is torch.int64
+        else:
+            good = type(a) not in _LISTS or len(a) in (0, 3)
+        if not good:
+            batch = shape[0] if len(shape) else "B"
+            raise ValueError(
+                f"softdiff::{op}: expected images of one shape [B, C, H, W], 1 or {batch} of a float32 or "
+                f"float64 coefficient, and of a key's three int64 numbers; got {shown(a)}"
+            )
 
 
 def dispatcher(op: str) -> Callable[..., Any]:
@@ -159,11 +179,12 @@ def dispatcher(op: str) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         if op == "normal":
-            shape, _, _, dtype, device = args
+            shape, key, rows, dtype, device = args
+            _check_arguments(op, shape, (key if key or rows is not None else (None,), rows))
         else:
             x = args[0][0] if op == "spectral_mix" else args[1] if args[0] is None else args[0]
             shape, dtype, device = x.shape, x.dtype, x.device
-            _check_shapes(op, shape, args[0] if op == "spectral_mix" else args)
+            _check_arguments(op, shape, (*args[0], *args[3:]) if op == "spectral_mix" else args)
         return getattr(_implementation(op, device, shape, dtype, args), op)(*args)
 
     call.__name__ = op

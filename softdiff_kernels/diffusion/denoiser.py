@@ -125,7 +125,7 @@ class SoftDenoiser(_wrappers.Wrappable):
         t = args.time("SoftDenoiser", t)
         if not isinstance(t, Tensor):
             return torch.full((batch,), t, dtype=torch.float32, device=x.device)
-        if t.numel() not in (1, batch) or t.dim() > 1:
+        if not args.one_or(batch, t.numel()) or t.dim() > 1:
             raise ValueError(
                 f"SoftDenoiser: expected t as a number or a tensor [{batch}], got {args.describe(t)}"
             )
