@@ -70,6 +70,13 @@ def test_zips_that_are_cut_encrypted_or_empty_say_so(tmp_path: Path) -> None:
     locked[whole.index(b"PK\x03\x04") + 6] |= 1
     (tmp_path / "locked.zip").write_bytes(locked)
     assert "without a password, got encrypted images" in message(tmp_path / "locked.zip")
+    # The same where labels are locked, in the words of no library; what is no image is told of.
+    for name, told in (("dataset.json", "without a password"), ("notes.txt", "notes.txt (encrypted)")):
+        locked = bytearray(pack(tmp_path / "locked.zip", {name: b"{}"}).read_bytes())
+        locked[locked.index(b"PK\x01\x02") + 8] |= 1
+        locked[locked.index(b"PK\x03\x04") + 6] |= 1
+        (tmp_path / "locked.zip").write_bytes(locked)
+        assert told in message(tmp_path / "locked.zip")
     assert "found none" in message(pack(tmp_path / "empty.zip", {"notes.txt": b""}))
     assert "none of its 1 images can be read" in message(pack(tmp_path / "bad.zip", {"a.png": b"no"}))
 

@@ -105,9 +105,14 @@ class ScheduleConfig:
     noise_std_max: float = 0.1
     """As in `softdiff train`."""
     plot: PathText | None = None
-    """Also draw the schedule into this PNG."""
+    """Also draw the schedule into this file: .png, .svg or .pdf."""
     overwrite: bool = False
     """Replace --out and --plot if they exist."""
+
+    def __post_init__(self) -> None:
+        """Refuses a picture in no form that can be drawn."""
+        if self.plot is not None and not self.plot.lower().endswith((".png", ".svg", ".pdf")):
+            raise UserError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {self.plot}")
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,8 @@ def _found(array: Pixels, labels: Labels, what: str, wanted: Wanted) -> Found:
     if array.ndim == 3 and array.shape[2] in (3, 4) and array.shape[2] < min(array.shape[:2]):
         count, height, width = array.shape
         raise UserError(
-            f"{what}, got {list(array.shape)}, which can be one image in colour or {count} grey ones: make it "
-            f"{[1, count, height, width]} or {[count, height, width, 1]}"
+            f"{what}, got {list(array.shape)}, which can be one image in colour or {count} grey ones: make "
+            f"it {[1, count, height, width]} or {[count, height, width, 1]}"
         )
     if array.ndim == 3:
         array = array[..., None]
