@@ -423,6 +423,15 @@ def test_a_value_of_another_kind(
     assert "helptext" not in said and "parsing" not in said
 
 
+def test_a_schedule_file_that_is_nested_without_end(
+    dots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.json").write_text("[" * 100_000)
+    argv = ["train", "--data", str(dots), "--schedule", str(tmp_path / "s.json"), "--steps", "1"]
+    assert "expected a whole JSON file" in refused(capsys, *argv, "--outdir", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_plot_is_drawn_whole_or_not_at_all(
     dots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,8 +447,12 @@ def test_a_plot_is_drawn_whole_or_not_at_all(
     said = refused(capsys, *argv, "--plot", str(plot))
     assert f"cannot write {plot}: No space left on device" in said
     assert [p.name for p in tmp_path.iterdir()] == ["s.json"]
-    # A form that cannot be drawn is refused before the work, not after it.
+    # A folder by that name is no file to replace.
+    plot.mkdir()
     (tmp_path / "s.json").unlink()
+    assert "--plot: expected the name of a file to write" in refused(capsys, *argv, "--plot", str(plot))
+    plot.rmdir()
+    # A form that cannot be drawn is refused before the work, not after it.
     assert "ends in .png, .svg or .pdf" in refused(capsys, *argv, "--plot", str(tmp_path / "s.bmpx"))
     assert not list(tmp_path.iterdir())
 

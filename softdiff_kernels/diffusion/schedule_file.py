@@ -85,7 +85,7 @@ class Schedule:
         """The schedule in a file. ValueError where it is not a whole one, or not for image_size."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
                 f"schedule {path}: expected a whole JSON file, got one that ends or breaks ({error})"
             ) from None

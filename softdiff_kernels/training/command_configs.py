@@ -47,7 +47,8 @@ class SampleConfig:
     grid: bool = True
     """Also write grid.png."""
     npz: PathText | None = None
-    """Also write all images into this .npz: arr_0 uint8 [N, H, W, C], seeds, and labels with classes."""
+    """Also write all images into this .npz: arr_0 uint8 [N, H, W, C], seeds, and labels with classes. One of
+    an earlier call is replaced, another file is not."""
     trajectory: PathText | None = None
     """Also draw how the first eight images come about: a strip (.png) or an animation (.gif)."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
