@@ -98,8 +98,8 @@ def grey_range(image: Image) -> tuple[int, bool] | None:
 
 
 def eight_bits(image: Image, white: int, exchanged: bool) -> Image:
-    """Deep grey as L, or LA where one level is transparent: a level is the whole 255ths of white in the number.
-    Pillow would clip at 255, and drop the transparency."""
+    """Deep grey as L, or LA where one level is transparent: a level is the whole 255ths of white in the
+    number. Pillow would clip at 255, and drop the transparency."""
     pil = need("PIL.Image", "reading images")
     levels = np.asarray(image).astype(np.int64).clip(0, white)
     grey = pil.fromarray(((white - levels if exchanged else levels) * 255 // white).astype(np.uint8))
