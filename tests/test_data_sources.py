@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from softdiff_kernels.training import data_pixels
 from softdiff_kernels.training.data import load_images
+from softdiff_kernels.training.errors import UserError, user_errors
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -292,3 +294,17 @@ def test_an_image_that_memory_had_no_room_for_is_not_unreadable(
     monkeypatch.setattr("PIL.Image.open", none)
     with pytest.raises(OSError, match="out of memory"):
         load_images(str(tmp_path / "folder"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_a_reason_is_without_numbers_and_names_a_file_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path, {"a.png": random_pixels()})
+    (tmp_path / "b.png").symlink_to("gone.png")
+    load_images(str(tmp_path))
+    told = capsys.readouterr().err
+    assert "b.png (No such file or directory)" in told and "Errno" not in told
+    # As where a prefix names the file that an error of the system names as well.
+    with pytest.raises(UserError, match=r"^x: Permission denied$"), user_errors("x: "):
+        raise PermissionError(13, "Permission denied", "x")

@@ -31,7 +31,7 @@ from .data_pixels import (
     put,
     to_mode,
 )
-from .errors import UserError, need
+from .errors import UserError, bare_reason, need
 from .memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _one(source: Path | IO[bytes], mode: str | None, wanted: Wanted) -> _One | s
     except (*UNREADABLE, pil.DecompressionBombError) as error:
         if is_out_of_memory(error):
             raise
-        return " ".join(str(error).split()) or type(error).__name__
+        return bare_reason(error)
 
 
 def _is_animated(image: Image) -> bool:
@@ -173,7 +173,7 @@ def _each(count: int, opened: Opened, mode: str | None, wanted: Wanted) -> Itera
         except UNREADABLE as error:
             if is_out_of_memory(error):
                 raise
-            return " ".join(str(error).split()) or type(error).__name__
+            return bare_reason(error)
         return _one(source, mode, wanted)
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
