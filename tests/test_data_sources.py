@@ -13,7 +13,7 @@ import torch
 from image_files import fill, labels_json, message, pack, png, random_pixels, tiff
 from PIL import Image
 
-from softdiff_kernels.training import data_pixels
+from softdiff_kernels.training import data_decode, data_pixels
 from softdiff_kernels.training.data import load_images
 from softdiff_kernels.training.errors import UserError, user_errors
 
@@ -308,3 +308,13 @@ def test_a_reason_is_without_numbers_and_names_a_file_once(
     # As where a prefix names the file that an error of the system names as well.
     with pytest.raises(UserError, match=r"^x: Permission denied$"), user_errors("x: "):
         raise PermissionError(13, "Permission denied", "x")
+
+
+def test_a_set_that_is_too_large_is_refused_before_an_image_is_enlarged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Rule: one image at this size takes 30 GB already; at the least each pixel is a byte.
+    monkeypatch.setattr(data_pixels, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(data_decode, "_one", lambda *_: pytest.fail("an image was decoded"))
+    fill(tmp_path, {"a.png": random_pixels(1), "b.png": random_pixels(2)})
+    assert "2 images of 100000 x 100000 need 20,000,000,000 bytes" in message(tmp_path, image_size=100_000)

@@ -24,6 +24,7 @@ from .data_pixels import (
     Pixels,
     Wanted,
     allocated,
+    check_memory,
     cropped,
     eight_bits,
     grey_range,
@@ -121,6 +122,10 @@ def decode(names: Sequence[str], opened: Opened, wanted: Wanted, where: str) -> 
     """
     if not names:
         raise UserError(f"{where}: expected at least one image, found none")
+    if wanted.size is not None:  # before the first of them is enlarged
+        height, width = wanted.size
+        needed = len(names) * (wanted.channels or 1) * height * width
+        check_memory(needed, f"{len(names)} images of {width} x {height}")
     colour = opaque = False
     mode = None if wanted.channels is None else MODES[wanted.channels]
     while True:
