@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C while the command line still imports torch: exit code 130 without a traceback, as it is later.
+"""Ctrl-C, or memory that runs out, while the command line still imports torch: the exit code and the sentence
+without a traceback, as later.
 
 Imported before torch. Does nothing in a program that imports the library.
 """
@@ -10,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+from types import TracebackType
 from typing import Any, NoReturn
 
 STOPPED = "softdiff: stopped"
@@ -30,12 +32,31 @@ def _stop(*_: Any) -> NoReturn:
     os._exit(130)
 
 
+_NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't start new thread")
+
+
+def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    text = str(error)
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
+        told = f" ({text})" if text else ""
+        line = f"softdiff: error: out of memory while torch is imported{told}; it needs more than is free"
+        with contextlib.suppress(OSError):
+            os.write(2, f"{line}\n".encode())
+        os._exit(2)
+    sys.__excepthook__(kind, error, trace)
+
+
 def over() -> None:
-    """Gives Ctrl-C back to Python: from here on it raises KeyboardInterrupt."""
+    """Gives Ctrl-C and errors back to Python: from here on it raises KeyboardInterrupt."""
+    if sys.excepthook is _failed:
+        sys.excepthook = sys.__excepthook__
     if signal.getsignal(signal.SIGINT) is _stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    with contextlib.suppress(ValueError):  # handlers are set in the main thread alone
-        signal.signal(signal.SIGINT, _stop)
+if _is_command():
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _failed
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(ValueError):  # handlers are set in the main thread alone
+            signal.signal(signal.SIGINT, _stop)

@@ -71,6 +71,14 @@ def parse(
         raise UserError(_sentence(described.getvalue(), command)) from None
 
 
+_KINDS = (
+    (r"(?:invalid literal for int|no type matching \S*\bINT\b)", "a whole number"),
+    (r"(?:could not convert string to float|no type matching \S*\bFLOAT\b)", "a number"),
+    (r"Could not find valid parse", "numbers with spaces between"),
+)
+"""How tyro's messages on a value of another kind begin, and what the option takes."""
+
+
 def _sentence(framed: str, command: str) -> str:
     """tyro's message on one line, without its frame (of lines, or of dashes where the terminal's
     encoding has no lines), its title and its pointer to the help."""
@@ -79,7 +87,11 @@ def _sentence(framed: str, command: str) -> str:
     lines = [line for line in lines if line.strip("-")][1:]
     pointer = next((i for i, line in enumerate(lines) if line.startswith("For full helptext")), len(lines))
     text = " ".join(" ".join(lines[:pointer]).split())
-    text = re.sub(r"^Error parsing \w+: (?=--)", "", text)  # what the dataclass itself says
+    text = re.sub(r"^Error parsing \w+: ", "", text)  # what the dataclass itself says
+    for said, wanted in _KINDS:
+        if found := re.match(rf"Error parsing (--[\w-]+): {said}.*?(?:\[(.*?)\]|('.*?'))", text):
+            text = f"{found[1]}: expected {wanted}, got {found[2] or found[3]}"
+    text = text.partition(" Argument helptext:")[0]
     return f"{text or 'the options cannot be read'} (softdiff {command} --help lists them)"
 
 
@@ -114,7 +126,8 @@ def _train(argv: Sequence[str]) -> int:
         from .training.paths import at_home
 
         outdir = _flag(argv, "--outdir")
-        default = with_resume_defaults(at_home(resume), None if outdir is None else at_home(outdir))
+        outdir = None if outdir is None else at_home(outdir, "outdir")
+        default = with_resume_defaults(at_home(resume, "resume"), outdir)
     config = parse(TrainConfig, "train", argv, default)
     if default is not None and config.duration is not None and config.batch != default.batch:
         raise UserError("--duration: a run that goes on with another --batch takes --steps")
@@ -250,6 +263,18 @@ def version() -> str:
     return f"softdiff_kernels {__version__}, torch {torch.__version__}"
 
 
+def _check_variables() -> None:
+    """Refuses variables of the ops that say nothing they know, before any work."""
+    from .backends import chosen
+    from .caches import limit
+
+    try:
+        limit()
+        chosen()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(str(error)) from error
+
+
 def _command(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -259,6 +284,8 @@ def _command(words: Sequence[str]) -> int:
         return 0
     if words[0] not in RUN:
         raise UserError(f"expected a command ({', '.join(RUN)}), got {words[0]!r}")
+    if words[0] != "doctor" and not {"-h", "--help"} & set(words):
+        _check_variables()
     return RUN[words[0]](words[1:])
 
 

@@ -215,6 +215,8 @@ def test_a_bad_value_in_the_environment_does_not_break_the_import():
     )
     done = fresh(code, SOFTDIFF_CACHE_MB="lots")
     assert done.stdout == "SOFTDIFF_CACHE_MB: expected a whole number of MiB, 0 or more, got 'lots'\n"
+    # It is no reason to say that another backend runs instead.
+    assert done.stderr == ""
 
 
 class Compiled:

@@ -24,6 +24,7 @@ from softdiff_kernels.training.checkpoint import (
     checkpoint_name,
     find,
     load_checkpoint,
+    load_meta,
     numbered,
     prune,
     write_atomically,
@@ -218,3 +219,21 @@ def test_newest_is_by_step_and_prune_keeps_that_many_of_each_kind(tmp_path: Path
     assert len(numbered(tmp_path, "state")) == 2
     with pytest.raises(UserError, match="found none"):
         find(str(tmp_path / ".."), "weights")
+
+
+@pytest.mark.parametrize("read", [load_checkpoint, load_meta])
+def test_a_file_without_permission_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any
+) -> None:
+    # Rule: a run that goes on would take an earlier state in place of a damaged one.
+    path = tmp_path / "state-00000001.safetensors"
+    path.write_bytes(b"")
+
+    def denied(name: Any, *_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(name))
+
+    monkeypatch.setattr(builtins, "open", denied)
+    with pytest.raises(UserError) as caught:
+        read(path, "state")
+    assert not isinstance(caught.value, DamagedCheckpoint)
+    assert str(caught.value) == f"{path}: Permission denied"

@@ -34,6 +34,10 @@ MONTHS = tuple(map(str, range(1, 13)))
         ("name:a,b", ("a", "b", "a,b"), [2]),
         ("name:a,name:b", ("a", "b", "a,b"), [0, 1]),
         ("name:x", ("x", "name:x"), [1]),
+        # An accent as one letter and as two, and spaces that a folder's name ends with.
+        ("cafe\u0301", ("caf\u00e9", "tea"), [0]),
+        ("caf\u00e9", ("cafe\u0301", "tea"), [0]),
+        ("tea,cat", ("cat ", " tea"), [1, 0]),
     ],
 )
 def test_what_can_mean_one_thing_alone(text: str, classes: tuple[str, ...], expected: list[int]) -> None:

@@ -23,7 +23,8 @@ import yaml
 from PIL import Image
 
 import softdiff_kernels
-from softdiff_kernels import cli
+from softdiff_kernels import caches, cli
+from softdiff_kernels.backends import triton as backends_of_triton
 from softdiff_kernels.bench.config import BenchConfig, CompareConfig
 from softdiff_kernels.cli import COMMANDS, main
 from softdiff_kernels.training import doctor
@@ -355,6 +356,105 @@ def test_ctrl_c_within_the_imports(form: str, tmp_path: Path) -> None:
         assert done.returncode == 1 and "ImportError: interrupted" in done.stderr
     else:
         assert (done.returncode, done.stderr, done.stdout) == (130, "softdiff: stopped\n", "")
+
+
+@pytest.mark.parametrize("form", ["module", "library"])
+@pytest.mark.parametrize(
+    "raised", ["MemoryError", "ImportError('libtorch_cpu.so: failed to map segment from shared object')"]
+)
+def test_no_memory_within_the_imports(form: str, raised: str, tmp_path: Path) -> None:
+    """Rule: a sentence, as for a command that runs; a program that imports the library gets the error."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(f"raise {raised}\n")
+    command = {"module": ["-m", "softdiff_kernels", "doctor"], "library": ["-c", "import softdiff_kernels"]}
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, *command[form]],
+        **{"env": {**os.environ, "PYTHONPATH": path}, "capture_output": True, "text": True},
+    )
+    if form == "library":
+        assert done.returncode == 1 and "Traceback" in done.stderr
+    else:
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("softdiff: error: out of memory while torch is imported")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("SOFTDIFF_CACHE_MB", value) for value in ("x", "-1", "1e3", "1.5", "٣", "9" * 13)),
+        ("SOFTDIFF_BACKEND", "fast"),
+        ("SOFTDIFF_BACKEND", "triton"),
+    ],
+)
+def test_a_variable_that_says_nothing_is_refused_before_any_work(
+    dots: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setattr(caches, "_limit", None)
+    monkeypatch.setattr(backends_of_triton, "status", lambda: (False, "no GPU"))
+    monkeypatch.setenv(name, value)
+    said = refused(capsys, "dataset", str(dots))
+    assert f"{name}: " in said and ("expected" in said or "does not work here: no GPU" in said)
+    # What tells how to put it right, and what is usable, is told all the same.
+    assert main(["doctor"]) == 0
+    assert main(["dataset", "--help"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--steps", "1e3"], "--steps: expected a whole number, got '1e3'"),
+        (["--steps="], "--steps: expected a whole number, got ''"),
+        (["--batch-gpu", "x"], "--batch-gpu: expected a whole number, got 'x'"),
+        (["--lr", ".inf"], "--lr: expected a number, got '.inf'"),
+        (["--blur-std-max", "x"], "--blur-std-max: expected a number, got 'x'"),
+        (["--image-size", "8,8"], "--image-size: expected numbers with spaces between, got '8,8'"),
+        (["--multipliers", "1", "x"], "--multipliers: expected numbers with spaces between, got '1', 'x'"),
+        (["--resume", ""], "expected the name of a file or folder as resume, got an empty text"),
+        (["--config", ""], "expected the name of a file or folder as config, got an empty text"),
+    ],
+)
+def test_a_value_of_another_kind(
+    dots: Path, capsys: pytest.CaptureFixture[str], given: list[str], told: str
+) -> None:
+    # Rule: what was expected and what was got, without the parser's inner life.
+    said = refused(capsys, "train", "--data", str(dots), "--dry-run", *given)
+    assert said.startswith(f"softdiff: error: {told}")
+    assert "helptext" not in said and "parsing" not in said
+
+
+def test_a_schedule_file_that_is_nested_without_end(
+    dots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.json").write_text("[" * 100_000)
+    argv = ["train", "--data", str(dots), "--schedule", str(tmp_path / "s.json"), "--steps", "1"]
+    assert "expected a whole JSON file" in refused(capsys, *argv, "--outdir", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plot_is_drawn_whole_or_not_at_all(
+    dots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+
+    def full(_: object, path: str, **options: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(figure.Figure, "savefig", full)
+    plot = tmp_path / "s.png"
+    argv = ["schedule", "--data", str(dots), "--out", str(tmp_path / "s.json"), "--overwrite"]
+    said = refused(capsys, *argv, "--plot", str(plot))
+    assert f"cannot write {plot}: No space left on device" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["s.json"]
+    # A folder by that name is no file to replace.
+    plot.mkdir()
+    (tmp_path / "s.json").unlink()
+    assert "--plot: expected the name of a file to write" in refused(capsys, *argv, "--plot", str(plot))
+    plot.rmdir()
+    # A form that cannot be drawn is refused before the work, not after it.
+    assert "ends in .png, .svg or .pdf" in refused(capsys, *argv, "--plot", str(tmp_path / "s.bmpx"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_ctrl_c_within_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from image_files import pack, random_pixels
 from PIL import Image
 
 from softdiff_kernels.training.data import ImageOrder, load_images
+from softdiff_kernels.training.dataset import DatasetConfig, convert
 from softdiff_kernels.training.errors import UserError
 
 
@@ -215,3 +218,47 @@ def test_photographs_stand_as_their_camera_says(tmp_path: Path) -> None:
     exif[0x0112] = 6  # orientation: turn by 90 degrees clockwise to show
     turned.save(tmp_path / "phone.png", exif=exif)
     assert np.array_equal(load_images(str(tmp_path)).pixels[0, 0].numpy(), upright)
+
+
+def header(text: str) -> bytes:
+    """An .npy file whose header says this, and 12 bytes of images."""
+    line = text.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line + bytes(12)
+
+
+@pytest.mark.parametrize(
+    "shape", ["(-1, 4, 3)", "(-4, 1, 3)", "(9**9, 1, 3)", "(" * 3, "(1e3, 1)", f"({10**30}, 1, 1)"]
+)
+def test_an_array_whose_header_says_what_cannot_be(tmp_path: Path, shape: str) -> None:
+    # Rule: whatever numpy raises, one sentence; in an .npz as in an .npy.
+    content = header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}")
+    (tmp_path / "a.npy").write_bytes(content)
+    pack(tmp_path / "a.npz", {"images.npy": content})
+    for name in ("a.npy", "a.npz"):
+        assert f"{name}: not a readable" in message(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [pickle.dumps([1]), b"no array at all"], ids=["pickle", "text"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_no_advice_to_unpickle(tmp_path: Path, suffix: str, content: bytes) -> None:
+    # Rule: what may run other people's code is refused, and not recommended.
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    text = message(tmp_path / f"a{suffix}")
+    assert "allow_pickle" not in text and "load" not in text and "another kind of file" in text
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_one_image_in_colour_is_not_read_as_narrow_grey_ones(tmp_path: Path, channels: int) -> None:
+    # Rule: three axes of which the last is 3 or 4 can be either, so that the way out names both.
+    pixels = random_pixels(shape=(8, 7, channels))
+    np.save(tmp_path / "one.npy", pixels)
+    np.savez(tmp_path / "one.npz", images=pixels)
+    for name in ("one.npy", "one.npz"):
+        text = message(tmp_path / name)
+        assert f"make it [1, 8, 7, {channels}] or [8, 7, {channels}, 1]" in text
+    np.save(tmp_path / "one.npy", pixels[None])
+    assert load_images(str(tmp_path / "one.npy")).shape == (channels, 8, 7)
+    # What `softdiff dataset` writes of such narrow images can be read again.
+    np.save(tmp_path / "narrow.npy", pixels[..., None])
+    convert(DatasetConfig(str(tmp_path / "narrow.npy"), out=str(tmp_path / "narrow.npz")), say=lambda _: None)
+    assert np.array_equal(load_images(str(tmp_path / "narrow.npz")).pixels[:, 0], pixels)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +133,18 @@ def test_only_the_first_of_several_processes_tells(
     monkeypatch.setenv("RANK", "0")
     load_images(str(source))
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_one_transparent_level_of_sixteen_bits_is_alpha(tmp_path: Path) -> None:
+    # Rule: as the transparent level of an 8-bit image; of levels that are one in 8 bits, that one alone.
+    levels = np.array([[0, 1, 40000, 65535]], ">u2")
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 16, 0, 0, 0, 0))
+    content += chunk(b"tRNS", struct.pack(">H", 1)) + chunk(b"IDAT", zlib.compress(b"\0" + levels.tobytes()))
+    found = load_images(str(fill(tmp_path, {"a.png": content + chunk(b"IEND", b"")})))
+    assert found.pixels[0, :, 0].tolist() == [[0, 0, 155, 255]] * 3 + [[255, 0, 255, 255]]
+    # Laid over black where alpha has to go.
+    assert load_images(str(tmp_path), channels=1).pixels[0, 0, 0].tolist() == [0, 0, 155, 255]

@@ -131,6 +131,12 @@ def test_null_labels_in_a_dataset_json_are_none_and_not_the_folders(tmp_path: Pa
             labels_json(("a.png", 0), ("b.png", 1), ("./a.png", 1)),
             "one label for each image, got two for a.png",
         ),
+        (
+            b'{"labels": [["a.png", 0], ["b.png", 1]], "classes": {"0": "x", "1": "y"}}',
+            'list of names, got {"0"',
+        ),
+        (b'{"labels": [["a.png", 0], ["b.png", 1]], "classes": "xy"}', 'list of names, got "xy"'),
+        (b'{"labels": [["a.png", 0], ["b.png", 1]], "classes": [1, 2]}', "list of names, got [1, 2]"),
         (b'{"labels": 3}', "got something else"),
         (b'{"labels": [["a.png"]]}', "got something else"),
         (b"[1, 2]", "got something else"),
@@ -180,6 +186,29 @@ def test_npz_labels_by_each_of_their_names(tmp_path: Path, name: str) -> None:
     np.savez(path, images=images, **{name: np.array(["owl", "cat", "owl"])})
     found = load_images(path, need_labels=True)
     assert found.labels is not None and found.labels.tolist() == [1, 0, 1] and found.classes == ("cat", "owl")
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (np.array([b"cat", "é".encode()]), ("cat", "é")),
+        (np.array([7, 12]), ("7", "12")),
+        (np.array([0.5, 1.5]), "array classes: expected a list of names, got float64 [2]"),
+        (np.array([["a", "b"]]), "array classes: expected a list of names, got <U1 [1, 2]"),
+        (np.array([b"\xff", b"a"]), "not UTF-8"),
+        (np.array([{}, None]), "cannot be read"),
+    ],
+)
+def test_names_of_classes_in_an_npz_are_read_or_refused(
+    tmp_path: Path, classes: np.ndarray, expected: tuple[str, ...] | str
+) -> None:
+    # Rule: names that are there are never left out without a word.
+    path = tmp_path / "set.npz"
+    np.savez(path, images=random_pixels(shape=(3, 4, 6)), labels=np.array([1, 0, 1]), classes=classes)
+    if isinstance(expected, tuple):
+        assert load_images(str(path), need_labels=True).classes == expected
+    else:
+        assert expected in message(path, need_labels=True)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from image_files import fill, labels_json, message, pack, png, random_pixels, tiff
 from PIL import Image
 
-from softdiff_kernels.training import data_pixels
+from softdiff_kernels.training import data_decode, data_pixels
 from softdiff_kernels.training.data import load_images
+from softdiff_kernels.training.errors import UserError, user_errors
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -70,6 +72,13 @@ def test_zips_that_are_cut_encrypted_or_empty_say_so(tmp_path: Path) -> None:
     locked[whole.index(b"PK\x03\x04") + 6] |= 1
     (tmp_path / "locked.zip").write_bytes(locked)
     assert "without a password, got encrypted images" in message(tmp_path / "locked.zip")
+    # The same where labels are locked, in the words of no library; what is no image is told of.
+    for name, told in (("dataset.json", "without a password"), ("notes.txt", "notes.txt (encrypted)")):
+        locked = bytearray(pack(tmp_path / "locked.zip", {name: b"{}"}).read_bytes())
+        locked[locked.index(b"PK\x01\x02") + 8] |= 1
+        locked[locked.index(b"PK\x03\x04") + 6] |= 1
+        (tmp_path / "locked.zip").write_bytes(locked)
+        assert told in message(tmp_path / "locked.zip")
     assert "found none" in message(pack(tmp_path / "empty.zip", {"notes.txt": b""}))
     assert "none of its 1 images can be read" in message(pack(tmp_path / "bad.zip", {"a.png": b"no"}))
 
@@ -285,3 +294,27 @@ def test_an_image_that_memory_had_no_room_for_is_not_unreadable(
     monkeypatch.setattr("PIL.Image.open", none)
     with pytest.raises(OSError, match="out of memory"):
         load_images(str(tmp_path / "folder"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_a_reason_is_without_numbers_and_names_a_file_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path, {"a.png": random_pixels()})
+    (tmp_path / "b.png").symlink_to("gone.png")
+    load_images(str(tmp_path))
+    told = capsys.readouterr().err
+    assert "b.png (No such file or directory)" in told and "Errno" not in told
+    # As where a prefix names the file that an error of the system names as well.
+    with pytest.raises(UserError, match=r"^x: Permission denied$"), user_errors("x: "):
+        raise PermissionError(13, "Permission denied", "x")
+
+
+def test_a_set_that_is_too_large_is_refused_before_an_image_is_enlarged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Rule: one image at this size takes 30 GB already; at the least each pixel is a byte.
+    monkeypatch.setattr(data_pixels, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(data_decode, "_one", lambda *_: pytest.fail("an image was decoded"))
+    fill(tmp_path, {"a.png": random_pixels(1), "b.png": random_pixels(2)})
+    assert "2 images of 100000 x 100000 need 20,000,000,000 bytes" in message(tmp_path, image_size=100_000)

@@ -23,6 +23,7 @@ from softdiff_kernels.training.classifier import classifier_frechet, load_classi
 from softdiff_kernels.training.errors import UserError
 from softdiff_kernels.training.evaluate import described
 from softdiff_kernels.training.evaluate_config import EvaluateConfig
+from softdiff_kernels.training.evaluate_samples import samples
 from softdiff_kernels.training.frechet import FeatureStatistics, frechet_distance
 
 pytest.importorskip("tyro")
@@ -428,3 +429,24 @@ def test_options_and_lines() -> None:
     result |= {"samples_digest": "a", "reference_digest": "b", "features": "f", "held_out_accuracy": 0.9}
     result |= {"resize": "8 x 8", "channels": 1, "notes": [], "guidance": 1.5, "class": "3"}
     assert "guidance 1.5, class 3" in described(result)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "record"),
+    [
+        (np.array([{}] * 5), "{}"),
+        (np.arange(4), "{}"),
+        (np.array(3), "{}"),
+        (np.array(["a"] * 5), "{}"),
+        (np.array([-1, 0, 1, 2, 3]), "{}"),
+        (np.arange(5), np.array({}, dtype=object)),
+        (np.arange(5), "[" * 100_000),
+    ],
+)
+def test_an_archive_whose_record_is_damaged(tmp_path: Path, seeds: np.ndarray, record: Any) -> None:
+    # Rule: what `softdiff sample --npz` would not have written is one sentence that names the file.
+    path = tmp_path / "all.npz"
+    np.savez(path, arr_0=np.zeros((5, 8, 8, 1), np.uint8), seeds=seeds, record=np.array(record))
+    config = EvaluateConfig("digits", images=str(path))
+    with pytest.raises(UserError, match=r"all\.npz: .*(seeds|record)"):
+        samples(config, lambda _: None)

@@ -63,6 +63,7 @@ def test_a_runs_own_file_gives_its_options_again(tmp_path: Path) -> None:
         ("steps: 0\n", r"^--steps: expected at least 1, got 0"),
         ("- width\n", "expected options and their values"),
         ("width: [3\n", "not a readable YAML file"),
+        ("width: " + "[" * 5000, "not a readable YAML file"),
         ("steps: 3\nduration: 5k\n", "expected steps or duration, got both"),
         ("sample_steps: 3\nsample-steps: 4\n", "is there twice"),
         ("preset: [mnist]\n", "preset: expected a name"),

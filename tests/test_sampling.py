@@ -207,3 +207,23 @@ def test_what_no_sampling_could_mean_is_refused(
     with pytest.raises(UserError, match=words):
         quiet(SampleConfig(str(weights.parent), outdir=str(tmp_path / "out"), **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_of_sampling_is_not_replaced(weights: Path, tmp_path: Path) -> None:
+    """Rule: a data set or a folder by the name of --npz stays as it is, and nothing is drawn first; the
+    archive of an earlier call is replaced."""
+    config = SampleConfig(str(weights.parent), outdir=str(tmp_path / "out"), seeds="0", steps=1, grid=False)
+    npz = tmp_path / "all.npz"
+    np.savez(npz, images=np.zeros((2, 8, 8), np.uint8))
+    before = npz.read_bytes()
+    folder = tmp_path / "dir.npz"
+    folder.mkdir()
+    for path, words in ((npz, "exists already, and is not of softdiff sample"), (folder, "got the folder")):
+        with pytest.raises(UserError, match=words):
+            quiet(dataclasses.replace(config, npz=str(path)))
+    assert npz.read_bytes() == before and not (tmp_path / "out").exists()
+    npz.unlink()
+    for seeds in ("0", "0-1"):
+        quiet(dataclasses.replace(config, npz=str(npz), seeds=seeds))
+    with np.load(npz) as archive:
+        assert archive["seeds"].tolist() == [0, 1]

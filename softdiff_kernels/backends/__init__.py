@@ -51,7 +51,11 @@ def _probe(name: str) -> tuple[bool, str]:
     if name == "reference":
         return True, "plain PyTorch, any device"
     if name in _FUSED:
-        return _FUSED[name].status()
+        try:
+            found: tuple[bool, str] = _FUSED[name].status()
+        except ValueError as error:  # a variable that the user has to put right
+            return False, str(error)
+        return found
     return False, f"the {name} kernels are not part of this version"
 
 

@@ -23,6 +23,8 @@ from . import _build_record, _memory, _shadow
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[Any, str]:
+    """The module, or None, and the reason. ValueError, and nothing kept, where the bound of the caches is no
+    number: it is no reason to take plain PyTorch, which needs it as well."""
     try:
         _native = import_module("softdiff_kernels._native")
         _shadow.refuse_foreign(_native)
@@ -36,10 +38,7 @@ def _load() -> tuple[Any, str]:
             None,
             f"SOFTDIFF_CPU_ISA: expected avx512, avx2 or portable, as this CPU has it; got {wanted!r}",
         )
-    try:
-        caches.attach(_native)
-    except ValueError as error:
-        return None, str(error)
+    caches.attach(_native)
     return _native, f"fused CPU kernels ({_native.instruction_set()}, threads from {_native.thread_source()})"
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -72,25 +74,18 @@ class Schedule:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON under a temporary name and renames it, so that a file is there whole or not."""
         content = {"format": _FORMAT, **asdict(self), "t": self.t, "length": self.length}
-        target = Path(path)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with _whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], image_size: tuple[int, int] | None = None) -> Schedule:
         """The schedule in a file. ValueError where it is not a whole one, or not for image_size."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
                 f"schedule {path}: expected a whole JSON file, got one that ends or breaks ({error})"
             ) from None
@@ -130,7 +125,21 @@ class Schedule:
         )
         step.set_ylim(0, 1.25 * max(self.epsilon, *self.steps))
         step.legend(loc="upper left")
-        figure.savefig(path, dpi=120)
+        with _whole(path) as temporary:
+            figure.savefig(temporary, dpi=120, format=Path(path).suffix[1:] or "png")
+
+
+@contextmanager
+def _whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside the file, which takes the file's once the block is through."""
+    target = Path(path)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _plain(value: Any) -> Any:

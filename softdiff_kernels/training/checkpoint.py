@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, user_errors
 from .memory import is_out_of_memory
 
 VERSION = 2
@@ -141,6 +141,8 @@ def _read(path: Path, kind: str, *, whole: bool) -> Checkpoint:
     wanted = f"a {KINDS[kind]} file of softdiff"
     if not path.is_file():
         raise UserError(f"{path}: no such file (expected {wanted})")
+    with user_errors(), open(path, "rb"):
+        pass  # safetensors says of a file without permission that there is none
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

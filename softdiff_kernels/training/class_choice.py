@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from .config import described
@@ -22,6 +23,9 @@ def choose_classes(text: str, classes: Sequence[str]) -> list[int]:
     number:3 and name:3 say which is meant where a class is called by the number of another. Raises
     UserError for that, and for what is neither a number nor a name.
     """
+    # As people write them: another keyboard spells accents in another way, and spaces are not seen.
+    text = unicodedata.normalize("NFC", text)
+    classes = [unicodedata.normalize("NFC", name).strip() for name in classes]
     whole = _readings(text.strip(), classes) if "," in text else set()
     if len(whole) == 1 and text.strip().startswith("name:"):
         return list(whole.pop())

@@ -47,7 +47,8 @@ class SampleConfig:
     grid: bool = True
     """Also write grid.png."""
     npz: PathText | None = None
-    """Also write all images into this .npz: arr_0 uint8 [N, H, W, C], seeds, and labels with classes."""
+    """Also write all images into this .npz: arr_0 uint8 [N, H, W, C], seeds, and labels with classes. One of
+    an earlier call is replaced, another file is not."""
     trajectory: PathText | None = None
     """Also draw how the first eight images come about: a strip (.png) or an animation (.gif)."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
@@ -105,9 +106,14 @@ class ScheduleConfig:
     noise_std_max: float = 0.1
     """As in `softdiff train`."""
     plot: PathText | None = None
-    """Also draw the schedule into this PNG."""
+    """Also draw the schedule into this file: .png, .svg or .pdf."""
     overwrite: bool = False
     """Replace --out and --plot if they exist."""
+
+    def __post_init__(self) -> None:
+        """Refuses a picture in no form that can be drawn."""
+        if self.plot is not None and not self.plot.lower().endswith((".png", ".svg", ".pdf")):
+            raise UserError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {self.plot}")
 
 
 @dataclass(frozen=True)

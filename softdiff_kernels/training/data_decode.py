@@ -24,6 +24,7 @@ from .data_pixels import (
     Pixels,
     Wanted,
     allocated,
+    check_memory,
     cropped,
     eight_bits,
     grey_range,
@@ -31,7 +32,7 @@ from .data_pixels import (
     put,
     to_mode,
 )
-from .errors import UserError, need
+from .errors import UserError, bare_reason, need
 from .memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _one(source: Path | IO[bytes], mode: str | None, wanted: Wanted) -> _One | s
     except (*UNREADABLE, pil.DecompressionBombError) as error:
         if is_out_of_memory(error):
             raise
-        return " ".join(str(error).split()) or type(error).__name__
+        return bare_reason(error)
 
 
 def _is_animated(image: Image) -> bool:
@@ -121,6 +122,10 @@ def decode(names: Sequence[str], opened: Opened, wanted: Wanted, where: str) -> 
     """
     if not names:
         raise UserError(f"{where}: expected at least one image, found none")
+    if wanted.size is not None:  # before the first of them is enlarged
+        height, width = wanted.size
+        needed = len(names) * (wanted.channels or 1) * height * width
+        check_memory(needed, f"{len(names)} images of {width} x {height}")
     colour = opaque = False
     mode = None if wanted.channels is None else MODES[wanted.channels]
     while True:
@@ -173,7 +178,7 @@ def _each(count: int, opened: Opened, mode: str | None, wanted: Wanted) -> Itera
         except UNREADABLE as error:
             if is_out_of_memory(error):
                 raise
-            return " ".join(str(error).split()) or type(error).__name__
+            return bare_reason(error)
         return _one(source, mode, wanted)
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:

@@ -11,13 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from .data_decode import Opened, decode
-from .data_formats import why_no_image
+from .data_formats import SUFFIXES, why_no_image
 from .data_labels import Labels, from_folders, from_json
-from .data_names import Parts, by_parts, listed
+from .data_names import Parts, by_parts, listed, suffix_of
 from .data_pixels import Found, Wanted
 from .errors import UserError
 
 JSON = "dataset.json"
+ENCRYPTED = 1
+"""Of the flags of a zip's entry."""
 
 
 def _raise(error: OSError) -> None:
@@ -68,14 +70,16 @@ def read_zip(path: Path, wanted: Wanted) -> Found:
     try:
         with zipfile.ZipFile(path) as archive:
             entries, others = zip_entries(archive)
+            locked = {place for place, entry in entries.items() if entry.flag_bits & ENCRYPTED}
+            if any(place[-1] == JSON or suffix_of(place) in SUFFIXES for place in locked):
+                raise UserError(f"{path}: expected a zip without a password, got encrypted images or labels")
             parts = []
             for place, entry in sorted(entries.items()):
-                if why := why_no_image(place, partial(archive.open, entry)):
+                locks = "encrypted" if place in locked else ""
+                if why := locks or why_no_image(place, partial(archive.open, entry)):
                     others["/".join(place)] = why
                 else:
                     parts.append(place)
-            if any(entries[p].flag_bits & 1 for p in parts):
-                raise UserError(f"{path}: expected a zip without a password, got encrypted images")
             tops = {p[:1] if len(p) > 1 else () for p in parts}
             root = tops.pop() if len(tops) == 1 and (JSON,) not in entries else ()
             note = entries.get((*root, JSON))

@@ -14,7 +14,7 @@ from functools import cache
 from typing import IO
 
 from .data_names import Parts, suffix_of
-from .errors import need
+from .errors import bare_reason, need
 
 SUFFIXES = frozenset(
     (
@@ -68,7 +68,7 @@ def why_no_image(parts: Parts, opened: Callable[[], IO[bytes]]) -> str:
         with opened() as file:
             return "" if _is_known(file) else "not an image"
     except UNREADABLE as error:
-        return " ".join(str(getattr(error, "strerror", None) or error).split())
+        return bare_reason(error)
 
 
 def _is_known(file: IO[bytes]) -> bool:

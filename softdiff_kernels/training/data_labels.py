@@ -103,7 +103,11 @@ def from_json(text: bytes, images: Sequence[Parts], where: str) -> Labels:
             return Labels()
         named = [("/".join(parts_of(str(name))), label) for name, label in pairs]
         found: dict[str, Any] = dict(named)
-        classes = [str(name) for name in content.get("classes") or ()]
+        classes = content.get("classes") or []
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            return Labels(
+                fault=f'{where}: expected "classes" as a list of names, got {json.dumps(classes)[:80]}'
+            )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         return Labels(fault=f"{wanted}, got something else ({error})")
     twice = next((name for name, label in named if found[name] != label), None)

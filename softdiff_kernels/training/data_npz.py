@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import tokenize
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from .data_formats import UNREADABLE
 from .data_labels import Labels, from_values
 from .data_pixels import MODES, Found, Pixels, Wanted, check_memory, from_array
-from .errors import UserError
+from .errors import UserError, reason
+from .memory import is_out_of_memory
 
 IMAGES = ("images", "arr_0")
 LABELS = ("labels", "y", "label")
+DAMAGED = (*UNREADABLE, OverflowError, AttributeError, RecursionError, tokenize.TokenError)
+"""What numpy raises for files that are none, or whose headers say what cannot be."""
 
 
 def read_npz(path: Path, wanted: Wanted) -> Found:
@@ -40,8 +43,10 @@ def read_npz(path: Path, wanted: Wanted) -> Found:
             labels = _labels(archive, path, array)
     except UserError:
         raise
-    except (ValueError, OSError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a readable .npz file ({error})") from error
+    except DAMAGED as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{path}: not a readable .npz file ({_damage(error)})") from error
     return _found(array, labels, f"{path}: expected {name}", wanted)
 
 
@@ -57,8 +62,17 @@ def read_npy(path: Path, wanted: Wanted) -> Found:
         return _found(np.array(array), labels, f"{path}: expected an array", wanted)
     except UserError:
         raise
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy file ({error})") from error
+    except DAMAGED as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{path}: not a readable .npy file ({_damage(error)})") from error
+
+
+def _damage(error: Exception) -> str:
+    told = reason(error)
+    # Of any other file as well numpy says that it is pickled, and how to run what is in it.
+    pickled = "allow_pickle" in told or "Python objects" in told
+    return "it holds Python objects, which are not read, or is another kind of file" if pickled else told
 
 
 def _found(array: Pixels, labels: Labels, what: str, wanted: Wanted) -> Found:
@@ -68,6 +82,12 @@ def _found(array: Pixels, labels: Labels, what: str, wanted: Wanted) -> Found:
         raise UserError(f"{what}, got {array.dtype} {list(array.shape)}")
     if 0 in array.shape:
         raise UserError(f"{what} and at least one image, got {list(array.shape)}")
+    if array.ndim == 3 and array.shape[2] in (3, 4) and array.shape[2] < min(array.shape[:2]):
+        count, height, width = array.shape
+        raise UserError(
+            f"{what}, got {list(array.shape)}, which can be one image in colour or {count} grey ones: make "
+            f"it {[1, count, height, width]} or {[count, height, width, 1]}"
+        )
     if array.ndim == 3:
         array = array[..., None]
     pixels = from_array(array, wanted)
@@ -87,7 +107,16 @@ def _labels(archive: np.lib.npyio.NpzFile, path: Path, images: Pixels) -> Labels
     try:
         values = archive[name]
         classes = archive["classes"] if "classes" in archive.files else np.empty(0, str)
-    except ValueError as error:  # an array of objects, which would have to be unpickled
-        return Labels(fault=f"{path}: its array {name} cannot be read ({error})")
-    names = [str(c) for c in classes.tolist()] if classes.ndim == 1 and classes.dtype.kind == "U" else []
+    except ValueError:  # an array of objects, which would have to be unpickled
+        return Labels(fault=f"{path}: its arrays {name} and classes cannot be read: they hold Python objects")
+    if classes.ndim != 1 or classes.dtype.kind not in "USiu":
+        got = f"{classes.dtype} {list(classes.shape)}"
+        return Labels(fault=f"{path}, array classes: expected a list of names, got {got}")
+    try:
+        values, classes = (
+            np.char.decode(a, "utf-8") if a.dtype.kind == "S" else a for a in (values, classes)
+        )
+    except UnicodeDecodeError as error:
+        return Labels(fault=f"{path}: names of classes are not UTF-8 ({error})")
+    names = [str(c) for c in classes.tolist()]
     return from_values(values, len(images), f"{path}, array {name}", names)

@@ -69,8 +69,7 @@ class Found:
 
 def has_alpha(image: Image) -> bool:
     """Whether an image has transparency: a channel of its own, a palette entry, or one colour."""
-    deep = image.mode.startswith("I")
-    return image.mode in ALPHA_MODES or (not deep and "transparency" in image.info)
+    return image.mode in ALPHA_MODES or "transparency" in image.info
 
 
 def grey_range(image: Image) -> tuple[int, bool] | None:
@@ -99,10 +98,15 @@ def grey_range(image: Image) -> tuple[int, bool] | None:
 
 
 def eight_bits(image: Image, white: int, exchanged: bool) -> Image:
-    """Deep grey as L: a level is the whole 255ths of white in the number. Pillow would clip at 255."""
+    """Deep grey as L, or LA where one level is transparent: a level is the whole 255ths of white in the
+    number. Pillow would clip at 255, and drop the transparency."""
     pil = need("PIL.Image", "reading images")
     levels = np.asarray(image).astype(np.int64).clip(0, white)
-    return pil.fromarray(((white - levels if exchanged else levels) * 255 // white).astype(np.uint8))
+    grey = pil.fromarray(((white - levels if exchanged else levels) * 255 // white).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if clear is None:
+        return grey
+    return pil.merge("LA", (grey, pil.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))))
 
 
 def to_mode(image: Image, mode: str) -> Image:

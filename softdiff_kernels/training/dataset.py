@@ -162,7 +162,9 @@ def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _write_npz(path: Path, found: Found, labels: bool) -> None:
     images = found.pixels.transpose(0, 2, 3, 1)
-    arrays = {"images": images[..., 0] if images.shape[3] == 1 else images}
+    # Three axes where they cannot be taken for one image in colour.
+    flat = images.shape[3] == 1 and images.shape[2] not in (3, 4)
+    arrays = {"images": images[..., 0] if flat else images}
     if labels and found.labels.values is not None:
         arrays |= {"labels": found.labels.values, "classes": np.array(found.labels.classes, dtype=str)}
     with whole_file(path) as file:

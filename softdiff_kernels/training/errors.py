@@ -39,6 +39,12 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def bare_reason(error: Exception) -> str:
+    """The same without a file's name, for a list of names and reasons."""
+    told = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return " ".join(str(told).split()) or type(error).__name__
+
+
 @contextmanager
 def user_errors(prefix: str = "") -> Iterator[None]:
     """Turns the ValueError, TypeError or OSError of a file or flag that the user gave into a UserError."""
@@ -47,4 +53,5 @@ def user_errors(prefix: str = "") -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{prefix}{reason(error)}") from error
+        told = reason(error)
+        raise UserError(told if told.startswith(prefix) else prefix + told) from error  # a file is named once

@@ -22,7 +22,7 @@ from .evaluate_samples import KNOWN, Samples, samples
 from .frechet import FeatureStatistics, kernel_distance
 from .inception import RESIZE, Inception, check_channels
 from .paths import seen_from
-from .run_folder import save_json
+from .run_folder import check_no_folder, save_json
 
 Say = Callable[[str], None]
 
@@ -47,6 +47,7 @@ def evaluate(config: EvaluateConfig, say: Say = print) -> list[dict[str, Any]]:
     for flag, path in (("--out", config.out), ("--classifier", config.classifier)):
         if path is not None and not Path(path).parent.is_dir():
             raise UserError(f"{flag}: {Path(path).parent}: no such folder")
+        check_no_folder(flag, path)
     pick_device(config.device)  # whether or not the metric makes use of it
     reference = config.load(config.reference)
     found = samples(config, progress)

@@ -19,8 +19,9 @@ from torch import Tensor
 from .checkpoint import find, numbered
 from .data import ImageSet
 from .data_files import zip_entries
+from .data_npz import DAMAGED
 from .device import pick_device
-from .errors import UserError
+from .errors import UserError, reason
 from .evaluate_config import EvaluateConfig
 from .generate import generate
 from .loaded import LoadedModel, load_model
@@ -121,8 +122,14 @@ def _of_npz(path: Path, config: EvaluateConfig) -> Read:
     with np.load(path, allow_pickle=False) as archive:
         if NPZ_RECORD not in archive.files or "seeds" not in archive.files:
             return images, {}, []
-        seeds, record = archive["seeds"].tolist(), str(archive[NPZ_RECORD])
-    return images, as_record(record.encode(), f"{path}: {NPZ_RECORD}"), seeds
+        try:
+            seeds, record = archive["seeds"], str(archive[NPZ_RECORD])
+        except DAMAGED as error:
+            raise UserError(f"{path}: its seeds and {NPZ_RECORD} cannot be read ({reason(error)})") from error
+    if seeds.shape != (len(images.pixels),) or seeds.dtype.kind not in "iu" or seeds.min() < 0:
+        got = f"{seeds.dtype} {list(seeds.shape)}"
+        raise UserError(f"{path}: expected seeds as a whole number from 0 up for each image, got {got}")
+    return images, as_record(record.encode(), f"{path}: {NPZ_RECORD}"), seeds.tolist()
 
 
 def _copied(

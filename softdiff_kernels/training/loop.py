@@ -137,7 +137,7 @@ def _begin(config: TrainConfig, device: torch.device, processes: Processes) -> t
         outdir = config.outdir
         folder = fresh_folder(outdir) if outdir else next_run_folder(run_name(config, images.name))
         if schedule is not None:
-            with user_errors():
+            with user_errors(f"cannot write {folder / 'schedule.json'}: "):
                 schedule.save(folder / "schedule.json")
         columns = min(16, len(images.pixels))
         save_png(folder / "real.png", tile(images.pixels[: columns * columns], columns))

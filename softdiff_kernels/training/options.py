@@ -25,13 +25,13 @@ def read_yaml(path: str) -> dict[str, Any]:
     Texts, not what YAML makes of them: `data: 00123` names a folder, not the number 83.
     """
     yaml = need("yaml", "--config")
-    file = Path(at_home(path))
+    file = Path(at_home(path, "config"))
     if not file.is_file():
         raise UserError(f"--config: {path}: no such file")
     try:
         with user_errors(f"{path}: "):
             root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from error
     if root is None or root.tag == "tag:yaml.org,2002:null":
         return {}

@@ -17,22 +17,22 @@ PathText = Annotated[str, "path"]
 Options = TypeVar("Options")
 
 
-def at_home(text: str) -> str:
-    """With ~ or ~user at its beginning, or behind hf:, as that home folder."""
+def at_home(text: str, name: str) -> str:
+    """With ~ or ~user at its beginning, or behind hf:, as that home folder. UserError for an empty text, as
+    of a shell's variable that is not set, which would be the present folder: name is what it was given as."""
+    if not text:
+        raise UserError(f"expected the name of a file or folder as {name}, got an empty text")
     prefix = HF if text.startswith(HF) else ""
     return prefix + os.path.expanduser(text.removeprefix(prefix))
 
 
 def expanded(options: Options) -> Options:
-    """The dataclass with ~ as the home folder in every option that is a `PathText`; an empty one, as of a
-    shell's variable that is not set, would be the present folder, and is a UserError."""
+    """The dataclass with ~ as the home folder in every option that is a `PathText`."""
     changed: dict[str, Any] = {}
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
         if isinstance(value, str) and (hint == PathText or PathText in get_args(hint)):
-            if not value:
-                raise UserError(f"expected the name of a file or folder as {name}, got an empty text")
-            changed[name] = at_home(value)
+            changed[name] = at_home(value, name)
     return dataclasses.replace(options, **changed)  # type: ignore[type-var]
 
 

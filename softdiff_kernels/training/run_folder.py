@@ -57,10 +57,17 @@ def check_free(flag: str, path: str | Path | None, *, overwrite: bool) -> None:
     """Refuses, before any work, a file to write that exists already or has no folder to lie in."""
     if path is None:
         return
+    check_no_folder(flag, path)
     if Path(path).exists() and not overwrite:
         raise UserError(f"{path} exists already: choose another {flag}, or add --overwrite")
     if not Path(path).parent.is_dir():
         raise UserError(f"{flag}: cannot write {path}: there is no folder {Path(path).parent}")
+
+
+def check_no_folder(flag: str, path: str | Path | None) -> None:
+    """Refuses, before any work, a folder as the name of a file to write."""
+    if path is not None and Path(path).is_dir():
+        raise UserError(f"{flag}: expected the name of a file to write, got the folder {path}")
 
 
 def save_text(path: Path, text: str) -> None:

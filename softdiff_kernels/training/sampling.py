@@ -21,13 +21,14 @@ from .class_choice import choose_classes, named_class
 from .command_configs import SampleConfig
 from .data import load_images
 from .data_labels import MOST_SHOWN, class_table
+from .data_npz import DAMAGED
 from .device import autocast, pick_device, set_precision
 from .errors import UserError, user_errors
 from .generate import generate
 from .images import save_png, tile
 from .loaded import LoadedModel, load_model
 from .processes import Processes, abandon, join
-from .run_folder import save_json
+from .run_folder import check_no_folder, save_json
 from .seeds import (
     GRID,
     NPZ_RECORD,
@@ -116,6 +117,9 @@ def _sample(
     if config.guidance != 1.0 and model.config.class_dropout == 0:
         raise UserError("--guidance: the model never saw an image without its class (--class-dropout 0)")
     folder = Path(config.outdir)
+    for flag, name in (("--npz", config.npz), ("--trajectory", config.trajectory)):
+        check_no_folder(flag, name)
+    _check_no_data(config.npz)
     with user_errors("--outdir, --npz or --trajectory: "):
         for path in (folder, *(Path(name).parent for name in (config.npz, config.trajectory) if name)):
             path.mkdir(parents=True, exist_ok=True)
@@ -206,6 +210,21 @@ def _sample(
     for path in extra:
         say(f"{path}")
     return files + extra
+
+
+def _check_no_data(npz: str | None) -> None:
+    """Refuses to replace an archive that no call of `softdiff sample` wrote: a data set, say."""
+    if npz is None or not Path(npz).exists():
+        return
+    try:
+        with np.load(npz, allow_pickle=False) as archive:
+            own = NPZ_RECORD in archive.files
+    except DAMAGED:
+        own = False
+    if not own:
+        raise UserError(
+            f"{npz} exists already, and is not of softdiff sample: choose another --npz, or remove it"
+        )
 
 
 def _in_order(parts: list[list[Tensor]], seeds: Sequence[int]) -> list[Tensor]:

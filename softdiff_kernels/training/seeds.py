@@ -77,7 +77,7 @@ def as_record(content: bytes, where: str) -> dict[str, Any]:
     """The record in a file's bytes; UserError where it is none."""
     try:
         record = json.loads(content.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not readable as what `softdiff sample` writes ({error})") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected a JSON object, as `softdiff sample` writes it")
