@@ -147,3 +147,11 @@ sys.exit(main(["dataset", sys.argv[2]]))
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith("softdiff: error: ") and done.stderr.count("\n") == 1
         assert words in done.stderr
+
+
+def test_the_sentence_needs_no_memory_to_ask_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(memory, "available_memory", none)
+    assert memory.out_of_memory(MemoryError()).startswith("out of memory; smaller")

@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -132,8 +133,9 @@ def out_of_memory(error: BaseException) -> str:
     gpu = isinstance(error, torch.OutOfMemoryError) or re.search(r"\bCU(DA|BLAS)", text) is not None
     asked = _ASKED.search(text)
     told = [f"{asked[1]} more were asked for"] if asked else text.splitlines()[:1]
-    if not gpu and (room := available_memory()) is not None:
-        told.append(f"{room:,} bytes are free")
+    with suppress(MemoryError):  # there may be none to ask with
+        if not gpu and (room := available_memory()) is not None:
+            told.append(f"{room:,} bytes are free")
     more = f" ({', '.join(told)})" if told else ""
     whose = "GPU memory" if gpu else "memory"
     return f"out of {whose}{more}; smaller images or batches, or fewer images, need less"
