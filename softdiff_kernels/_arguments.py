@@ -139,25 +139,27 @@ def coefficient(
     A number stays in host memory, as float64 [1], where it becomes an argument of a kernel instead of a
     launch of its own; a compiled graph, which would not be captured with it, has it on the device.
     """
-    if isinstance(value, np.ndarray) and value.ndim == 0 and torch.compiler.is_compiling():
-        # What a number of numpy is in a graph: torch sees no value, only a tensor.
-        tensor = torch.as_tensor(value, device=device)
-        value = tensor if tensor.dtype == torch.bool or tensor.is_complex() else tensor.double()
     if isinstance(value, Tensor):
         no_derivative(op, name, value)
-        if value.dim() > 1 or (value.dim() == 1 and not one_or(batch, value.shape[0])):
+        axes, dtype = value.dim(), value.dtype
+        if axes > 1 or (axes == 1 and not one_or(batch, value.shape[0])):
             raise ValueError(
                 f"{op}: expected {name} as a number or a tensor [{batch}], got {describe(value)}"
             )
-        if not value.dtype.is_floating_point:
+        if not dtype.is_floating_point:
             raise TypeError(f"{op}: expected {name} as a floating-point tensor, got {describe(value)}")
         if value.layout is not torch.strided:
             raise _not_dense(op, name, value)
         if value.device != device:
             raise ValueError(f"{op}: expected {name} on {device}, got {describe(value)}")
-        if value.dtype not in (torch.float32, torch.float64):
+        if dtype is not torch.float32 and dtype is not torch.float64:
             value = value.float()
-        return value if value.dim() == 1 else value.reshape(1)
+        return value if axes == 1 else value.reshape(1)
+    if isinstance(value, np.ndarray) and value.ndim == 0 and torch.compiler.is_compiling():
+        # What a number of numpy is in a graph: torch sees no value, only a tensor.
+        tensor = torch.as_tensor(value, device=device)
+        no_number = tensor.dtype == torch.bool or tensor.is_complex()
+        return coefficient(op, name, tensor if no_number else tensor.double(), batch, device)
     got = number(op, name, value, nonnegative=nonnegative, kind="a number or a tensor")
     where = device if torch.compiler.is_compiling() else "cpu"
     return torch.full((1,), got, dtype=torch.float64, device=where)

@@ -145,37 +145,42 @@ def _implementation(
 
 
 _IMAGES = frozenset(IMAGE_DTYPES)
-_LISTS = (list, tuple)
-_COEFFICIENTS = frozenset((torch.float32, torch.float64))
+_SINGLE, _DOUBLE = torch.float32, torch.float64
 
 
-def _check_arguments(op: str, shape: Sequence[int], arguments: Sequence[Any]) -> None:
+def _check_arguments(op: str, x: Any, shape: Sequence[int], arguments: Sequence[Any]) -> bool:
     """Images of one shape, coefficients [1] or [B], keys: as the kernels read them by addresses.
 
-    The public functions check this and more; a graph made by jit.trace, and who calls torch.ops, do not.
+    x: one of the images, if any, whose shape it is. Returns whether an image is float64. The public functions
+    check this and more; a graph made by jit.trace, and who calls torch.ops, do not.
     """
+    wide = False
+    batch = shape[0] if len(shape) else 1
     for a in arguments:
         if a is None:
             continue
         if isinstance(a, torch.Tensor):
-            got = a.shape
-            if got == shape:
-                good = a.dtype in _IMAGES or (
-                    op == "corrupt" and a is arguments[0] and a.dtype is torch.uint8
+            axes, dtype = a.dim(), a.dtype
+            if axes == 1:
+                good = (dtype is _SINGLE or dtype is _DOUBLE) and ((n := a.numel()) == batch or n == 1)
+            elif axes == 4:
+                good = (
+                    dtype is _SINGLE
+                    or dtype in _IMAGES
+                    or (op == "corrupt" and a is x and dtype is torch.uint8)
                 )
-                good = good and len(got) == 4 and got[2] * got[3] > 0
-            elif len(got) == 1:
-                good = got[0] in (1, shape[0]) and a.dtype in _COEFFICIENTS
+                good = good and (shape[2] * shape[3] > 0 if a is x else a.shape == shape)
+                wide = wide or dtype is _DOUBLE
             else:
-                good = len(got) == 2 and got[0] in (1, shape[0]) and got[1] == 3 and a.dtype is torch.int64
+                good = axes == 2 and a.size(0) in (1, batch) and a.size(1) == 3 and dtype is torch.int64
         else:
-            good = type(a) not in _LISTS or len(a) in (0, 3)
+            good = type(a) not in (list, tuple) or len(a) in (0, 3)
         if not good:
-            batch = shape[0] if len(shape) else "B"
             raise ValueError(
                 f"softdiff::{op}: expected images of one shape [B, C, H, W], 1 or {batch} of a float32 or "
                 f"float64 coefficient, and of a key's three int64 numbers; got {shown(a)}"
             )
+    return wide
 
 
 def dispatcher(op: str) -> Callable[..., Any]:
@@ -184,12 +189,15 @@ def dispatcher(op: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         if op == "normal":
             shape, key, rows, dtype, device = args
-            _check_arguments(op, shape, (key if key or rows is not None else (None,), rows))
+            _check_arguments(op, None, shape, (key if key or rows is not None else (None,), rows))
+            wide = dtype is torch.float64
         else:
             x = args[0][0] if op == "spectral_mix" else args[1] if args[0] is None else args[0]
             shape, dtype, device = x.shape, x.dtype, x.device
-            _check_arguments(op, shape, (*args[0], *args[3:]) if op == "spectral_mix" else args)
-        return getattr(_implementation(op, device, shape, dtype, args), op)(*args)
+            wide = _check_arguments(op, x, shape, (*args[0], *args[3:]) if op == "spectral_mix" else args)
+        # float64 is the reference's, whoever is asked for.
+        taken = eager if wide else _implementation(op, device, shape, dtype, args)
+        return getattr(taken, op)(*args)
 
     call.__name__ = op
     return call

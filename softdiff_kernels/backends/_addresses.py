@@ -28,7 +28,7 @@ def mask(x: Tensor | None, shape: torch.Size) -> tuple[int, ...] | None:
 def coefficient(x: Tensor | None) -> tuple[int, int, int] | None:
     if x is None:
         return None
-    return x.data_ptr(), CODES[x.dtype], x.stride(0) if x.shape[0] > 1 else 0
+    return x.data_ptr(), CODES[x.dtype], x.stride(0) if x.numel() > 1 else 0
 
 
 def key(key: Sequence[int], rows: Tensor | None) -> tuple[int, ...] | None:
