@@ -173,18 +173,30 @@ def _check_arguments(op: str, x: Any, shape: Sequence[int], arguments: Sequence[
                 wide = wide or dtype is _DOUBLE
             else:
                 good = axes == 2 and a.size(0) in (1, batch) and a.size(1) == 3 and dtype is torch.int64
+        elif type(a) is float:  # floor, or an image's share of the loss
+            good = 0.0 <= a <= 1.0
         else:
             good = type(a) not in (list, tuple) or len(a) in (0, 3)
         if not good:
             raise ValueError(
                 f"softdiff::{op}: expected images of one shape [B, C, H, W], 1 or {batch} of a float32 or "
-                f"float64 coefficient, and of a key's three int64 numbers; got {shown(a)}"
+                f"float64 coefficient, a key's three int64 numbers and floor in [0, 1]; got {shown(a)}"
             )
     return wide
 
 
+def _check_rule(op: str, rule: str, floor: float) -> None:
+    """A rule of `step` that there is; the momentum rules have no floor, and would pass it by."""
+    if rule not in ("given", "large", "small") or (floor != 0.0 and rule != "given"):
+        raise ValueError(
+            f"softdiff::{op}: expected rule as 'given', 'large' or 'small', and floor as 0 where it is not "
+            f"'given', got rule {shown(rule)} and floor {floor!r}"
+        )
+
+
 def dispatcher(op: str) -> Callable[..., Any]:
     """The function that `_ops.py` registers for an op."""
+    steps = op in ("step", "step_out")
 
     def call(*args: Any) -> Any:
         if op == "normal":
@@ -195,6 +207,8 @@ def dispatcher(op: str) -> Callable[..., Any]:
             x = args[0][0] if op == "spectral_mix" else args[1] if args[0] is None else args[0]
             shape, dtype, device = x.shape, x.dtype, x.device
             wide = _check_arguments(op, x, shape, (*args[0], *args[3:]) if op == "spectral_mix" else args)
+            if steps:
+                _check_rule(op, args[6], args[7])
         # float64 is the reference's, whoever is asked for.
         taken = eager if wide else _implementation(op, device, shape, dtype, args)
         return getattr(taken, op)(*args)
