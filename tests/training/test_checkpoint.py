@@ -29,6 +29,7 @@ from softdiff_kernels.training.checkpoint import (
     load_meta,
     numbered,
     prune,
+    remove_partial,
 )
 
 
