@@ -21,7 +21,7 @@ from . import __version__, _interrupt
 from .errors import UserError, need, reason
 
 COMMANDS = {
-    "train": "train a model on a folder of images, a .zip or .npz file, or the built-in digits",
+    "train": "train a model on {sources}",
     "sample": "draw images from a weights file",
     "evaluate": "measure how far images are from a reference data set",
     "dataset": "report what is in a data set, and convert it to a .zip or .npz file",
@@ -35,8 +35,11 @@ Options = TypeVar("Options")
 
 def usage() -> str:
     """What `softdiff --help` prints."""
+    from .data.sources import SOURCE_LIST
+
     width = max(map(len, COMMANDS))
-    lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
+    texts = {name: text.format(sources=SOURCE_LIST) for name, text in COMMANDS.items()}
+    lines = [f"  {name.ljust(width)}  {text}" for name, text in texts.items()]
     lines += ["", "softdiff COMMAND --help lists its options; softdiff --version tells the versions"]
     return "\n".join(["usage: softdiff COMMAND [OPTIONS]", "", *lines])
 
@@ -181,7 +184,7 @@ def _dataset(argv: Sequence[str]) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
-    from .commands.evaluate_config import EvaluateConfig
+    from .commands.evaluate import EvaluateConfig
 
     config = parse(EvaluateConfig, "evaluate", argv)
     for module in ("safetensors", "PIL", *(("diffusers",) if config.weights is not None else ())):

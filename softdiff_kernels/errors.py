@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -43,6 +44,12 @@ def bare_reason(error: Exception) -> str:
     """The same without a file's name, for a list of names and reasons."""
     told = error.strerror if isinstance(error, OSError) and error.strerror else error
     return " ".join(str(told).split()) or type(error).__name__
+
+
+def with_nearest(name: str, options: Iterable[str]) -> str:
+    """An unknown name, followed by the most similar option if there is one: `widht (did you mean width?)`."""
+    near = difflib.get_close_matches(name, list(options), n=1)
+    return f"{name} (did you mean {near[0]}?)" if near else name
 
 
 @contextmanager

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from ..data.sources import SOURCE_LIST
 from ..errors import UserError
 from ..files import PathText
 
@@ -87,8 +88,7 @@ class SampleConfig:
 class ScheduleConfig:
     """Compute the Wasserstein shortest-path schedule of a data set and save it as JSON."""
 
-    data: PathText
-    """Folder of images, .npz, .npy, .zip, or the word digits: as in `softdiff train`."""
+    data: PathText = field(metadata={"help": f"Images: {SOURCE_LIST}."})
     out: PathText = "schedule.json"
     """File to write."""
     image_size: tuple[int, ...] = ()

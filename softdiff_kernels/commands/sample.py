@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.class_choice import choose_classes, named_class
+from ..data.choices import class_list, class_table, format_seeds, labels_of, named_class, parse_seeds
 from ..data.image_set import load_images
-from ..data.labels import MOST_SHOWN, class_table
-from ..data.npz import DAMAGED
-from ..data.sample_folder import GRID, NPZ_RECORD, RECORD, enter_folder, format_seeds, image_name, parse_seeds
+from ..data.names import MOST_SHOWN
+from ..data.sample_folder import GRID, NPZ_RECORD, RECORD, enter_folder, image_name
+from ..data.sources import ARRAY_ERRORS
 from ..diffusion import PRIORS
 from ..diffusion.generate import generate
 from ..errors import UserError, user_errors
@@ -34,22 +34,6 @@ from .trajectory import save_trajectory
 GRID_MOST = 256
 SHOWN = 8
 PRIOR_NAMES = {"gaussian": "gaussian-dct", "blurred": "blurred-images", "plain": "plain-gaussian"}
-
-
-def class_list(text: str | None, model: LoadedModel) -> list[int] | None:
-    """The classes that seeds take in turn; None for a model that knows none."""
-    if not model.classes:
-        if text is not None:
-            raise UserError("--classes: the model was trained without classes (softdiff train --conditional)")
-        return None
-    if text is None:
-        return list(range(len(model.classes)))
-    return choose_classes(text, model.classes)
-
-
-def labels_of(seeds: Sequence[int], classes: Sequence[int] | None) -> list[int] | None:
-    """Each seed's class: a function of the seed, so that it is the same whatever is drawn beside it."""
-    return None if classes is None else [classes[seed % len(classes)] for seed in seeds]
 
 
 def choose_prior(config: SampleConfig, model: LoadedModel) -> Any:
@@ -99,7 +83,7 @@ def _sample(
 ) -> list[Path]:
     model = load_model(config.weights, device, config.ema)
     prior = choose_prior(config, model)
-    classes = class_list(config.classes, model)
+    classes = class_list(config.classes, model.classes)
     if config.guidance != 1.0 and classes is None:
         raise UserError("--guidance: the model was trained without classes (softdiff train --conditional)")
     if config.compile:
@@ -210,7 +194,7 @@ def _check_no_data(npz: str | None) -> None:
     try:
         with np.load(npz, allow_pickle=False) as archive:
             own = NPZ_RECORD in archive.files
-    except DAMAGED:
+    except ARRAY_ERRORS:
         own = False
     if not own:
         raise UserError(

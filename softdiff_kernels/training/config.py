@@ -5,7 +5,6 @@ the record inside each checkpoint."""
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Iterable
@@ -14,16 +13,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UserError
+from ..data.sources import SOURCE_LIST, check_sides, height_and_width
+from ..errors import UserError, with_nearest
 from ..files import PathText
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a Soft Diffusion model on a folder of images, an .npz file, or the built-in digits."""
+    """Train a Soft Diffusion model on your own images, or on the built-in digits."""
 
-    data: PathText
-    """Folder of images (searched recursively), .npz, .npy, .zip, hf:NAME[:SPLIT], or the word digits."""
+    data: PathText = dataclasses.field(
+        metadata={"help": f"Images: {SOURCE_LIST}. Folders are searched recursively."}
+    )
     preset: str | None = None
     """Options to begin with: digits, mnist, cifar10 or celeba64. --config and flags override them."""
     config: PathText | None = None
@@ -207,22 +208,10 @@ def schedule_file(schedule: str) -> bool:
     return schedule not in SCHEDULES and Path(schedule).is_file()
 
 
-def check_sides(sides: tuple[int, ...]) -> None:
-    """Refuses an --image-size that is no side and no height and width."""
-    if len(sides) > 2 or any(side < 1 for side in sides):
-        got = " ".join(map(str, sides))
-        raise UserError(f"--image-size: expected one or two whole numbers of at least 1, got {got}")
-
-
-def height_and_width(sides: tuple[int, ...]) -> tuple[int, int] | None:
-    """--image-size as (height, width), None where it is not given."""
-    return (sides[0], sides[-1]) if sides else None
-
-
 def check_known(names: Iterable[str]) -> None:
     """Refuses names that are no options, each with the nearest one that is."""
     known = [field.name for field in dataclasses.fields(TrainConfig)]
-    unknown = [described(name, known) for name in sorted(set(names) - set(known))]
+    unknown = [with_nearest(name, known) for name in sorted(set(names) - set(known))]
     if unknown:
         raise UserError(f"options that this version of softdiff_kernels does not know: {'; '.join(unknown)}")
 
@@ -236,12 +225,6 @@ def images_of(text: str) -> int:
     if match is None or float(match[1]) == 0:
         raise UserError(f"--duration: expected a number of images such as 500k, 8Mi or 200M, got {text!r}")
     return math.ceil(Decimal(match[1]) * UNITS[match[2].lower()])
-
-
-def described(name: str, known: Iterable[str]) -> str:
-    """An unknown name, with the known one that is nearest, if one is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"{name} (did you mean {near[0]}?)" if near else name
 
 
 def _check(config: TrainConfig, name: str, good: bool, wanted: str) -> None:

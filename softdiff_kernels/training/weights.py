@@ -19,7 +19,8 @@ from .config import TrainConfig
 
 @dataclass
 class LoadedModel:
-    """What a weights file holds, ready to sample: shape is (C, H, W); classes, of a conditional model."""
+    """What a weights file holds, ready to sample: shape is (C, H, W); classes, of a conditional model; file:
+    the weights file, if it was read from one."""
 
     denoiser: SoftDenoiser
     prior: Any
@@ -28,6 +29,7 @@ class LoadedModel:
     step: int
     classes: tuple[str, ...] = ()
     digest: str | None = None
+    file: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +66,9 @@ def load_model(path: str, device: torch.device, ema: float | None = None) -> Loa
     checkpoint = load_checkpoint(file, "weights")
     if ema not in (None, checkpoint.meta.get("ema")):
         raise UserError(f"--ema: expected {checkpoint.meta.get('ema')}, which {file} holds, got {ema}")
-    return restore(checkpoint, "model", file, device)
+    model = restore(checkpoint, "model", file, device)
+    model.file = str(file)
+    return model
 
 
 def _find(path: str, ema: float | None) -> Path:

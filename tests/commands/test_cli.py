@@ -30,7 +30,7 @@ from softdiff_kernels.cli import COMMANDS, main
 from softdiff_kernels.commands import doctor
 from softdiff_kernels.commands.configs import DemoConfig, SampleConfig, ScheduleConfig
 from softdiff_kernels.commands.dataset import DatasetConfig
-from softdiff_kernels.commands.evaluate_config import EvaluateConfig
+from softdiff_kernels.commands.evaluate import EvaluateConfig
 from softdiff_kernels.training.config import TrainConfig
 from softdiff_kernels.training.weights import load_model
 

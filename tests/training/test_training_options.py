@@ -18,7 +18,7 @@ from training_runs import CPU, losses, make_trainer, small, tensors
 
 from softdiff_kernels.commands.configs import SampleConfig
 from softdiff_kernels.commands.sample import class_list, labels_of, sample
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 from softdiff_kernels.diffusion import Corruption, Guided
 from softdiff_kernels.diffusion.generate import generate
 from softdiff_kernels.errors import UserError
