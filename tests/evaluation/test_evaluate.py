@@ -32,6 +32,7 @@ from softdiff_kernels.evaluation import (
 )
 
 pytest.importorskip("tyro")
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def archive(path: Path, pixels: Tensor, labels: Tensor | None = None) -> str:
@@ -424,13 +425,24 @@ def test_help_and_docs_name_every_metric(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["evaluate", "--help"]) == 0
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert all(f"{name} ({metric.summary})" in words for name, metric in METRICS.items())
-    docs = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    docs = (DOCS / "evaluation.md").read_text(encoding="utf-8")
     table = docs.split("| `--metric` |")[1].split("\n\n")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert [name.strip("`") for name, _, _ in rows] == list(METRICS)
     for (_, _, images), metric in zip(rows, METRICS.values(), strict=True):
         numbers = [int(number.replace(" ", "")) for number in re.findall(r"[\d ]*\d", images)]
         assert numbers == [metric.fewest, *([metric.published] if metric.published else [])]
+
+
+def test_the_python_example_in_the_docs_runs() -> None:
+    pytest.importorskip("sklearn")
+    text = (DOCS / "evaluation.md").read_text(encoding="utf-8").split("## In Python")[1]
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ") or not line]
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    # The same features by two ways, and two halves of one set that are near each other.
+    assert names["distance"] == pytest.approx(names["frechet"], rel=1e-9) and 0 < names["distance"] < 5
+    assert names["spread"] > 0
 
 
 def test_options_and_lines() -> None:
