@@ -69,9 +69,9 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The sentence of a refusal: exit code 2, one line on stderr after what training told, no number."""
     assert main(["evaluate", *argv]) == 2
     said = capsys.readouterr()
-    *told, last = said.err.splitlines()
+    *progress, last = said.err.splitlines()
     assert last.startswith("softdiff: error: ") and "Traceback" not in said.err and not said.out
-    assert not any("error" in line for line in told)
+    assert not any("error" in line for line in progress)
     return last
 
 
@@ -144,8 +144,8 @@ def test_a_folder_of_samples_brings_its_record_and_not_its_grid(
         for file in sorted(tmp_path.glob("*.[pj]*")):
             archived.write(file, f"samples/{file.name}")
     argv[1] = str(packed)
-    found = json.loads(run(capsys, *argv, "--num", "12", "--json"))
-    assert found["samples_digest"] == json.loads(whole)["samples_digest"] and found["sampler"] == "naive"
+    result = json.loads(run(capsys, *argv, "--num", "12", "--json"))
+    assert result["samples_digest"] == json.loads(whole)["samples_digest"] and result["sampler"] == "naive"
     # A damaged image is not left out, which would leave other images than the record names.
     content = bytearray(packed.read_bytes())
     content[content.index(b"IDAT", content.index(b"samples/000005.png")) + 8] ^= 255
@@ -157,8 +157,8 @@ def test_a_folder_of_samples_brings_its_record_and_not_its_grid(
     for more, made in (({"record": np.array(json.dumps(record))}, ("naive", "2-11")), ({}, (None, None))):
         np.savez(tmp_path / "all.npz", arr_0=images, seeds=seeds, **more)
         argv[1] = str(tmp_path / "all.npz")
-        found = json.loads(run(capsys, *argv, "--num", "10", "--json"))
-        assert (found["sampler"], found["seeds"]) == made
+        result = json.loads(run(capsys, *argv, "--num", "10", "--json"))
+        assert (result["sampler"], result["seeds"]) == made
     argv[1] = str(tmp_path)
     # A record that is of other images would be wrong of these.
     Image.new("L", (8, 8)).save(tmp_path / "000012.png")
@@ -329,10 +329,10 @@ def _fidelity(name: str) -> Any:
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file in torch-fidelity's format with random weights, scaled so that signals come through."""
     module = _fidelity("feature_extractor_inceptionv3")
-    found: dict[str, Tensor] = {}
+    empty: dict[str, Tensor] = {}
 
     def none(*_: Any, **__: Any) -> dict[str, Tensor]:
-        return found
+        return empty
 
     with pytest.MonkeyPatch.context() as patch:
         # The constructor loads a state: it is given its own, empty one, which strictness would refuse.
