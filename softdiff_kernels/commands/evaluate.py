@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from .._version import __version__
 from ..data.image_set import ImageSet
-from ..errors import UserError
+from ..errors import UserError, need
 from ..evaluation.classifier import Classifier, load_classifier, train_classifier
 from ..evaluation.frechet import FeatureStatistics, kernel_distance
 from ..evaluation.inception import RESIZE, Inception, check_channels
 from ..evaluation.samples import KNOWN, Samples, samples
 from ..files import check_no_folder, save_json, seen_from
-from ..training.device import pick_device
+from ..training.distributed import pick_device
 from .evaluate_config import EvaluateConfig
 
 Say = Callable[[str], None]
@@ -35,6 +35,14 @@ NAMES = {
     "fid": "FID (Fréchet inception distance)",
     "kid": "KID (kernel inception distance)",
 }
+
+
+def run(config: EvaluateConfig, argv: Sequence[str]) -> int:
+    """Computes and prints the metrics."""
+    for module in ("safetensors", "PIL", *(("diffusers",) if config.weights is not None else ())):
+        need(module, "softdiff evaluate")
+    evaluate(config)
+    return 0
 
 
 def evaluate(config: EvaluateConfig, say: Say = print) -> list[dict[str, Any]]:

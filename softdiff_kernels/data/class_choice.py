@@ -7,8 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from ..errors import UserError
-from ..training.config import described
+from ..errors import UserError, with_nearest
 from .names import listed, printable, shown
 
 
@@ -57,7 +56,7 @@ def _one(part: str, classes: Sequence[str]) -> tuple[int, ...]:
     table = listed({named_class(i, classes): "" for i in range(len(classes))})
     raise UserError(
         f"--classes: expected numbers under {len(classes)} or names of classes, got "
-        f"{described(shown(part) or 'none', classes)}; the model's classes are {table}"
+        f"{with_nearest(shown(part) or 'none', classes)}; the model's classes are {table}"
     )
 
 

@@ -17,7 +17,6 @@ import numpy as np
 from torch import Tensor
 
 from ..commands.evaluate_config import EvaluateConfig
-from ..commands.sample import class_list, labels_of
 from ..data.folders import zip_entries
 from ..data.image_set import ImageSet
 from ..data.npz import DAMAGED
@@ -34,9 +33,9 @@ from ..data.sample_folder import (
 )
 from ..diffusion.generate import generate
 from ..errors import UserError, reason
-from ..training.checkpoint import find, numbered
-from ..training.device import pick_device
-from ..training.weights import LoadedModel, load_model
+from ..training.distributed import pick_device
+from ..training.run_folder import find, numbered
+from ..training.weights import LoadedModel, labels_of, load_model
 
 KNOWN = ("weights", "weights_digest", "step", "prior", "sampler", "steps", "seeds", "guidance", "class")
 
@@ -187,5 +186,5 @@ def _draw(
         steps=config.steps,
         batch=config.batch,
         device=loaded.device,
-        labels=labels_of(seeds, class_list(None, loaded)),
+        labels=labels_of(seeds, loaded.choose_classes(None)),
     )

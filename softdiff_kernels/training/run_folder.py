@@ -1,30 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's folder: where it is, and the files in it that are not checkpoints."""
+"""The folder of a run: its name, and which of its checkpoints is the newest or is no longer needed."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, user_errors
-from ..files import write_atomically
-from .checkpoint import RUN_KINDS, numbered, remove_partial
+from ..files import PARTIAL
+from .checkpoint import DamagedCheckpoint, load_checkpoint
 
 RUNS = Path("runs")
-STATS = "stats.jsonl"
-STATS_BEFORE = "stats.jsonl.old"
+RUN_KINDS = ("weights", "state")
+"""The kinds of checkpoint that a run writes, numbers and prunes."""
+_WRITTEN = re.compile(
+    r"(state|weights)-.*\.safetensors|(samples-\d+|real|corruption)\.png|config\.yaml|schedule\.json|stats\.jsonl"
+    r"|wandb-id\.txt"
+)
 
 
 def next_run_folder(name: str, runs: Path = RUNS) -> Path:
-    """Makes runs/00000-<name>, or the next free number."""
+    """Creates runs/00000-<name>, or the next free number."""
     with user_errors():
         runs.mkdir(parents=True, exist_ok=True)
     clean = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "images"
-    taken = [int(m[1]) for p in runs.iterdir() if (m := re.match(r"(\d+)-", p.name))]
-    number = max(taken, default=-1) + 1
+    numbers = [int(m[1]) for p in runs.iterdir() if (m := re.match(r"(\d+)-", p.name))]
+    number = max(numbers, default=-1) + 1
     while True:
         folder = runs / f"{number:05d}-{clean}"
         try:
@@ -36,46 +39,89 @@ def next_run_folder(name: str, runs: Path = RUNS) -> Path:
             raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from error
 
 
-def fresh_folder(path: str) -> Path:
-    """The folder that --outdir names, without the log of a run that left no checkpoint in it.
-
-    UserError where it already holds a run that can be gone on with.
-    """
+def new_folder(path: str) -> Path:
+    """Creates the folder that --outdir names. UserError where it already contains a run that can be
+    resumed."""
     folder = Path(path)
     if folder.is_dir() and any(numbered(folder, kind) for kind in RUN_KINDS):
         raise UserError(
-            f"{folder} already holds a run: go on with it by --resume {folder}, or choose another --outdir"
+            f"{folder} already contains a run: resume it with --resume {folder}, or choose another --outdir"
         )
     with user_errors("--outdir: "):
         folder.mkdir(parents=True, exist_ok=True)
-        # Of a run that ended before its first checkpoint: kept, but its steps are not this run's.
-        if (folder / STATS).exists():
-            (folder / STATS).replace(folder / STATS_BEFORE)
     return folder
 
 
-def append_stats(folder: Path, line: dict[str, Any]) -> None:
-    """Adds one line to stats.jsonl."""
-    try:
-        with open(folder / STATS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {folder / STATS}: {error.strerror or error}") from error
+def weights_kind(ema: float | None) -> str:
+    """How names of weights files begin: those of the first average, or those of another, by its decay."""
+    return "weights" if ema is None else f"weights-ema{ema!r}"
 
 
-def drop_stats_after(folder: Path, step: int) -> None:
-    """Drops the lines of steps that a resumed run will make again, and a half-written last line."""
-    path = folder / STATS
-    if path.exists():
-        kept = "".join(line + "\n" for line in _up_to(path.read_text(encoding="utf-8").splitlines(), step))
-        write_atomically(path, kept.encode())
-    remove_partial(folder)
+def checkpoint_name(kind: str, step: int) -> str:
+    """The file name of a checkpoint, such as weights-00002000.safetensors."""
+    return f"{kind}-{step:08d}.safetensors"
 
 
-def _up_to(lines: Iterable[str], step: int) -> Iterable[str]:
-    for line in lines:
+def numbered(folder: Path, kind: str) -> list[Path]:
+    """The checkpoints of a kind (or `weights_kind`) in a folder, oldest first."""
+    files = [p for p in folder.glob(f"{kind}-*.safetensors") if p.stem.removeprefix(f"{kind}-").isdigit()]
+    return sorted(files, key=lambda p: int(p.stem.removeprefix(f"{kind}-")))
+
+
+def find(path: str, kind: str) -> Path:
+    """The file itself, or the newest checkpoint of this kind in a run folder."""
+    where = Path(path)
+    if not where.is_dir():
+        return where
+    files = numbered(where, kind)
+    if not files:
+        raise UserError(f"{where}: expected a run folder with {kind}-*.safetensors in it, found none")
+    return files[-1]
+
+
+def newest_readable(
+    folder: Path, kind: str, warn: Callable[[str], None], read: Callable[[Path, str], Any] = load_checkpoint
+) -> Path | None:
+    """The newest checkpoint of a kind that `read` can read; None where the folder has no checkpoint of this
+    kind.
+
+    Damaged files are skipped, each with a warning. UserError where all are damaged.
+    """
+    files = numbered(folder, kind)
+    for path in reversed(files):
         try:
-            if json.loads(line)["step"] <= step:
-                yield line
-        except (ValueError, KeyError, TypeError):
-            continue
+            read(path, kind)
+            return path
+        except DamagedCheckpoint as error:
+            warn(f"warning: {error}; trying the previous one")
+    if files:
+        raise UserError(f"{folder}: none of its {len(files)} {kind} files can be read")
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints of each kind; 0 keeps all."""
+    for kind in _kinds_in(folder):
+        for old in numbered(folder, kind)[:-keep] if keep else ():
+            old.unlink(missing_ok=True)
+
+
+def remove_after(folder: Path, step: int) -> list[Path]:
+    """Removes the checkpoints of steps after `step`, and returns their paths."""
+    files = sorted(p for kind in _kinds_in(folder) for p in numbered(folder, kind))
+    later = [path for path in files if int(path.stem.rpartition("-")[2]) > step]
+    for path in later:
+        path.unlink(missing_ok=True)
+    return later
+
+
+def _kinds_in(folder: Path) -> set[str]:
+    return {*RUN_KINDS, *(p.name.rpartition("-")[0] for p in folder.glob("weights-ema*.safetensors"))}
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes the incomplete files of a killed run: temporary files of the names that a run writes, no
+    others."""
+    for partial in folder.glob("*" + PARTIAL):
+        if _WRITTEN.fullmatch(partial.name.removesuffix(PARTIAL)):
+            partial.unlink(missing_ok=True)

@@ -1,28 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A weights file as a model that is ready to sample."""
+"""Loads a weights file as a model that is ready to sample."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..diffusion import Corruption, SoftDenoiser, prior_from_state
-from ..errors import UserError, user_errors
-from ..memory import is_out_of_memory
-from .build import build_model
-from .checkpoint import Checkpoint, find, load_checkpoint, numbered, weights_kind
+from ..data.class_choice import choose_classes
+from ..diffusion import Prior, SoftDenoiser
+from ..diffusion.generate import generate
+from ..errors import UserError
+from .build import build_model, saved_process
+from .checkpoint import Checkpoint, fitting, load_checkpoint
 from .config import TrainConfig
+from .run_folder import find, numbered, weights_kind
 
 
 @dataclass
 class LoadedModel:
-    """What a weights file holds, ready to sample: shape is (C, H, W); classes, of a conditional model."""
+    """The content of a weights file. shape: (C, H, W); classes: the names, for a conditional model."""
 
     denoiser: SoftDenoiser
-    prior: Any
+    prior: Prior
     shape: tuple[int, int, int]
     config: TrainConfig
     step: int
@@ -31,44 +35,62 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.denoiser.parameters()).device
+
+    def choose_classes(self, text: str | None) -> list[int] | None:
+        """The numbers of the classes that --classes names, all by default; None for a model without
+        classes."""
+        if not self.classes:
+            if text is not None:
+                raise UserError(
+                    "--classes: the model was trained without classes (softdiff train --conditional)"
+                )
+            return None
+        if text is None:
+            return list(range(len(self.classes)))
+        return choose_classes(text, self.classes)
+
+    def generate(self, seeds: Sequence[int], prior: Prior | None = None, **options: Any) -> Tensor:
+        """Images, one per seed: uint8 [N, C, H, W]. options: as in `diffusion.generate`. prior: instead of
+        the one in the file."""
+        start = self.prior if prior is None else prior
+        return generate(self.denoiser, start, seeds, device=self.device, **options)
 
 
 def restore(checkpoint: Checkpoint, part: str, path: object, device: torch.device) -> LoadedModel:
-    """The model in a checkpoint, with the weights under `part` (`model` or `ema`)."""
+    """The model in a checkpoint, with the weights in `part` (`model` or `ema`)."""
     meta = checkpoint.meta
-    try:
-        with user_errors(f"{path}: "):
-            config = TrainConfig.from_dict(meta["config"])
-            channels, height, width = meta["shape"]
-            corruption = Corruption.from_dict(meta["corruption"])
-            prior = prior_from_state(meta["prior"], checkpoint.part("prior"))
-            classes = tuple(meta.get("classes", ()))
-            model = build_model(config, (channels, height, width), classes=len(classes))
-            model.load_state_dict(checkpoint.part(part))
-            step = int(meta["step"])
-    except (KeyError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0]
-        what = f"{type(error).__name__}: {reason}"
-        raise UserError(f"{path}: its parts do not fit together ({what})") from error
+    with fitting(path, "together"):
+        config = TrainConfig.from_dict(meta["config"])
+        channels, height, width = meta["shape"]
+        corruption, prior = saved_process(checkpoint)
+        classes = tuple(meta.get("classes", ()))
+        model = build_model(config, (channels, height, width), classes=len(classes))
+        model.load_state_dict(checkpoint.part(part))
+        step = int(meta["step"])
     denoiser = SoftDenoiser(model, corruption, config.prediction).to(device).eval()
     return LoadedModel(denoiser, prior, (channels, height, width), config, step, classes, checkpoint.digest)
 
 
 def load_model(path: str, device: torch.device, ema: float | None = None) -> LoadedModel:
-    """The averaged model in a weights file, or in the newest one of a run folder (of this decay)."""
+    """The averaged model in a weights file, or in the newest weights file of a run folder (with this
+    decay)."""
     file = _find(path, ema)
     checkpoint = load_checkpoint(file, "weights")
     if ema not in (None, checkpoint.meta.get("ema")):
-        raise UserError(f"--ema: expected {checkpoint.meta.get('ema')}, which {file} holds, got {ema}")
+        raise UserError(f"--ema: expected {checkpoint.meta.get('ema')}, which {file} contains, got {ema}")
     return restore(checkpoint, "model", file, device)
 
 
 def _find(path: str, ema: float | None) -> Path:
-    """The file itself, or the newest in a folder: the first average's, or another's by its decay."""
+    """The file itself, or the newest in a folder: that of the first average, or that of another by its
+    decay."""
     if ema is not None and numbered(Path(path), weights_kind(ema)):
         return find(path, weights_kind(ema))
     return find(path, "weights")
+
+
+def labels_of(seeds: Sequence[int], classes: Sequence[int] | None) -> list[int] | None:
+    """The class of each seed: it depends on the seed only, not on the other seeds that are sampled."""
+    return None if classes is None else [classes[seed % len(classes)] for seed in seeds]

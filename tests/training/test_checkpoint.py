@@ -23,14 +23,10 @@ from softdiff_kernels.files import write_atomically
 from softdiff_kernels.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
-    checkpoint_name,
-    find,
     load_checkpoint,
     load_meta,
-    numbered,
-    prune,
-    remove_partial,
 )
+from softdiff_kernels.training.run_folder import checkpoint_name, find, numbered, prune, remove_partial
 
 
 def make(step: int = 1, kind: str = "weights") -> Checkpoint:

@@ -15,8 +15,7 @@ pytest.importorskip("diffusers")
 from image_files import fill
 from training_runs import CPU, losses, small
 
-from softdiff_kernels.commands.configs import SampleConfig
-from softdiff_kernels.commands.sample import sample
+from softdiff_kernels.commands.sample import SampleConfig, sample
 from softdiff_kernels.data.image_set import load_images
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.loop import train
