@@ -23,8 +23,8 @@ from diffusers import UNet2DModel  # noqa: F401
 from PIL import PngImagePlugin  # noqa: F401
 from training_runs import small
 
+from softdiff_kernels.training.checkpoint import numbered
 from softdiff_kernels.training.loop import train
-from softdiff_kernels.training.run_folder import numbered
 
 MORE = 4
 

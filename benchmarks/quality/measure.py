@@ -19,7 +19,7 @@ from softdiff_kernels.diffusion.generate import generate
 from softdiff_kernels.evaluation.classifier import Classifier, load_classifier, train_classifier
 from softdiff_kernels.evaluation.frechet import FeatureStatistics
 from softdiff_kernels.images import save_png, tile
-from softdiff_kernels.training.run_folder import checkpoint_name
+from softdiff_kernels.training.checkpoint import checkpoint_name
 from softdiff_kernels.training.weights import LoadedModel, load_model
 
 from .plan import IMAGES, PARTS, SEEDS, Drawing

@@ -18,10 +18,10 @@ from ..data.image_set import load_images
 from ..errors import UserError, need, user_errors
 from ..files import PathText
 from ..images import labelled, save_png, tile
+from ..training.checkpoint import next_run_folder
 from ..training.config import TrainConfig
 from ..training.loop import train
 from ..training.presets import PRESETS
-from ..training.run_folder import next_run_folder
 from ..training.weights import load_model
 
 SAMPLER_STEPS = 300

@@ -33,8 +33,8 @@ from ..data.sample_folder import (
 )
 from ..diffusion.generate import generate
 from ..errors import UserError, reason
+from ..training.checkpoint import find, numbered
 from ..training.distributed import pick_device
-from ..training.run_folder import find, numbered
 from ..training.weights import LoadedModel, labels_of, load_model
 
 KNOWN = ("weights", "weights_digest", "step", "prior", "sampler", "steps", "seeds", "guidance", "class")

@@ -7,6 +7,8 @@ The network is the U-Net of diffusers, fitted to the channels and the size of th
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from ..data.image_set import ImageSet, load_images
 from ..diffusion import Corruption, PowerSpectrum, Prior, Schedule, prior_from_state, shortest_path_schedule
 from ..errors import UserError, need, user_errors
+from ..files import HF
 from ..spectrum import heat_gain
 from .checkpoint import Checkpoint
 from .config import PRIOR_CHOICES, SCHEDULES, TrainConfig, is_schedule_file
@@ -40,6 +43,16 @@ def load_data(config: TrainConfig) -> ImageSet:
             f"them with `softdiff dataset --channels {config.channels}`, or give --channels {channels}"
         )
     return images
+
+
+def check_data_exists(data: str, started_in: str | None) -> None:
+    """Raises UserError where the images of a resumed run are missing, with the folder that it was started
+    in."""
+    if data.startswith(HF) or data == "digits" or Path(data).exists():
+        return
+    elsewhere = started_in not in (None, os.getcwd())
+    where = f" here, nor in {started_in}, where the run was started" if elsewhere else ""
+    raise UserError(f"{data}: no such file or folder{where}; give the path of the run's images as --data")
 
 
 def largest_distance(images: ImageSet) -> float:

@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import UserError, need, user_errors
-from ..files import at_home
+from ..files import at_home, save_text
 from .config import TrainConfig, check_names
 from .presets import PRESETS, Setting
 
@@ -183,3 +183,8 @@ def to_yaml(config: TrainConfig) -> str:
             line += f"  # {setting.source}"
         lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def save_yaml(path: Path, config: TrainConfig) -> None:
+    """Writes the options as a YAML file, completely or not at all."""
+    save_text(path, to_yaml(config))

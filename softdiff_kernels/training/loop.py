@@ -13,18 +13,14 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, user_errors
-from ..files import HF, save_text
-from ..images import save_png, tile
+from ..images import save_png, tile, to_uint8
 from ..progress import Progress, StopFlag, stop_on_signals
-from .build import fit_prior, load_data, make_corruption, saved_process
-from .checkpoint import load_checkpoint, load_meta
-from .config import TrainConfig, check_resumed
-from .config_file import to_yaml
-from .distributed import Processes, join, leave_after_error, pick_device, rank, set_precision, world_size
-from .metrics import Log, Meter, drop_stats_after, rename_old_stats
-from .run_folder import (
+from .build import check_data_exists, fit_prior, load_data, make_corruption, saved_process
+from .checkpoint import (
     checkpoint_name,
     find,
+    load_checkpoint,
+    load_meta,
     new_folder,
     newest_readable,
     next_run_folder,
@@ -33,6 +29,10 @@ from .run_folder import (
     remove_partial,
     weights_kind,
 )
+from .config import TrainConfig, check_resumed
+from .config_file import save_yaml, to_yaml
+from .distributed import Processes, join, leave_after_error, pick_device, rank, set_precision, world_size
+from .metrics import Log, Meter, drop_stats_after, rename_old_stats
 from .trainer import SHOWN_TIMES, Trainer
 
 
@@ -68,7 +68,7 @@ def train(config: TrainConfig) -> RunResult:
             trainer, folder = _resume(config, state, device, processes)
         if processes.first:
             remove_partial(folder)
-            save_text(folder / "config.yaml", to_yaml(config.with_absolute_paths(Path.cwd())))
+            save_yaml(folder / "config.yaml", config.with_absolute_paths(Path.cwd()))
         with stop_on_signals(quiet=not processes.first) as stop:
             result = _run(trainer, folder, stop, state)
         processes.close()
@@ -159,7 +159,8 @@ def _start(config: TrainConfig, device: torch.device, processes: Processes) -> t
                 schedule.save(folder / "schedule.json")
         columns = min(16, len(images.pixels))
         save_png(folder / "real.png", tile(images.pixels[: columns * columns], columns))
-        save_png(folder / "corruption.png", tile(trainer.corrupted_examples(), len(SHOWN_TIMES)))
+        corrupted = to_uint8(trainer.corrupted_examples())
+        save_png(folder / "corruption.png", tile(corrupted, len(SHOWN_TIMES)))
         return folder
 
     return trainer, processes.from_first(make_folder)
@@ -171,7 +172,7 @@ def _resume(
     """A resumed run and its folder: everything but the images comes from the state."""
     checkpoint = load_checkpoint(state, "state")
     saved_data = checkpoint.meta.get("data", {})
-    _check_data_exists(config.data, saved_data.get("started_in"))
+    check_data_exists(config.data, saved_data.get("started_in"))
     images = load_data(config)
     with user_errors(f"{state}: "):
         if config.conditional:
@@ -206,16 +207,6 @@ def _resume(
         return folder
 
     return trainer, processes.from_first(make_folder)
-
-
-def _check_data_exists(data: str, started_in: str | None) -> None:
-    """Raises UserError where the images of a resumed run are missing, with the folder that it was started
-    in."""
-    if data.startswith(HF) or data == "digits" or Path(data).exists():
-        return
-    elsewhere = started_in not in (None, os.getcwd())
-    where = f" here, nor in {started_in}, where the run was started" if elsewhere else ""
-    raise UserError(f"{data}: no such file or folder{where}; give the path of the run's images as --data")
 
 
 def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> RunResult:

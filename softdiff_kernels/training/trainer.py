@@ -22,7 +22,6 @@ from ..data.image_set import ImageOrder, ImageSet
 from ..diffusion import Corruption, SoftDenoiser, TrainingLoss
 from ..diffusion._stream import uniforms
 from ..diffusion.generate import SAMPLING_SEED, generate
-from ..images import to_uint8
 from ..noise import NoiseKey
 from .build import build_model, scales
 from .checkpoint import Checkpoint, fitting
@@ -196,14 +195,14 @@ class Trainer:
             )
 
     def corrupted_examples(self) -> Tensor:
-        """A few images, each at SHOWN_TIMES from t = 0 to t = 1: uint8 [images * times, C, H, W]."""
+        """A few images, each corrupted at SHOWN_TIMES: [images * times, C, H, W]."""
         some = self.pixels[torch.linspace(0, len(self.pixels) - 1, SHOWN_IMAGES).round().long()]
         key = NoiseKey(SAMPLING_SEED)
         columns = []
         for t in SHOWN_TIMES:
             x_t = self.denoiser.corruption.corrupt(some, t, key=key)
             assert isinstance(x_t, Tensor)
-            columns.append(to_uint8(x_t))
+            columns.append(x_t)
         return torch.stack(columns, dim=1).flatten(0, 1)
 
     def _checkpoint(self, kind: str) -> Checkpoint:

@@ -16,9 +16,8 @@ from ..diffusion import Prior, SoftDenoiser
 from ..diffusion.generate import generate
 from ..errors import UserError
 from .build import build_model, saved_process
-from .checkpoint import Checkpoint, fitting, load_checkpoint
+from .checkpoint import Checkpoint, find, fitting, load_checkpoint, numbered, weights_kind
 from .config import TrainConfig
-from .run_folder import find, numbered, weights_kind
 
 
 @dataclass

@@ -19,8 +19,7 @@ from softdiff_kernels.evaluation.classifier import (
     load_classifier,
     train_classifier,
 )
-from softdiff_kernels.training.checkpoint import Checkpoint
-from softdiff_kernels.training.run_folder import prune
+from softdiff_kernels.training.checkpoint import Checkpoint, prune
 
 
 def quiet(pixels: Tensor, labels: Tensor, **options: Any) -> Classifier:

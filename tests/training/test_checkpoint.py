@@ -23,10 +23,14 @@ from softdiff_kernels.files import write_atomically
 from softdiff_kernels.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
+    checkpoint_name,
+    find,
     load_checkpoint,
     load_meta,
+    numbered,
+    prune,
+    remove_partial,
 )
-from softdiff_kernels.training.run_folder import checkpoint_name, find, numbered, prune, remove_partial
 
 
 def make(step: int = 1, kind: str = "weights") -> Checkpoint:
@@ -72,7 +76,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files, "open", FullDisk, raising=False)
-    with pytest.raises(UserError, match=r"cannot write .*No space left on device.*untouched"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*No space left on device.*existing file is unchanged"
+    ):
         make(2).save(path)
     monkeypatch.undo()
     assert path.read_bytes() == before
