@@ -186,7 +186,7 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
 def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.safetensors"
     foreign.write_bytes(safetensors.torch.save({"w": torch.zeros(2)}))
-    with pytest.raises(UserError, match="got a safetensors file of something else"):
+    with pytest.raises(UserError, match="got a safetensors file of another program"):
         load_checkpoint(foreign, "weights")
     pickled = tmp_path / "model.pt"
     torch.save({"w": torch.zeros(2)}, pickled)
