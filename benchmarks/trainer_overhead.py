@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from softdiff_kernels.training.meter import Meter
 
-from softdiff_kernels.data.image_set import ImageSet, load_images
+from softdiff_kernels.data import ImageSet, load_images
 from softdiff_kernels.diffusion import Corruption
 from softdiff_kernels.training.config import TrainConfig
 from softdiff_kernels.training.presets import preset

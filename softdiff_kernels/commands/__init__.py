@@ -34,7 +34,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(
-        "train a model on a folder of images, a .zip or .npz file, or the built-in digits",
+        "train a model on your own images, or on the built-in digits",
         *("train", "TrainConfig"),
         prepare="prepare",
     ),

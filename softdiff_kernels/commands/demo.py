@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.image_set import load_images
+from ..data import load_images
 from ..errors import UserError, need, user_errors
 from ..files import PathText
 from ..images import labelled, save_png, tile

@@ -9,20 +9,19 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Doc
 
-from ..data.class_choice import named_class
-from ..data.image_set import load_images
-from ..data.labels import MOST_SHOWN, class_table
-from ..data.npz import DAMAGED
-from ..data.sample_folder import GRID, NPZ_RECORD, RECORD, enter_folder, format_seeds, image_name, parse_seeds
+from ..data import load_images
+from ..data.choices import class_list, class_table, format_seeds, labels_of, named_class, parse_seeds
+from ..data.names import MOST_SHOWN
+from ..data.sample_folder import GRID, NPZ_RECORD, RECORD, enter_folder, image_name
+from ..data.sources import ARRAY_ERRORS
 from ..errors import UserError, need, user_errors
 from ..files import PathText, check_no_folder, save_json, write_atomically
 from ..images import save_png, tile
@@ -36,7 +35,7 @@ from ..training.distributed import (
     pick_device,
     set_precision,
 )
-from ..training.weights import LoadedModel, labels_of, load_model
+from ..training.weights import LoadedModel, load_model
 
 GRID_MOST = 256
 SHOWN = 8
@@ -58,7 +57,7 @@ class SampleConfig:
     seeds: str = "0-63"
     """Seeds: a range such as 0-63, a list such as 3,5,8-10, or one number. The image of a seed does not
     depend on the other seeds, on --batch or on the number of processes."""
-    sampler: Annotated[SamplerName, Doc(f"Sampler: {SAMPLER_HELP}.")] = "momentum"
+    sampler: SamplerName = field(default="momentum", metadata={"help": f"Sampler: {SAMPLER_HELP}."})
     steps: int = 64
     """Sampler steps. Each evaluates the network once."""
     variance: Literal["large", "small"] = "large"
@@ -171,7 +170,7 @@ def _sample(
 ) -> list[Path]:
     model = load_model(config.weights, device, config.ema)
     prior = choose_prior(config, model)
-    classes = model.choose_classes(config.classes)
+    classes = class_list(config.classes, model.classes)
     if config.guidance != 1.0 and classes is None:
         raise UserError("--guidance: the model was trained without classes (softdiff train --conditional)")
     if config.compile:
@@ -280,7 +279,7 @@ def _check_no_data(npz: str | None) -> None:
     try:
         with np.load(npz, allow_pickle=False) as archive:
             own = NPZ_RECORD in archive.files
-    except DAMAGED:
+    except ARRAY_ERRORS:
         own = False
     if not own:
         raise UserError(

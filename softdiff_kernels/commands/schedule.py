@@ -4,23 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..data.image_set import load_images
+from ..data import SOURCE_LIST, check_sides, height_and_width, load_images
 from ..diffusion import Schedule, shortest_path_schedule
 from ..errors import UserError, need, user_errors
 from ..files import PathText, check_free
-from ..training.config import check_sides, height_and_width
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Compute the Wasserstein shortest-path schedule of a data set, and save it as JSON."""
 
-    data: PathText
-    """Images, as in `softdiff train`."""
+    data: PathText = field(metadata={"help": f"Images: {SOURCE_LIST}."})
     out: PathText = "schedule.json"
     """File to write."""
     image_size: tuple[int, ...] = ()

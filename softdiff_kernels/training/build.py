@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.image_set import ImageSet, load_images
+from ..data import ImageSet, find_source, load_images
 from ..diffusion import Corruption, PowerSpectrum, Prior, Schedule, prior_from_state, shortest_path_schedule
 from ..errors import UserError, need, user_errors
-from ..files import HF
 from ..spectrum import heat_gain
 from .checkpoint import Checkpoint
 from .config import PRIOR_CHOICES, SCHEDULES, TrainConfig, is_schedule_file
@@ -48,7 +47,7 @@ def load_data(config: TrainConfig) -> ImageSet:
 def check_data_exists(data: str, started_in: str | None) -> None:
     """Raises UserError where the images of a resumed run are missing, with the folder that it was started
     in."""
-    if data.startswith(HF) or data == "digits" or Path(data).exists():
+    if find_source(data) is not None or Path(data).exists():
         return
     elsewhere = started_in not in (None, os.getcwd())
     where = f" here, nor in {started_in}, where the run was started" if elsewhere else ""

@@ -8,13 +8,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from typing_extensions import Doc
-
+from ..data import SOURCE_LIST, check_sides, height_and_width
 from ..diffusion import PRIORS, SAMPLERS
 from ..errors import UserError, with_nearest
 from ..files import PathText, seen_from
@@ -55,13 +54,13 @@ else:  # a type checker takes no computed choices; tyro does
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a Soft Diffusion model on a folder of images, an image archive, or the built-in digits."""
+    """Train a Soft Diffusion model on your own images, or on the built-in digits."""
 
-    data: PathText
-    """Folder of images (searched recursively), .npz, .npy, .zip, hf:NAME[:SPLIT], or the word digits."""
-    preset: Annotated[
-        str | None, Doc(f"Options to start from: {', '.join(PRESETS)}. --config and flags override them.")
-    ] = None
+    data: PathText = field(metadata={"help": f"Images: {SOURCE_LIST}. Folders are searched recursively."})
+    preset: str | None = field(
+        default=None,
+        metadata={"help": f"Options to start from: {', '.join(PRESETS)}. --config and flags override them."},
+    )
     config: PathText | None = None
     """YAML file of options, such as a run's config.yaml. Flags override it."""
     outdir: PathText | None = None
@@ -131,10 +130,12 @@ class TrainConfig:
     loss: Literal["soft", "plain"] = "soft"
     """soft (Soft Score Matching: the error after the blur), or plain (the error of the residual itself)."""
 
-    schedule: Annotated[
-        PathText,
-        Doc(f"How blur and noise grow with t: {_SCHEDULE_HELP}, or a file from `softdiff schedule`."),
-    ] = "wasserstein"
+    schedule: PathText = field(
+        default="wasserstein",
+        metadata={
+            "help": f"How blur and noise grow with t: {_SCHEDULE_HELP}, or a file from `softdiff schedule`."
+        },
+    )
     nodes: int = 32
     """Number of distributions on the shortest path."""
     blur_std_max: float | None = None
@@ -148,8 +149,8 @@ class TrainConfig:
     """Where sampling starts: gaussian (fitted to the frequencies of the data that the blur leaves), blurred
     (blurred training images, stored in the weights file), or plain (white noise)."""
 
-    sampler: Annotated[SamplerName, Doc(f"Sampler of the grids during training: {SAMPLER_HELP}.")] = (
-        "momentum"
+    sampler: SamplerName = field(
+        default="momentum", metadata={"help": f"Sampler of the grids during training: {SAMPLER_HELP}."}
     )
     sample_steps: int = 64
     """Steps of that sampler."""
@@ -272,21 +273,9 @@ def is_schedule_file(schedule: str) -> bool:
     return schedule not in SCHEDULES and Path(schedule).is_file()
 
 
-def check_sides(sides: tuple[int, ...]) -> None:
-    """Raises UserError for an --image-size that is neither one side nor height and width."""
-    if len(sides) > 2 or any(side < 1 for side in sides):
-        got = " ".join(map(str, sides))
-        raise UserError(f"--image-size: expected one or two whole numbers of at least 1, got {got}")
-
-
-def height_and_width(sides: tuple[int, ...]) -> tuple[int, int] | None:
-    """--image-size as (height, width); None where it is not given."""
-    return (sides[0], sides[-1]) if sides else None
-
-
 def check_names(names: Iterable[str]) -> None:
     """Raises UserError for names that are not options, with the nearest option of each."""
-    options = [field.name for field in dataclasses.fields(TrainConfig)]
+    options = [option.name for option in dataclasses.fields(TrainConfig)]
     unknown = [with_nearest(name, options) for name in sorted(set(names) - set(options))]
     if unknown:
         raise UserError(f"options that this version of softdiff_kernels does not know: {'; '.join(unknown)}")
@@ -357,13 +346,13 @@ def check_resumed(old: TrainConfig, new: TrainConfig) -> None:
     if new.duration is not None and new.batch != old.batch:
         raise UserError("--duration: a run that is resumed with another --batch takes --steps instead")
     changed = []
-    for field in dataclasses.fields(old):
-        before, after = getattr(old, field.name), getattr(new, field.name)
-        may = field.name in MAY_CHANGE or (new.allow_changes and field.name not in FITTED)
-        if field.name == "schedule" and _same_file(before, after):
+    for name, before in vars(old).items():
+        after = getattr(new, name)
+        may = name in MAY_CHANGE or (new.allow_changes and name not in FITTED)
+        if name == "schedule" and _same_file(before, after):
             continue
         if not may and before != after:
-            changed.append(f"{flag(field.name)}: expected {before}, got {after}")
+            changed.append(f"{flag(name)}: expected {before}, got {after}")
     if changed:
         advice = "corruption, prior, network and averages of a resumed run cannot change"
         if not new.allow_changes:

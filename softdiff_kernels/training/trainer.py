@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .. import functional
-from ..data.image_set import ImageOrder, ImageSet
+from ..data import ImageOrder, ImageSet
 from ..diffusion import Corruption, SoftDenoiser, TrainingLoss
 from ..diffusion._stream import uniforms
 from ..diffusion.generate import SAMPLING_SEED, generate

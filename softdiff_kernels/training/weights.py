@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.class_choice import choose_classes
 from ..diffusion import Prior, SoftDenoiser
 from ..diffusion.generate import generate
 from ..errors import UserError
@@ -22,7 +21,8 @@ from .config import TrainConfig
 
 @dataclass
 class LoadedModel:
-    """The content of a weights file. shape: (C, H, W); classes: the names, for a conditional model."""
+    """The content of a weights file. shape: (C, H, W); classes: the names, for a conditional model; file:
+    its path, if it was read from one."""
 
     denoiser: SoftDenoiser
     prior: Prior
@@ -31,24 +31,12 @@ class LoadedModel:
     step: int
     classes: tuple[str, ...] = ()
     digest: str | None = None
+    file: str = ""
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.denoiser.parameters()).device
-
-    def choose_classes(self, text: str | None) -> list[int] | None:
-        """The numbers of the classes that --classes names, all by default; None for a model without
-        classes."""
-        if not self.classes:
-            if text is not None:
-                raise UserError(
-                    "--classes: the model was trained without classes (softdiff train --conditional)"
-                )
-            return None
-        if text is None:
-            return list(range(len(self.classes)))
-        return choose_classes(text, self.classes)
 
     def generate(self, seeds: Sequence[int], prior: Prior | None = None, **options: Any) -> Tensor:
         """Images, one per seed: uint8 [N, C, H, W]. options: as in `diffusion.generate`. prior: instead of
@@ -79,7 +67,9 @@ def load_model(path: str, device: torch.device, ema: float | None = None) -> Loa
     checkpoint = load_checkpoint(file, "weights")
     if ema not in (None, checkpoint.meta.get("ema")):
         raise UserError(f"--ema: expected {checkpoint.meta.get('ema')}, which {file} contains, got {ema}")
-    return restore(checkpoint, "model", file, device)
+    model = restore(checkpoint, "model", file, device)
+    model.file = str(file)
+    return model
 
 
 def _find(path: str, ema: float | None) -> Path:
@@ -88,8 +78,3 @@ def _find(path: str, ema: float | None) -> Path:
     if ema is not None and numbered(Path(path), weights_kind(ema)):
         return find(path, weights_kind(ema))
     return find(path, "weights")
-
-
-def labels_of(seeds: Sequence[int], classes: Sequence[int] | None) -> list[int] | None:
-    """The class of each seed: it depends on the seed only, not on the other seeds that are sampled."""
-    return None if classes is None else [classes[seed % len(classes)] for seed in seeds]

@@ -30,7 +30,7 @@ from softdiff_kernels.cli import main
 from softdiff_kernels.commands import COMMANDS, doctor
 from softdiff_kernels.commands.dataset import DatasetConfig
 from softdiff_kernels.commands.demo import DemoConfig
-from softdiff_kernels.commands.evaluate_config import EvaluateConfig
+from softdiff_kernels.commands.evaluate import EvaluateConfig
 from softdiff_kernels.commands.sample import SampleConfig
 from softdiff_kernels.commands.schedule import ScheduleConfig
 from softdiff_kernels.training.config import TrainConfig

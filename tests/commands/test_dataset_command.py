@@ -18,7 +18,7 @@ from PIL import Image
 from softdiff_kernels.cli import main
 from softdiff_kernels.commands import dataset
 from softdiff_kernels.commands.dataset import DatasetConfig, convert, moments
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 from softdiff_kernels.errors import UserError
 
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_converted_is_refused(pets: Path, tmp_path: Path) -> None
     assert f"there is no folder {away.parent}" in refusal(DatasetConfig(str(pets), out=str(away)))
     bad = {"a.png": png(random_pixels()), "dataset.json": labels_json(("a.png", -1))}
     zipped = str(pack(tmp_path / "bad.zip", bad))
-    assert "--no-labels goes on without labels" in refusal(DatasetConfig(zipped))
+    assert "--no-labels continues without labels" in refusal(DatasetConfig(zipped))
     assert any(line.endswith("1 images") for line in lines(DatasetConfig(zipped, labels=False)))
     np.savez(tmp_path / "la.npz", images=random_pixels(shape=(2, 4, 6, 2)))
     two = DatasetConfig(str(tmp_path / "la.npz"), out=str(tmp_path / "la.zip"))

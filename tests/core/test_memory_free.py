@@ -138,7 +138,7 @@ torch.set_num_threads(1)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20),) * 2)
 if sys.argv[1] == "unknown":
-    softdiff_kernels.data.pixels.available_memory = lambda: None
+    softdiff_kernels.data.decode.available_memory = lambda: None
 sys.exit(main(["dataset", sys.argv[2]]))
 """
     for room, words in (("known", "bytes of memory are free"), ("unknown", "out of memory")):

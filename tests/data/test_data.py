@@ -13,7 +13,7 @@ from image_files import pack, random_pixels
 from PIL import Image
 
 from softdiff_kernels.commands.dataset import DatasetConfig, convert
-from softdiff_kernels.data.image_set import ImageOrder, load_images
+from softdiff_kernels.data import ImageOrder, load_images
 from softdiff_kernels.errors import UserError
 
 

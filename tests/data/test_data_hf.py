@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from image_files import message, png, random_pixels
 
-from softdiff_kernels.data.hf import parsed
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
+from softdiff_kernels.data.sources import hf_name_and_split
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from softdiff_kernels.data.image_set import load_images
     ],
 )
 def test_the_split_stands_behind_the_name(source: str, expected: tuple[str, str]) -> None:
-    assert parsed(source) == expected
+    assert hf_name_and_split(source) == expected
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_a_saved_hugging_face_set(hf: Any, tmp_path: Path, capsys: pytest.Captur
     assert "2 of 5 images cannot be read" in told and "row 1" in told and "row 3 (no image" in told
     assert len(load_images(f"hf:{tmp_path / 'many'}:few").pixels) == 1
     assert "train, few, got test" in message(f"hf:{tmp_path / 'many'}:test")
-    assert "one split alone" in message(f"hf:{tmp_path / 'one'}:test")
+    assert "only one split" in message(f"hf:{tmp_path / 'one'}:test")
     table.remove_columns("picture").save_to_disk(str(tmp_path / "blind"))
     assert "expected a column of images, found label" in message(f"hf:{tmp_path / 'blind'}")
     assert "cannot be loaded as split train" in message(f"hf:{tmp_path / 'missing'}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from image_files import fill, labels_json, message, pack, random_pixels
 
-from softdiff_kernels.data.image_set import ImageSet, load_images
+from softdiff_kernels.data import ImageSet, load_images
 from softdiff_kernels.errors import UserError
 
 
@@ -63,10 +63,10 @@ def test_class_folders_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Pa
         ),
         (
             ("cat/1.png", "dog/2.png", "3.png"),
-            ("1 of its 3 images lie in none of its sub-folders, such as 3.png",),
+            ("1 of its 3 images are in none of its sub-folders, such as 3.png",),
         ),
         (("pets/cat/1.png", "pets/dog/2.png"), ("the one folder pets", "give that one as the data set")),
-        (("1.png", "2.png"), ("lie in no sub-folder",)),
+        (("1.png", "2.png"), ("images are in no sub-folder",)),
     ],
 )
 def test_why_folders_are_no_classes_and_what_to_do(
@@ -167,7 +167,7 @@ def test_labels_of_images_that_are_missing_are_counted(
     found = load_images(str(fill(tmp_path, {"a.png": random_pixels(), "dataset.json": pairs})))
     assert found.labels is not None and found.labels.tolist() == [1]
     told = capsys.readouterr().err
-    assert "2 of its 3 labels are of images that are not there, such as gone.png" in told
+    assert "2 of its 3 labels are for images that do not exist, such as gone.png" in told
 
 
 @pytest.mark.parametrize("name", ["labels", "y", "label"])
@@ -276,5 +276,5 @@ def test_a_digest_with_labels_tells_labels_apart_and_without_them_does_not() -> 
     assert plain.digest() == first.digest() == second.digest() == plain.digest(labels=True)
     assert len({s.digest(labels=True) for s in (plain, first, second, third)}) == 4
     assert ImageSet(pixels, "a", torch.tensor([0, 4])).num_classes == 5
-    with pytest.raises(ValueError, match="one an image"):
+    with pytest.raises(ValueError, match="one for each image"):
         ImageSet(pixels, "a", torch.tensor([0]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from image_files import fill, labels_json, pack, random_pixels
 
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 from softdiff_kernels.data.names import LONGEST, is_hidden, listed, parts_of, shown
 
 

@@ -14,8 +14,7 @@ from image_files import fill, labels_json, message, pack, png, random_pixels, ti
 from PIL import Image
 
 from softdiff_kernels.data import decode as data_decode
-from softdiff_kernels.data import pixels as data_pixels
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 from softdiff_kernels.errors import UserError, user_errors
 
 
@@ -269,17 +268,17 @@ def test_a_set_that_memory_has_no_room_for_is_refused_with_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule: N C H W bytes are needed: 5 images of 3 x 4 x 6 are 360."""
-    monkeypatch.setattr(data_pixels, "available_memory", lambda: 300)
+    monkeypatch.setattr(data_decode, "available_memory", lambda: 300)
     fill(tmp_path / "folder", {f"{i}.png": random_pixels(i) for i in range(5)})
     np.savez(tmp_path / "set.npz", images=np.zeros((5, 4, 6, 3), np.uint8))
     assert "need 360 bytes, and 300 bytes of memory are free" in message(tmp_path / "folder")
     assert "bytes of memory are free" in message(tmp_path / "set.npz")
-    monkeypatch.setattr(data_pixels, "available_memory", lambda: None)
+    monkeypatch.setattr(data_decode, "available_memory", lambda: None)
     assert len(load_images(str(tmp_path / "folder")).pixels) == 5
 
 
 def test_this_machine_says_how_much_memory_is_free() -> None:
-    room = data_pixels.available_memory()
+    room = data_decode.available_memory()
     assert room is None or 2**20 < room < 2**50
 
 
@@ -315,7 +314,7 @@ def test_a_set_that_is_too_large_is_refused_before_an_image_is_enlarged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Rule: one image at this size takes 30 GB already; at the least each pixel is a byte.
-    monkeypatch.setattr(data_pixels, "available_memory", lambda: 10**9)
-    monkeypatch.setattr(data_decode, "_one", lambda *_: pytest.fail("an image was decoded"))
+    monkeypatch.setattr(data_decode, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(data_decode, "_decode_image", lambda *_: pytest.fail("an image was decoded"))
     fill(tmp_path, {"a.png": random_pixels(1), "b.png": random_pixels(2)})
     assert "2 images of 100000 x 100000 need 20,000,000,000 bytes" in message(tmp_path, image_size=100_000)

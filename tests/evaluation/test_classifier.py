@@ -12,13 +12,8 @@ from labelled_bars import bars
 from torch import Tensor
 
 from softdiff_kernels.errors import UserError
-from softdiff_kernels.evaluation.classifier import (
-    Classifier,
-    classifier_frechet,
-    least_accuracy,
-    load_classifier,
-    train_classifier,
-)
+from softdiff_kernels.evaluation import Classifier, classifier_frechet, load_classifier, train_classifier
+from softdiff_kernels.evaluation.classifier import least_accuracy
 from softdiff_kernels.training.checkpoint import Checkpoint, prune
 
 
@@ -131,7 +126,7 @@ def test_data_that_cannot_be_learnt_from_is_refused() -> None:
         ((pixels[:50], labels[:50]), "200 or more labelled images, got 50"),
         ((pixels[..., :7], labels), r"8 pixels a side or more, got uint8 \[220, 1, 8, 7\]"),
         ((pixels, labels * 0), "2 classes or more, got only 0"),
-        ((pixels, labels[1:]), r"labels \[220\], one an image, got int64 \[219\]"),
+        ((pixels, labels[1:]), r"labels \[220\], one for each image, got int64 \[219\]"),
         ((pixels, labels.float()), r"got float32 \[220\]"),
     ]
     for data, said in cases:
@@ -144,7 +139,9 @@ def test_a_classifier_that_guesses_is_of_no_use() -> None:
     pixels = bars(300)[0]
     labels = torch.randint(0, 4, (300,), generator=torch.Generator().manual_seed(1))
     found = quiet(pixels, labels, epochs=1, name="noise")
-    with pytest.raises(UserError, match=r"noise names .* under the .* from which its features mean"):
+    with pytest.raises(
+        UserError, match=r"noise is right for .*; its features are meaningful from .* \(chance: "
+    ):
         classifier_frechet(found, pixels, pixels)
     # Three times chance, where that leaves room under 1; half the way from chance to 1 otherwise.
     assert least_accuracy(0.1) == pytest.approx(0.3) and least_accuracy(0.5) == 0.75

@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from softdiff_kernels.errors import UserError
-from softdiff_kernels.evaluation.frechet import FeatureStatistics, frechet_distance, kernel_distance
+from softdiff_kernels.evaluation import FeatureStatistics, frechet_distance, kernel_distance
 
 
 def covariance(rng: np.random.Generator, d: int, rank: int | None = None) -> np.ndarray:
@@ -90,34 +87,6 @@ def test_batches_give_the_statistics_of_the_whole() -> None:
     assert found.count == 501
     np.testing.assert_allclose(found.mean, features.mean(axis=0), rtol=1e-15)
     np.testing.assert_allclose(found.covariance, np.cov(features, rowvar=False), rtol=1e-10, atol=1e-12)
-
-
-def test_statistics_are_saved_under_the_names_that_others_read(tmp_path: Path) -> None:
-    features = np.random.default_rng(4).normal(size=(20, 3))
-    saved = FeatureStatistics("twenty images").update(features)
-    saved.save(tmp_path / "s.npz")
-    with np.load(tmp_path / "s.npz") as archive:
-        np.testing.assert_allclose(archive["mu"], features.mean(axis=0))
-        np.testing.assert_allclose(archive["sigma"], np.cov(features, rowvar=False))
-    loaded = FeatureStatistics.load(tmp_path / "s.npz")
-    assert (loaded.count, loaded.source) == (20, "twenty images")
-    # What was loaded takes further batches as if it had never been saved.
-    more = np.ones((4, 3))
-    assert loaded.update(more).distance(saved.update(more)) < 1e-13
-
-
-def test_files_that_hold_no_statistics_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.npz: expected an \.npz file with mu"):
-        FeatureStatistics.load(tmp_path / "none.npz")
-    (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(UserError, match=r"text\.npz: expected"):
-        FeatureStatistics.load(tmp_path / "text.npz")
-    np.savez(tmp_path / "images.npz", images=np.zeros((2, 8, 8), np.uint8))
-    with pytest.raises(UserError, match="without count and mu and sigma"):
-        FeatureStatistics.load(tmp_path / "images.npz")
-    np.savez(tmp_path / "odd.npz", mu=np.zeros(3), sigma=np.eye(2), count=9)
-    with pytest.raises(UserError, match=r"got \[3\], \[2, 2\] and 9"):
-        FeatureStatistics.load(tmp_path / "odd.npz")
 
 
 def test_the_kernel_distance_is_the_sum_over_pairs() -> None:

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 
 from training_runs import CPU, losses, make_trainer, small, tensors
 
-from softdiff_kernels.data.sample_folder import parse_seeds
+from softdiff_kernels.data.choices import parse_seeds
 from softdiff_kernels.diffusion import Corruption, TrainingLoss, power_spectrum, shortest_path_schedule
 from softdiff_kernels.diffusion.generate import generate
 from softdiff_kernels.errors import UserError

@@ -16,7 +16,7 @@ from image_files import fill
 from training_runs import CPU, losses, small
 
 from softdiff_kernels.commands.sample import SampleConfig, sample
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.loop import train
 from softdiff_kernels.training.weights import load_model

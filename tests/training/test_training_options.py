@@ -17,7 +17,8 @@ pytest.importorskip("diffusers")
 from training_runs import CPU, losses, make_trainer, small, tensors
 
 from softdiff_kernels.commands.sample import SampleConfig, sample
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
+from softdiff_kernels.data.choices import class_list, labels_of
 from softdiff_kernels.diffusion import Corruption, Guided
 from softdiff_kernels.diffusion.generate import generate
 from softdiff_kernels.errors import UserError
@@ -26,7 +27,7 @@ from softdiff_kernels.training.config import TrainConfig
 from softdiff_kernels.training.loop import run_name, train
 from softdiff_kernels.training.metrics import Meter
 from softdiff_kernels.training.presets import PRESETS
-from softdiff_kernels.training.weights import labels_of, load_model
+from softdiff_kernels.training.weights import load_model
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +121,10 @@ def test_classes_need_labels_and_a_model_that_knows_them(
             sample(SampleConfig(plain, outdir=str(tmp_path / "out"), steps=1, **changes))
     model = load_model(kinds, CPU)
     with pytest.raises(UserError, match="--classes: expected numbers under 2"):
-        model.choose_classes("0-2")
+        class_list("0-2", model.classes)
     # Seed 5 gets the same class whatever is drawn beside it.
-    assert labels_of([4, 5, 9], model.choose_classes(None)) == [0, 1, 1]
-    assert labels_of([5], model.choose_classes("1,0,0")) == [0]
+    assert labels_of([4, 5, 9], class_list(None, model.classes)) == [0, 1, 1]
+    assert labels_of([5], class_list("1,0,0", model.classes)) == [0]
     # Labels that changed make it another run.
     other = tmp_path / "other.npz"
     np.savez(other, images=np.load(two_kinds)["images"], labels=1 - np.load(two_kinds)["labels"])
