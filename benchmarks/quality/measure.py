@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from softdiff_kernels.data.image_set import ImageSet, load_images
-from softdiff_kernels.diffusion import Corruption, time_steps
-from softdiff_kernels.diffusion.generate import generate
+from softdiff_kernels.diffusion import Corruption, generate, time_steps
 from softdiff_kernels.evaluation.classifier import Classifier, load_classifier, train_classifier
 from softdiff_kernels.evaluation.frechet import FeatureStatistics
 from softdiff_kernels.images import save_png, tile
