@@ -88,7 +88,7 @@ def demo(config: DemoConfig, say: Callable[[str], Any] = print) -> Path:
             sampler=sampler,
             steps=sampler_steps,
             batch=count,
-            bar=sys.stderr.isatty(),
+            progress=sys.stderr.isatty(),
         )
         rows.append((f"{sampler.capitalize()} sampler, {sampler_steps} steps", images))
     path = outdir / "digits.png"

@@ -22,11 +22,12 @@ from ..data.choices import class_list, class_table, format_seeds, labels_of, nam
 from ..data.names import MOST_SHOWN
 from ..data.sample_folder import GRID, NPZ_RECORD, RECORD, enter_folder, image_name
 from ..data.sources import ARRAY_ERRORS
+from ..diffusion import SAMPLERS
 from ..errors import UserError, need, user_errors
 from ..files import PathText, check_no_folder, save_json, write_atomically
 from ..images import save_png, tile
 from ..training.build import fit_prior
-from ..training.config import SAMPLER_HELP, PriorName, SamplerName
+from ..training.config import PriorName, SamplerName, summaries
 from ..training.distributed import (
     Processes,
     autocast,
@@ -57,7 +58,7 @@ class SampleConfig:
     seeds: str = "0-63"
     """Seeds: a range such as 0-63, a list such as 3,5,8-10, or one number. The image of a seed does not
     depend on the other seeds, on --batch or on the number of processes."""
-    sampler: SamplerName = field(default="momentum", metadata={"help": f"Sampler: {SAMPLER_HELP}."})
+    sampler: SamplerName = field(default="momentum", metadata={"help": f"Sampler: {summaries(SAMPLERS)}."})
     steps: int = 64
     """Sampler steps. Each evaluates the network once."""
     variance: Literal["large", "small"] = "large"
@@ -232,7 +233,7 @@ def _sample(
                 prior,
                 batch=config.batch,
                 labels=labels_of(part, classes),
-                bar=bar,
+                progress=bar,
                 **common,
             )
         for seed, image in zip(part, images, strict=True):
@@ -262,7 +263,7 @@ def _sample(
                 prior,
                 batch=len(first),
                 labels=labels_of(first, classes),
-                path=states,
+                states=states,
                 **common,
             )
         save_trajectory(extra[-1], states)

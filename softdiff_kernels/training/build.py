@@ -16,14 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import ImageSet, find_source, load_images
-from ..diffusion import Corruption, PowerSpectrum, Prior, Schedule, prior_from_state, shortest_path_schedule
+from ..diffusion import (
+    PRIORS,
+    SCHEDULES,
+    Corruption,
+    PowerSpectrum,
+    Prior,
+    Schedule,
+    ScheduleOptions,
+    prior_from_state,
+)
 from ..errors import UserError, need, user_errors
-from ..spectrum import heat_gain
 from .checkpoint import Checkpoint
-from .config import PRIOR_CHOICES, SCHEDULES, TrainConfig, is_schedule_file
-
-PAPER_NOISE_STD_MAX = 0.1
-FARTHEST_OF = 2000
+from .config import TrainConfig, is_schedule_file
 
 TIME_SCALE = 1000.0
 SMALLEST = 4
@@ -54,45 +59,25 @@ def check_data_exists(data: str, started_in: str | None) -> None:
     raise UserError(f"{data}: no such file or folder{where}; give the path of the run's images as --data")
 
 
-def largest_distance(images: ImageSet) -> float:
-    """The largest distance between two of (at most 2000, evenly spaced) images in [-1, 1]."""
-    chosen = torch.linspace(0, len(images.pixels) - 1, min(len(images.pixels), FARTHEST_OF)).round().long()
-    flat = images.pixels[chosen].flatten(1).float() / 127.5
-    return float(torch.cdist(flat, flat).max())
-
-
 def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, Schedule | None]:
     """The corruption that --schedule names, for these images; and its schedule, if it has one."""
-    size = images.shape[1:]
-    with user_errors(f"--schedule {config.schedule}: "):
-        if config.schedule == "noise":
-            most = config.noise_std_max or max(largest_distance(images), config.noise_std_min)
-            least = config.noise_std_min
-            return Corruption.noise_only(size, noise_std_min=least, noise_std_max=most), None
-        ranges: dict[str, Any] = {
-            "blur_std_max": config.blur_std_max,
-            "noise_std_min": config.noise_std_min,
-            "noise_std_max": config.noise_std_max or max(PAPER_NOISE_STD_MAX, config.noise_std_min),
-        }
-        if config.schedule in ("linear", "paper"):
-            return Corruption.paper(size, **ranges), None
-        if config.schedule == "geometric":
-            return Corruption.geometric(size, **ranges), None
+    if config.schedule in SCHEDULES:
         if config.schedule == "wasserstein":
             need("scipy.sparse", "the Wasserstein schedule")
-            path = shortest_path_schedule(images.spectrum, nodes=config.nodes, dataset=images.name, **ranges)
-            return Corruption.from_schedule(path), path
+        ranges = config.blur_std_max, config.noise_std_min, config.noise_std_max
+        with user_errors(f"--schedule {config.schedule}: "):
+            return SCHEDULES[config.schedule].make(images, ScheduleOptions(config.nodes, *ranges))
     if not is_schedule_file(config.schedule):
         wanted = f"{', '.join(SCHEDULES)} or a schedule file"
         raise UserError(f"--schedule: expected {wanted}, got {config.schedule!r}")
     with user_errors():
-        schedule = Schedule.load(config.schedule, image_size=size)
+        schedule = Schedule.load(config.schedule, image_size=images.shape[1:])
     return Corruption.from_schedule(schedule), schedule
 
 
 def fit_prior(name: str, images: ImageSet, corruption: Corruption) -> Prior:
-    """The prior of this name (of PRIOR_CHOICES), fitted to images."""
-    return PRIOR_CHOICES[name].fit(images.batches(), corruption)
+    """The prior of this name (in PRIORS), fitted to images."""
+    return PRIORS[name].fit(images.batches(), corruption)
 
 
 def saved_process(checkpoint: Checkpoint) -> tuple[Corruption, Prior]:
@@ -222,7 +207,7 @@ def scales(spectrum: PowerSpectrum, corruption: Corruption) -> tuple[Tensor, Ten
     `mean_k (1 - m_t(k))^2 P_k + noise_std(t)^2` and `mean_k m_t(k)^2 P_k + noise_std(t)^2`, by Parseval.
     """
     t = torch.linspace(0, 1, SCALE_NODES, dtype=torch.float64)
-    gain = heat_gain(corruption.blur_std(t), *spectrum.image_size)
+    gain = corruption.gain(t)
     noise = corruption.noise_std(t).square()
     lost = ((1 - gain).square() * spectrum.power).mean(dim=(1, 2, 3))
     left = (gain.square() * spectrum.power).mean(dim=(1, 2, 3))

@@ -7,49 +7,37 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..data import SOURCE_LIST, check_sides, height_and_width
-from ..diffusion import PRIORS, SAMPLERS
+from ..diffusion import LOSSES, PREDICTIONS, PRIORS, SAMPLERS, SCHEDULES, ScheduleOptions
 from ..errors import UserError, with_nearest
 from ..files import PathText, seen_from
 from .presets import PRESETS
 
-PRIOR_CHOICES = {name.partition("-")[0]: prior for name, prior in PRIORS.items()}
-"""The priors by the names that --prior takes: `gaussian` is `gaussian-dct`."""
-SAMPLER_HELP = "; ".join(
-    f"{name} ({(sampler.__doc__ or '').partition(':')[0]})" for name, sampler in SAMPLERS.items()
-)
-
-
-class ScheduleChoice(NamedTuple):
-    """A word that --schedule takes: its help text, and the options that have an effect with it."""
-
-    help: str
-    options: tuple[str, ...]
-
-
-_NOISE = ("noise_std_min", "noise_std_max")
-SCHEDULES = {
-    "wasserstein": ScheduleChoice("the shortest path for this data", ("nodes", "blur_std_max", *_NOISE)),
-    "linear": ScheduleChoice("the paper's ranges, blur linear in t", ("blur_std_max", *_NOISE)),
-    "paper": ScheduleChoice("another name of linear", ("blur_std_max", *_NOISE)),
-    "geometric": ScheduleChoice("blur geometric in t, as IHDM", ("blur_std_max", *_NOISE)),
-    "noise": ScheduleChoice("no blur: VE", _NOISE),
-}
-"""`build.make_corruption` makes each of them."""
-_SCHEDULE_HELP = ", ".join(f"{word} ({choice.help})" for word, choice in SCHEDULES.items())
-
 if TYPE_CHECKING:
     SamplerName = str
     PriorName = str
+    LossName = str
+    PredictionName = str
 else:  # a type checker takes no computed choices; tyro does
     SamplerName = Literal[tuple(SAMPLERS)]
-    PriorName = Literal[tuple(PRIOR_CHOICES)]
+    PriorName = Literal[tuple(PRIORS)]
+    LossName = Literal[tuple(LOSSES)]
+    PredictionName = Literal[tuple(PREDICTIONS)]
+
+
+def summaries(choices: Mapping[str, Any]) -> str:
+    """Help text for the names in a registry: the first line of the docstring of each entry."""
+    lines = {name: (entry.__doc__ or "").strip().partition("\n")[0] for name, entry in choices.items()}
+    return ", ".join(f"{name} ({line.removesuffix('.')})" for name, line in lines.items())
+
+
+_SCHEDULE_HELP = ", ".join(f"{name} ({schedule.help})" for name, schedule in SCHEDULES.items())
 
 
 @dataclass(frozen=True)
@@ -124,11 +112,10 @@ class TrainConfig:
     """Fraction of activations dropped in residual blocks."""
     patch: int = 1
     """Patches of this many pixels a side become channels (space-to-depth): 2 costs a quarter."""
-    prediction: Literal["residual", "sample"] = "residual"
+    prediction: PredictionName = "residual"
     """What the network predicts: x_0 - x_t (the paper's), or x_0."""
 
-    loss: Literal["soft", "plain"] = "soft"
-    """soft (Soft Score Matching: the error after the blur), or plain (the error of the residual itself)."""
+    loss: LossName = field(default="soft", metadata={"help": f"The training loss: {summaries(LOSSES)}."})
 
     schedule: PathText = field(
         default="wasserstein",
@@ -145,12 +132,16 @@ class TrainConfig:
     noise_std_max: float | None = None
     """Noise from t = 1/4 on. Default: 0.1 (the paper's); for --schedule noise, the noise at t = 1, by default
     the largest distance between two images. These three do not apply to a schedule file."""
-    prior: PriorName = "gaussian"
-    """Where sampling starts: gaussian (fitted to the frequencies of the data that the blur leaves), blurred
-    (blurred training images, stored in the weights file), or plain (white noise)."""
+    prior: PriorName = field(
+        default="gaussian",
+        metadata={
+            "help": f"Where sampling starts: {summaries(PRIORS)}. The weights file contains the prior, "
+            "including the images of blurred."
+        },
+    )
 
     sampler: SamplerName = field(
-        default="momentum", metadata={"help": f"Sampler of the grids during training: {SAMPLER_HELP}."}
+        default="momentum", metadata={"help": f"Sampler of the grids during training: {summaries(SAMPLERS)}."}
     )
     sample_steps: int = 64
     """Steps of that sampler."""
@@ -309,7 +300,7 @@ def check_effects(given: Iterable[str], config: TrainConfig) -> None:
     choice = SCHEDULES.get(config.schedule)
     if choice is not None or is_schedule_file(config.schedule):
         effective = choice.options if choice else ()
-        for name in ("nodes", "blur_std_max", *_NOISE):
+        for name in vars(ScheduleOptions()):
             words = [word for word, other in SCHEDULES.items() if name in other.options]
             needed[name] = "" if name in effective else f"--schedule {', '.join(words)}"
     without = [

@@ -19,10 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from .. import functional
 from ..data import ImageOrder, ImageSet
-from ..diffusion import Corruption, SoftDenoiser, TrainingLoss
-from ..diffusion._stream import uniforms
-from ..diffusion.generate import SAMPLING_SEED, generate
-from ..noise import NoiseKey
+from ..diffusion import SAMPLING_SEED, Corruption, SoftDenoiser, TrainingLoss, generate
+from ..noise import NoiseKey, uniforms
 from .build import build_model, scales
 from .checkpoint import Checkpoint, fitting
 from .config import TrainConfig
@@ -103,7 +101,7 @@ class Trainer:
             config, images.shape, scale if residual else None, input_scale, len(self.classes)
         ).to(device)
         network: Any = torch.compile(self.model) if config.compile else self.model
-        self.denoiser = SoftDenoiser(network, corruption, config.prediction, soft=config.loss == "soft")
+        self.denoiser = SoftDenoiser(network, corruption, config.prediction, loss=config.loss)
         self.loss: Any = TrainingLoss(self.denoiser)
         if self.processes.world > 1:
             gpu = [device.index] if device.type == "cuda" else None
@@ -189,9 +187,8 @@ class Trainer:
                 sampler=self.config.sampler,
                 steps=self.config.sample_steps,
                 batch=self.each,
-                device=self.device,
                 labels=[seed % len(self.classes) for seed in seeds] if self.classes else None,
-                each=at_step,
+                on_step=at_step,
             )
 
     def corrupted_examples(self) -> Tensor:

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diffusion import Prior, SoftDenoiser
-from ..diffusion.generate import generate
+from ..diffusion import Prior, SoftDenoiser, generate
 from ..errors import UserError
 from .build import build_model, saved_process
 from .checkpoint import Checkpoint, find, fitting, load_checkpoint, numbered, weights_kind
@@ -42,7 +41,7 @@ class LoadedModel:
         """Images, one per seed: uint8 [N, C, H, W]. options: as in `diffusion.generate`. prior: instead of
         the one in the file."""
         start = self.prior if prior is None else prior
-        return generate(self.denoiser, start, seeds, device=self.device, **options)
+        return generate(self.denoiser, start, seeds, **options)
 
 
 def restore(checkpoint: Checkpoint, part: str, path: object, device: torch.device) -> LoadedModel:

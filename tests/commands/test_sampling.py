@@ -19,7 +19,7 @@ pytest.importorskip("diffusers")
 from training_runs import CPU, small
 
 from softdiff_kernels.commands.sample import SampleConfig, sample
-from softdiff_kernels.diffusion.generate import generate
+from softdiff_kernels.diffusion import generate
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.loop import train
 from softdiff_kernels.training.weights import load_model
