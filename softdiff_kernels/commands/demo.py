@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from ..images import labelled, save_png, tile
 from ..training.checkpoint import next_run_folder
 from ..training.config import TrainConfig
 from ..training.loop import train
-from ..training.presets import PRESETS
 from ..training.weights import load_model
 
 SAMPLER_STEPS = 300
@@ -53,11 +52,11 @@ def run(config: DemoConfig, argv: Sequence[str]) -> int:
 
 def training_options(config: DemoConfig, folder: Path) -> TrainConfig:
     """The options of `softdiff train --preset digits`, without sample grids."""
-    settings = {name: setting.value for name, setting in PRESETS["digits"].items()}
-    if config.steps is not None:
-        settings["steps"] = config.steps
-    settings.update(outdir=str(folder), sample_count=0, save_every=settings["steps"], seed=config.seed)
-    return TrainConfig(preset="digits", **settings)
+    changes: dict[str, Any] = {} if config.steps is None else {"steps": config.steps}
+    options = TrainConfig.from_preset(
+        "digits", outdir=str(folder), sample_count=0, seed=config.seed, **changes
+    )
+    return replace(options, save_every=options.steps)
 
 
 def enlarge(pixels: Tensor) -> Tensor:

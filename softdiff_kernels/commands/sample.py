@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import sys
@@ -13,21 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import load_images
-from ..data.choices import class_list, class_table, format_seeds, labels_of, named_class, parse_seeds
-from ..data.names import MOST_SHOWN
-from ..data.sample_folder import GRID, NPZ_RECORD, RECORD, enter_folder, image_name
-from ..data.sources import ARRAY_ERRORS
-from ..diffusion import SAMPLERS
+from ..data.choices import class_list, class_names, class_table, labels_of, parse_seeds
+from ..data.sample_folder import GRID, RECORD, check_npz, enter_folder, image_name, save_npz
 from ..errors import UserError, need, user_errors
 from ..files import PathText, check_no_folder, save_json, write_atomically
 from ..images import save_png, tile
-from ..training.build import fit_prior
-from ..training.config import PriorName, SamplerName, summaries
+from ..training.config import SAMPLER_HELP, PriorName, SamplerName
 from ..training.distributed import (
     Processes,
     autocast,
@@ -58,7 +51,7 @@ class SampleConfig:
     seeds: str = "0-63"
     """Seeds: a range such as 0-63, a list such as 3,5,8-10, or one number. The image of a seed does not
     depend on the other seeds, on --batch or on the number of processes."""
-    sampler: SamplerName = field(default="momentum", metadata={"help": f"Sampler: {summaries(SAMPLERS)}."})
+    sampler: SamplerName = field(default="momentum", metadata={"help": SAMPLER_HELP})
     steps: int = 64
     """Sampler steps. Each evaluates the network once."""
     variance: Literal["large", "small"] = "large"
@@ -124,20 +117,6 @@ def run(config: SampleConfig, argv: Sequence[str]) -> int:
     return 0
 
 
-def choose_prior(config: SampleConfig, model: LoadedModel) -> Any:
-    """The prior in the weights file, or another one, fitted to --data."""
-    if config.prior is None or config.data is None:
-        return model.prior
-    images = load_images(config.data, model.config.size)
-    if images.shape != model.shape:
-        advice = f"; `softdiff dataset --channels {model.shape[0]}` converts them"
-        raise UserError(
-            f"--data: expected images of {list(model.shape)}, got {list(images.shape)}"
-            f"{advice if images.shape[0] != model.shape[0] else ''}"
-        )
-    return fit_prior(config.prior, images, model.denoiser.corruption)
-
-
 def sampler_options(config: SampleConfig) -> dict[str, Any]:
     """The arguments of the chosen sampler that not all samplers have."""
     options: dict[str, dict[str, Any]] = {
@@ -154,7 +133,8 @@ def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Pat
     set_precision(config.precision)
     processes, device = join(config.timeout, device)
     try:
-        files = _sample(config, seeds, device, processes, say if processes.first else lambda _: None)
+        model = load_model(config.weights, device, config.ema)
+        files = _sample(config, seeds, model, processes, say if processes.first else lambda _: None)
         processes.close()
         return files
     except BaseException:
@@ -165,77 +145,55 @@ def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Pat
 def _sample(
     config: SampleConfig,
     seeds: list[int],
-    device: torch.device,
+    model: LoadedModel,
     processes: Processes,
     say: Callable[[str], None],
 ) -> list[Path]:
-    model = load_model(config.weights, device, config.ema)
-    prior = choose_prior(config, model)
+    prior = model.prior
+    if config.prior is not None and config.data is not None:
+        prior = model.fit_prior(config.prior, config.data)
     classes = class_list(config.classes, model.classes)
     if config.guidance != 1.0 and classes is None:
         raise UserError("--guidance: the model was trained without classes (softdiff train --conditional)")
+    if config.guidance != 1.0 and model.config.class_dropout == 0:
+        raise UserError("--guidance: the model never saw an image without its class (--class-dropout 0)")
     if config.compile:
         compiled: Any = torch.compile(model.denoiser.inner_model)
         model.denoiser.inner_model = compiled
-    if config.guidance != 1.0 and model.config.class_dropout == 0:
-        raise UserError("--guidance: the model never saw an image without its class (--class-dropout 0)")
-    folder = Path(config.outdir)
-    for flag, name in (("--npz", config.npz), ("--trajectory", config.trajectory)):
-        check_no_folder(flag, name)
-    _check_no_data(config.npz)
-    with user_errors("--outdir, --npz or --trajectory: "):
-        for path in (folder, *(Path(name).parent for name in (config.npz, config.trajectory) if name)):
-            path.mkdir(parents=True, exist_ok=True)
-    common: dict[str, Any] = {
-        "sampler": config.sampler,
-        "steps": config.steps,
-        "guidance": config.guidance,
-        "options": sampler_options(config),
-    }
+    folder = _make_folders(config)
     say(
         f"{len(seeds)} images by the {config.sampler} sampler in {config.steps} steps, from the "
         f"{prior.describe()}, with the weights of step {model.step}"
     )
-    class_names = ", ".join(named_class(i, model.classes) for i in (classes or ())[:MOST_SHOWN])
-    if classes is not None and len(classes) > MOST_SHOWN:
-        class_names += f" and {len(classes) - MOST_SHOWN} more"
-    record: dict[str, Any] = {
-        "weights": os.path.abspath(config.weights),
-        "weights_digest": model.digest,
-        "step": model.step,
-        "sampler": config.sampler,
-        **sampler_options(config),
-        "steps": config.steps,
-        "prior": prior.describe(),
-        "class": None if classes is None else "all" if config.classes is None else class_names,
-        "guidance": config.guidance,
-        "precision": config.precision,
-    }
+    record = _record(config, model, prior.describe(), classes)
     if classes is not None:
-        record["classes"] = [{"number": i, "name": model.classes[i]} for i in classes]
         for line in class_table(model.classes):
             say(line)
         if config.classes is not None:
-            say(f"seeds use in turn: {class_names}")
+            say(f"seeds use in turn: {class_names(classes, model.classes)}")
+
+    def generate(part: list[int], **options: Any) -> Tensor:
+        with autocast(model.device, config.precision):
+            return model.generate(
+                part,
+                prior,
+                sampler=config.sampler,
+                steps=config.steps,
+                guidance=config.guidance,
+                options=sampler_options(config),
+                labels=labels_of(part, classes),
+                **options,
+            )
 
     # Written before the images, so that it names all of them whatever happens.
     processes.from_first(lambda: save_json(folder / RECORD, enter_folder(folder, record, seeds)))
-    mine = seeds[processes.rank :: processes.world]
+    own_seeds = seeds[processes.rank :: processes.world]
     files: list[Path] = []
     collected: list[Tensor] = []
-    wanted = len(mine) if config.npz else -(-GRID_MOST // processes.world) if config.grid else 0
-    for start in range(0, len(mine), config.batch):
-        part = mine[start : start + config.batch]
-        bar = processes.first and sys.stderr.isatty()
-        with autocast(device, config.precision):
-            images = model.generate(
-                part,
-                prior,
-                batch=config.batch,
-                labels=labels_of(part, classes),
-                progress=bar,
-                **common,
-            )
+    wanted = len(own_seeds) if config.npz else -(-GRID_MOST // processes.world) if config.grid else 0
+    for start in range(0, len(own_seeds), config.batch):
+        part = own_seeds[start : start + config.batch]
+        images = generate(part, batch=config.batch, progress=processes.first and sys.stderr.isatty())
         for seed, image in zip(part, images, strict=True):
             files.append(folder / image_name(seed))
             save_png(files[-1], image)
@@ -252,40 +210,50 @@ def _sample(
         save_png(extra[-1], tile(torch.stack(shown[:GRID_MOST])))
     if config.npz:
         extra.append(Path(config.npz))
-        _save_npz(extra[-1], shown, seeds, labels_of(seeds, classes), model.classes, record)
+        save_npz(extra[-1], torch.stack(shown), seeds, record, labels_of(seeds, classes), model.classes)
     if config.trajectory:
         extra.append(Path(config.trajectory))
-        first = seeds[:SHOWN]
         states: list[Tensor] = []
-        with autocast(device, config.precision):
-            model.generate(
-                first,
-                prior,
-                batch=len(first),
-                labels=labels_of(first, classes),
-                states=states,
-                **common,
-            )
+        generate(seeds[:SHOWN], batch=SHOWN, states=states)
         save_trajectory(extra[-1], states)
     for path in extra:
         say(f"{path}")
     return files + extra
 
 
-def _check_no_data(npz: str | None) -> None:
-    """Raises UserError where --npz would replace a file that `softdiff sample` did not write, such as a data
-    set."""
-    if npz is None or not Path(npz).exists():
-        return
-    try:
-        with np.load(npz, allow_pickle=False) as archive:
-            own = NPZ_RECORD in archive.files
-    except ARRAY_ERRORS:
-        own = False
-    if not own:
-        raise UserError(
-            f"{npz} exists already and was not written by softdiff sample: choose another --npz, or remove it"
-        )
+def _make_folders(config: SampleConfig) -> Path:
+    """Creates the folders of all files to write; returns --outdir."""
+    folder = Path(config.outdir)
+    for flag, name in (("--npz", config.npz), ("--trajectory", config.trajectory)):
+        check_no_folder(flag, name)
+    if config.npz is not None:
+        check_npz(Path(config.npz))
+    with user_errors("--outdir, --npz or --trajectory: "):
+        for path in (folder, *(Path(name).parent for name in (config.npz, config.trajectory) if name)):
+            path.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _record(
+    config: SampleConfig, model: LoadedModel, prior: str, classes: Sequence[int] | None
+) -> dict[str, Any]:
+    """How the images are made, for samples.json and --npz."""
+    record: dict[str, Any] = {
+        "weights": os.path.abspath(config.weights),
+        "weights_digest": model.digest,
+        "step": model.step,
+        "sampler": config.sampler,
+        **sampler_options(config),
+        "steps": config.steps,
+        "prior": prior,
+        "class": None,
+        "guidance": config.guidance,
+        "precision": config.precision,
+    }
+    if classes is not None:
+        record["class"] = "all" if config.classes is None else class_names(classes, model.classes)
+        record["classes"] = [{"number": i, "name": model.classes[i]} for i in classes]
+    return record
 
 
 def _in_order(parts: list[list[Tensor]], seeds: Sequence[int]) -> list[Tensor]:
@@ -294,26 +262,6 @@ def _in_order(parts: list[list[Tensor]], seeds: Sequence[int]) -> list[Tensor]:
     world = len(parts)
     places = ((i % world, i // world) for i in range(len(seeds)))
     return [parts[rank][place] for rank, place in places if place < len(parts[rank])]
-
-
-def _save_npz(
-    path: Path,
-    images: list[Tensor],
-    seeds: list[int],
-    labels: list[int] | None,
-    classes: Sequence[str],
-    record: dict[str, Any],
-) -> None:
-    """Writes the images as [N, H, W, C] under arr_0, the name that other evaluators read, and the record of
-    how they were made."""
-    pixels = torch.stack(images).permute(0, 2, 3, 1).numpy()
-    arrays: dict[str, Any] = {"arr_0": pixels, "seeds": np.array(seeds)}
-    arrays[NPZ_RECORD] = np.array(json.dumps({**record, "seeds": format_seeds(seeds)}))
-    if labels is not None:
-        arrays |= {"labels": np.array(labels), "classes": np.array(classes, dtype=str)}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
 
 
 def save_trajectory(path: Path, states: Sequence[Tensor]) -> None:

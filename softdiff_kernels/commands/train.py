@@ -11,24 +11,19 @@ import shlex
 from collections.abc import Sequence
 
 from ..errors import need
-from ..files import at_home
 from ..training.config import TrainConfig, check_effects
-from ..training.config_file import flag_value, given_options, preset_and_file, unchecked
+from ..training.config_file import given_options, preset_and_file, resume_and_outdir, unchecked
 
 
 def prepare(argv: Sequence[str]) -> tuple[list[str], TrainConfig | None]:
     """The flags, and the options that they override: those of --preset, --config and --resume."""
     argv = ["--dry-run" if word == "-n" else word for word in argv]
     options = preset_and_file(argv)
-    given = given_options(argv)
-    resume, outdir = (
-        flag_value(argv, f"--{name}") if name in given else options.get(name) for name in ("resume", "outdir")
-    )
+    resume, outdir = resume_and_outdir(argv, options)
     if resume is not None:
         from ..training.loop import resumed_options
 
-        outdir = None if outdir is None else at_home(outdir, "outdir")
-        resumed = resumed_options(at_home(resume, "resume"), outdir)
+        resumed = resumed_options(resume, outdir)
         if resumed is not None:
             options = {**vars(resumed), **options}
     return argv, unchecked(options) if options else None

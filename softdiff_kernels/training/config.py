@@ -17,7 +17,7 @@ from ..data import SOURCE_LIST, check_sides, height_and_width
 from ..diffusion import LOSSES, PREDICTIONS, PRIORS, SAMPLERS, SCHEDULES, ScheduleOptions
 from ..errors import UserError, with_nearest
 from ..files import PathText, seen_from
-from .presets import PRESETS
+from .presets import PRESETS, Setting
 
 if TYPE_CHECKING:
     SamplerName = str
@@ -37,6 +37,7 @@ def summaries(choices: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({line.removesuffix('.')})" for name, line in lines.items())
 
 
+SAMPLER_HELP = f"Sampler: {summaries(SAMPLERS)}."
 _SCHEDULE_HELP = ", ".join(f"{name} ({schedule.help})" for name, schedule in SCHEDULES.items())
 
 
@@ -209,6 +210,12 @@ class TrainConfig:
             self, "multipliers", all(m >= 1 for m in self.multipliers), "whole numbers of at least 1"
         )
 
+    @classmethod
+    def from_preset(cls, name: str, **options: Any) -> TrainConfig:
+        """The options of a preset, with some replaced."""
+        settings = {option: setting.value for option, setting in preset_settings(name).items()}
+        return cls(**{**settings, "preset": name, **options})
+
     @property
     def size(self) -> tuple[int, int] | None:
         """--image-size as (height, width); None where it is not given."""
@@ -257,6 +264,13 @@ class TrainConfig:
         check_names(values)
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
+
+
+def preset_settings(name: str) -> dict[str, Setting]:
+    """The settings of a preset; UserError for an unknown name."""
+    if name not in PRESETS:
+        raise UserError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]
 
 
 def is_schedule_file(schedule: str) -> bool:

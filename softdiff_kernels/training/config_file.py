@@ -15,8 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import UserError, need, user_errors
 from ..files import at_home, save_text
-from .config import TrainConfig, check_names
-from .presets import PRESETS, Setting
+from .config import TrainConfig, check_names, preset_settings
 
 PER_CALL = ("config", "outdir", "resume", "dry_run", "allow_changes")
 """Options of one call rather than of the run: the file of a run does not contain them."""
@@ -35,6 +34,17 @@ def given_options(argv: Sequence[str]) -> set[str]:
     return given
 
 
+def resume_and_outdir(argv: Sequence[str], options: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The values of --resume and --outdir: those of the flags, else of the options from a file."""
+    given = given_options(argv)
+    names = ("resume", "outdir")
+    values = [flag_value(argv, f"--{name}") if name in given else options.get(name) for name in names]
+    resume, outdir = (
+        None if value is None else at_home(value, name) for name, value in zip(names, values, strict=True)
+    )
+    return resume, outdir
+
+
 def flag_value(argv: Sequence[str], name: str) -> str | None:
     """The value of a flag, read before the others because their defaults depend on it."""
     for i, word in enumerate(argv):
@@ -46,13 +56,6 @@ def flag_value(argv: Sequence[str], name: str) -> str | None:
         if value is not None:
             return None if value == "None" else value
     return None
-
-
-def preset_settings(name: str) -> dict[str, Setting]:
-    """The settings of a preset; UserError for an unknown name."""
-    if name not in PRESETS:
-        raise UserError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return PRESETS[name]
 
 
 def preset_and_file(argv: Sequence[str]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data import load_images
 from ..diffusion import Prior, SoftDenoiser, generate
 from ..errors import UserError
-from .build import build_model, saved_process
+from .build import build_model, fit_prior, saved_process
 from .checkpoint import Checkpoint, find, fitting, load_checkpoint, numbered, weights_kind
 from .config import TrainConfig
 
@@ -36,6 +37,18 @@ class LoadedModel:
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.denoiser.parameters()).device
+
+    def fit_prior(self, name: str, data: str) -> Prior:
+        """Another prior (a name in PRIORS), fitted to the images that --data names."""
+        images = load_images(data, self.config.size)
+        if images.shape != self.shape:
+            channels = self.shape[0]
+            advice = f"; `softdiff dataset --channels {channels}` converts them"
+            raise UserError(
+                f"--data: expected images of {list(self.shape)}, got {list(images.shape)}"
+                f"{advice if images.shape[0] != channels else ''}"
+            )
+        return fit_prior(name, images, self.denoiser.corruption)
 
     def generate(self, seeds: Sequence[int], prior: Prior | None = None, **options: Any) -> Tensor:
         """Images, one per seed: uint8 [N, C, H, W]. options: as in `diffusion.generate`. prior: instead of
