@@ -142,11 +142,21 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor
 
 def philox_words(rows: Tensor, count: int) -> Tensor:
     """The first `count` words of each image's stream: int64 [B, count], for key rows [B, 3]."""
-    blocks = torch.arange((count + 3) // 4, dtype=torch.int64, device=rows.device)
     seed, stream, draw = (rows[:, j, None] for j in range(3))
+    return _words(seed, stream, draw, 0, count)
+
+
+def _words(seed: Tensor, stream: Tensor, draw: Tensor, first_block: int, count: int) -> Tensor:
+    """`count` words from block `first_block` on: int64 [B, count]. seed, stream, draw: [B, 1] or [1, 1]."""
+    last_block = first_block + (count + 3) // 4
+    blocks = torch.arange(first_block, last_block, dtype=torch.int64, device=stream.device)
     counter = (blocks[None, :] & _LOW, draw & _LOW, stream & _LOW, stream >> 32 & _LOW)
     words = philox4x32(counter, (seed & _LOW, seed >> 32 & _LOW))
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]
+
+
+def _uniform64(words: Tensor) -> Tensor:
+    return ((words >> 8).double() + 0.5) * 2.0**-24
 
 
 def normals_from_words(words: Tensor) -> Tensor:
@@ -155,7 +165,7 @@ def normals_from_words(words: Tensor) -> Tensor:
     u = ((r >> 8) + 1/2) 2^-24, theta = int32(q) 2 pi / 2^32, z = sqrt(-2 ln u) (cos, sin)(theta).
     """
     r, q = words[..., 0::2], words[..., 1::2]
-    u = ((r >> 8).double() + 0.5) * 2.0**-24
+    u = _uniform64(r)
     theta = torch.where(q >= 2**31, q - 2**32, q).double() * (2 * math.pi / 2**32)
     radius = torch.sqrt(-2 * torch.log(u))
     return torch.stack((radius * torch.cos(theta), radius * torch.sin(theta)), dim=-1).flatten(-2)
@@ -166,3 +176,36 @@ def philox_normal(shape: Sequence[int], rows: Tensor, dtype: torch.dtype) -> Ten
     batch, count = shape[0], math.prod(shape[1:])
     words = philox_words(rows, -(-count // 4) * 4)
     return normals_from_words(words)[:, :count].reshape(batch, *shape[1:]).to(dtype)
+
+
+# What an image needs beside its noise (its t, its prior's coefficients) comes from the same draw, so that one
+# key determines all of it. An image of d elements uses blocks 0 .. ceil(d / 4) - 1 for its noise; everything
+# else uses the blocks after them, so that no word is used twice.
+
+
+def words_after(key: NoiseKey, batch: int, elements: int, count: int, device: torch.device) -> Tensor:
+    """`count` words in [0, 2^32) per image, after those of its `elements` normals: int64 [B, count]."""
+    ints, rows = pack_key(key, batch, device)
+    if rows is None:
+        # Filled on the device: copying host numbers there would synchronise.
+        seed, stream, draw = (torch.full((1, 1), n, dtype=torch.int64, device=device) for n in ints)
+    else:
+        seed, stream, draw = (rows[:, j, None] for j in range(3))
+    if stream.shape[0] != batch:
+        stream = stream + torch.arange(batch, dtype=torch.int64, device=device)[:, None]
+    return _words(seed, stream, draw, -(-elements // 4), count)
+
+
+def uniform_from_words(words: Tensor) -> Tensor:
+    """Uniforms in (0, 1), as Box-Muller makes them: ((word >> 8) + 1/2) 2^-24. float32 holds them exactly."""
+    return _uniform64(words).float()
+
+
+def uniforms(key: NoiseKey, batch: int, device: torch.device) -> Tensor:
+    """One uniform in (0, 1) per image, from the first word of its draw: float32 [batch]."""
+    return uniform_from_words(words_after(key, batch, 0, 1, device)[:, 0])
+
+
+def fresh_key(stream: int | Tensor = 0) -> NoiseKey:
+    """A key from torch's default CPU generator, so that `torch.manual_seed` determines it."""
+    return NoiseKey(int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)), stream)

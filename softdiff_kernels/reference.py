@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import _arguments as args
 from . import spectrum
+from .images import decode
 from .noise import NoiseKey, key_rows, pack_key, philox_normal
 
 Coefficient = float | Tensor
@@ -115,11 +116,6 @@ def _blur(x: Tensor, std: Tensor, floor: float, scale: Tensor) -> Tensor:
     gain = spectrum.heat_gain(std, x.shape[-2], x.shape[-1], floor=floor)
     blurred = torch.where(_per_sample(std, x.dtype) == 0, x, _filter(x, gain))
     return _per_sample(scale, x.dtype) * blurred
-
-
-def decode(x: Tensor) -> Tensor:
-    """uint8 images as float32 in [-1, 1]: `x / 127.5 - 1`. Others as they are."""
-    return x.float() / 127.5 - 1.0 if x.dtype == torch.uint8 else x
 
 
 def corrupt(

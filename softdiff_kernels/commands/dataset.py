@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data.names import MOST_SHOWN, printable
 from ..data.sources import SOURCE_LIST, ReadResult, check_sides, height_and_width, read_source
-from ..errors import UserError
+from ..errors import UserError, need
 from ..files import PathText, check_free, whole_file
 from ..images import to_pil
 
@@ -52,6 +52,13 @@ class DatasetConfig:
             raise UserError(f"--limit: expected at least 1, got {self.limit}")
         if self.out is not None and Path(self.out).suffix.lower() not in (".zip", ".npz"):
             raise UserError(f"--out: expected a name that ends in .zip or .npz, got {self.out}")
+
+
+def run(config: DatasetConfig, argv: Sequence[str]) -> int:
+    """Reports, and converts if asked."""
+    need("PIL", "softdiff dataset")
+    convert(config)
+    return 0
 
 
 def convert(config: DatasetConfig, say: Callable[[str], None] = print) -> ReadResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
+from ..data import SOURCE_LIST, ImageSet, check_sides, height_and_width, load_images
 from ..data.choices import format_seeds, parse_seeds
-from ..data.image_set import ImageSet, load_images
-from ..data.sources import SOURCE_LIST, check_sides, height_and_width
-from ..errors import UserError
+from ..errors import UserError, need
 from ..evaluation import METRICS, Classifier, load_classifier, train_classifier
 from ..evaluation.inception import INCEPTION_FILE, RELEASE, RESIZE, Inception, check_channels
 from ..files import PathText, check_no_folder, save_json, seen_from
-from ..training.device import pick_device
+from ..training.config import SamplerName
+from ..training.distributed import pick_device
 
 if TYPE_CHECKING:
     from ..evaluation.samples import Samples
@@ -67,7 +67,7 @@ class EvaluateConfig:
         metadata={"help": f"Inception weights for fid and kid: torch-fidelity's {INCEPTION_FILE}."},
     )
 
-    sampler: Literal["momentum", "naive", "ddim", "tacos"] = "momentum"
+    sampler: SamplerName = "momentum"
     """For --weights, like the next three options: as in `softdiff sample`."""
     steps: int = 64
     """Sampler steps."""
@@ -125,6 +125,14 @@ class EvaluateConfig:
     def metrics(self) -> tuple[str, ...]:
         """The requested metrics, in order."""
         return tuple(part.strip() for part in self.metric.split(",") if part.strip())
+
+
+def run(config: EvaluateConfig, argv: Sequence[str]) -> int:
+    """Computes and prints the metrics."""
+    for module in ("safetensors", "PIL", *(("diffusers",) if config.weights is not None else ())):
+        need(module, "softdiff evaluate")
+    evaluate(config)
+    return 0
 
 
 def evaluate(config: EvaluateConfig, say: Say = print) -> list[dict[str, Any]]:

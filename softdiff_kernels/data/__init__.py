@@ -9,5 +9,14 @@ and its readers), `decode` (image files into an array), `labels` and `names` (wh
 """
 
 from .image_set import ImageOrder, ImageSet, load_images
+from .sources import SOURCE_LIST, check_sides, find_source, height_and_width
 
-__all__ = ["ImageOrder", "ImageSet", "load_images"]
+__all__ = [
+    "SOURCE_LIST",
+    "ImageOrder",
+    "ImageSet",
+    "check_sides",
+    "find_source",
+    "height_and_width",
+    "load_images",
+]

@@ -63,6 +63,12 @@ def named_class(number: int, classes: Sequence[str]) -> str:
     return f'{number} "{printable(classes[number])}"'
 
 
+def class_names(numbers: Sequence[int], classes: Sequence[str]) -> str:
+    """These classes in one line, as many as fit: `3 "dog", 0 "cat" and 7 more`."""
+    names = ", ".join(named_class(i, classes) for i in numbers[:MOST_SHOWN])
+    return names + (f" and {len(numbers) - MOST_SHOWN} more" if len(numbers) > MOST_SHOWN else "")
+
+
 def class_list(text: str | None, classes: Sequence[str]) -> list[int] | None:
     """The classes that seeds take in turn, of a model with these classes; None for a model without any.
 

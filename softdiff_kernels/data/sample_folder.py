@@ -4,6 +4,7 @@ folder (or packed as .zip) with a record of how the images were made; or one .np
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tempfile
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import UserError, reason, user_errors
+from ..files import write_atomically
 from .choices import format_seeds, parse_seeds
 from .image_set import ImageSet
 from .sources import ARRAY_ERRORS, zip_entries
@@ -105,6 +108,39 @@ def enter_folder(folder: Path, record: dict[str, Any], seeds: Sequence[int]) -> 
             path.unlink(missing_ok=True)
     (folder / GRID).unlink(missing_ok=True)
     return {**record, "seeds": format_seeds(others.union(seeds))}
+
+
+def check_npz(path: Path) -> None:
+    """Raises UserError where --npz would replace a file that `softdiff sample` did not write, such as a data
+    set."""
+    if not path.exists():
+        return
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            own = NPZ_RECORD in archive.files
+    except ARRAY_ERRORS:
+        own = False
+    if not own:
+        raise UserError(f"{path} exists already and was not written by softdiff sample: choose another --npz")
+
+
+def save_npz(
+    path: Path,
+    images: Tensor,
+    seeds: Sequence[int],
+    record: Mapping[str, Any],
+    labels: Sequence[int] | None = None,
+    classes: Sequence[str] = (),
+) -> None:
+    """Writes uint8 images [N, C, H, W] as [N, H, W, C] under arr_0, the name that other evaluators read,
+    with the record of how they were made."""
+    arrays: dict[str, Any] = {"arr_0": images.permute(0, 2, 3, 1).numpy(), "seeds": np.array(seeds)}
+    arrays[NPZ_RECORD] = np.array(json.dumps({**record, "seeds": format_seeds(seeds)}))
+    if labels is not None:
+        arrays |= {"labels": np.array(labels), "classes": np.array(classes, dtype=str)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.choices import class_list, labels_of
 from ..data.sample_folder import Load, read_samples
-from ..diffusion.generate import generate
+from ..diffusion import generate
 from ..training.weights import LoadedModel, load_model
 
 PROVENANCE = ("weights", "weights_digest", "step", "prior", "sampler", "steps", "seeds", "guidance", "class")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from image_files import fill, message, pack, random_pixels
 
-from softdiff_kernels.cli import main, usage
+from softdiff_kernels.cli import main
 from softdiff_kernels.data import sources
 from softdiff_kernels.data.decode import ReadRequest
 from softdiff_kernels.data.sources import SOURCE_LIST, SOURCES, ReadResult, Source, find_source, set_name
@@ -49,9 +49,9 @@ def test_a_file_of_that_name_is_no_digits(tmp_path: Path, monkeypatch: pytest.Mo
     assert source is not None and source.name == "folder"
 
 
-def test_errors_and_usage_name_every_source(tmp_path: Path) -> None:
+def test_errors_name_every_source(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("a,b")
-    for text in (message(tmp_path / "none"), message(tmp_path / "list.csv"), usage()):
+    for text in (message(tmp_path / "none"), message(tmp_path / "list.csv")):
         assert all(source.written in text for source in SOURCES)
     np.save(tmp_path / "set.npy", random_pixels(shape=(3, 4, 6)))
     said = message(tmp_path / "set.npy", need_labels=True)

@@ -101,6 +101,14 @@ def test_corrupt_is_the_op_at_the_interpolated_levels(dtype: torch.dtype) -> Non
     )
 
 
+def test_gain_is_the_factor_of_each_frequency() -> None:
+    c = Corruption.paper((6, 9))
+    x, t = torch.rand(2, 3, 6, 9, dtype=torch.float64), torch.tensor([0.05, 0.4], dtype=torch.float64)
+    blurred = functional.idct2(c.gain(t) * functional.dct2(x))
+    torch.testing.assert_close(blurred, functional.blur(x, c.blur_std(t)), rtol=0, atol=1e-12)
+    assert torch.equal(c.gain(0.4), c.gain(t)[1:]) and c.gain(t.float()).dtype == torch.float32
+
+
 def test_dictionary_survives_json() -> None:
     for c in (
         Corruption.paper((20, 33)),
