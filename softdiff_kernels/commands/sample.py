@@ -149,6 +149,7 @@ def _sample(
     processes: Processes,
     say: Callable[[str], None],
 ) -> list[Path]:
+    device = model.device  # before compilation, whose result need not have parameters of its own
     prior = model.prior
     if config.prior is not None and config.data is not None:
         prior = model.fit_prior(config.prior, config.data)
@@ -173,10 +174,11 @@ def _sample(
             say(f"seeds use in turn: {class_names(classes, model.classes)}")
 
     def generate(part: list[int], **options: Any) -> Tensor:
-        with autocast(model.device, config.precision):
+        with autocast(device, config.precision):
             return model.generate(
                 part,
                 prior,
+                device=device,
                 sampler=config.sampler,
                 steps=config.steps,
                 guidance=config.guidance,

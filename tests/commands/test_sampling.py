@@ -220,7 +220,10 @@ def test_a_file_that_is_not_of_sampling_is_not_replaced(weights: Path, tmp_path:
     before = npz.read_bytes()
     folder = tmp_path / "dir.npz"
     folder.mkdir()
-    for path, words in ((npz, "exists already and was not written by softdiff sample"), (folder, "got the folder")):
+    for path, words in (
+        (npz, "exists already and was not written by softdiff sample"),
+        (folder, "got the folder"),
+    ):
         with pytest.raises(UserError, match=words):
             quiet(dataclasses.replace(config, npz=str(path)))
     assert npz.read_bytes() == before and not (tmp_path / "out").exists()
