@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "softdiff_kernels"
 # From the ground up. A part is a file or a folder; - is the package's own __init__, which exports the ops.
 PARTS = """
-_version _interrupt errors files memory progress images _numbers caches _arguments noise spectrum reference
+_version _interrupt errors files memory progress _numbers caches _arguments images noise spectrum reference
 backends _autograd _vmap _ops functional - diffusion data training evaluation integrations _machine bench
 commands cli __main__
 """.split()
