@@ -90,8 +90,8 @@ def from_json(text: bytes, images: Sequence[Parts], where: str) -> Labels:
         pairs = content.get("labels") if isinstance(content, dict) else content["labels"]
         if pairs is None:
             return Labels()
-        named = [("/".join(parts_of(str(name))), label) for name, label in pairs]
-        label_of: dict[str, Any] = dict(named)
+        entries = [("/".join(parts_of(str(name))), label) for name, label in pairs]
+        label_of: dict[str, Any] = dict(entries)
         classes = content.get("classes") or []
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             return Labels(
@@ -99,7 +99,7 @@ def from_json(text: bytes, images: Sequence[Parts], where: str) -> Labels:
             )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         return Labels(error=f"{expected}, got something else ({error})")
-    twice = next((name for name, label in named if label_of[name] != label), None)
+    twice = next((name for name, label in entries if label_of[name] != label), None)
     if twice is not None:
         return Labels(error=f"{where}: expected one label for each image, got two for {shown(twice)}")
     names = ["/".join(parts) for parts in images]

@@ -73,7 +73,7 @@ def is_hidden(parts: Parts) -> bool:
 
 
 def suffix_of(parts: Parts) -> str:
-    """`.png` of a.PNG; empty where there is none."""
+    """`.png` of a.PNG; empty if it has none."""
     return os.path.splitext(parts[-1])[1].lower()
 
 

@@ -28,13 +28,14 @@ def trained() -> Classifier:
 
 def test_it_learns_and_says_so(trained: Classifier) -> None:
     said: list[str] = []
-    found = quiet(*bars(600), say=said.append, name="bars", classes=["none", "across", "down", "both"])
+    names = ["none", "across", "down", "both"]
+    classifier = quiet(*bars(600), say=said.append, name="bars", classes=names)
     # Four classes that differ plainly; the accuracy is of images that it was not trained on.
-    assert found.accuracy >= 0.9
+    assert classifier.accuracy >= 0.9
     fresh, labels = bars(300, seed=9)
-    assert (found.predict(fresh) == labels).float().mean() >= 0.9
+    assert (classifier.predict(fresh) == labels).float().mean() >= 0.9
     assert "540 images of bars, 4 classes" in said[0] and "of 60 images" in said[-1]
-    assert found.classes == ["none", "across", "down", "both"] and trained.classes == ["0", "1", "2", "3"]
+    assert classifier.classes == names and trained.classes == ["0", "1", "2", "3"]
 
 
 def test_features_have_unit_variance_and_none_is_constant(trained: Classifier) -> None:
@@ -60,8 +61,8 @@ def test_the_seed_rules_all_and_the_global_generator_is_left_alone() -> None:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14), (4, 33, 20), (2, 64, 64)])
 def test_images_of_any_size_and_channels(shape: tuple[int, int, int]) -> None:
     pixels, labels = bars(200, shape=shape)
-    found = quiet(pixels, labels, epochs=1)
-    assert found.features(pixels[:5]).shape == (5, 64) and torch.isfinite(found.features(pixels[:5])).all()
+    features = quiet(pixels, labels, epochs=1).features(pixels[:5])
+    assert features.shape == (5, 64) and torch.isfinite(features).all()
 
 
 def test_the_distance_orders_images_by_how_wrong_they_are(trained: Classifier) -> None:
@@ -138,10 +139,10 @@ def test_a_classifier_that_guesses_is_of_no_use() -> None:
     # Labels drawn apart from the images: nothing that is learnt carries over to the held-out ones.
     pixels = bars(300)[0]
     labels = torch.randint(0, 4, (300,), generator=torch.Generator().manual_seed(1))
-    found = quiet(pixels, labels, epochs=1, name="noise")
+    classifier = quiet(pixels, labels, epochs=1, name="noise")
     with pytest.raises(
         UserError, match=r"noise is right for .*; its features are meaningful from .* \(chance: "
     ):
-        classifier_frechet(found, pixels, pixels)
+        classifier_frechet(classifier, pixels, pixels)
     # Three times chance, where that leaves room under 1; half the way from chance to 1 otherwise.
     assert least_accuracy(0.1) == pytest.approx(0.3) and least_accuracy(0.5) == 0.75

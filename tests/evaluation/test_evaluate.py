@@ -32,6 +32,7 @@ from softdiff_kernels.evaluation import (
 )
 
 pytest.importorskip("tyro")
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def archive(path: Path, pixels: Tensor, labels: Tensor | None = None) -> str:
@@ -68,9 +69,9 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The sentence of a refusal: exit code 2, one line on stderr after what training told, no number."""
     assert main(["evaluate", *argv]) == 2
     said = capsys.readouterr()
-    *told, last = said.err.splitlines()
+    *progress, last = said.err.splitlines()
     assert last.startswith("softdiff: error: ") and "Traceback" not in said.err and not said.out
-    assert not any("error" in line for line in told)
+    assert not any("error" in line for line in progress)
     return last
 
 
@@ -143,8 +144,8 @@ def test_a_folder_of_samples_brings_its_record_and_not_its_grid(
         for file in sorted(tmp_path.glob("*.[pj]*")):
             archived.write(file, f"samples/{file.name}")
     argv[1] = str(packed)
-    found = json.loads(run(capsys, *argv, "--num", "12", "--json"))
-    assert found["samples_digest"] == json.loads(whole)["samples_digest"] and found["sampler"] == "naive"
+    result = json.loads(run(capsys, *argv, "--num", "12", "--json"))
+    assert result["samples_digest"] == json.loads(whole)["samples_digest"] and result["sampler"] == "naive"
     # A damaged image is not left out, which would leave other images than the record names.
     content = bytearray(packed.read_bytes())
     content[content.index(b"IDAT", content.index(b"samples/000005.png")) + 8] ^= 255
@@ -156,8 +157,8 @@ def test_a_folder_of_samples_brings_its_record_and_not_its_grid(
     for more, made in (({"record": np.array(json.dumps(record))}, ("naive", "2-11")), ({}, (None, None))):
         np.savez(tmp_path / "all.npz", arr_0=images, seeds=seeds, **more)
         argv[1] = str(tmp_path / "all.npz")
-        found = json.loads(run(capsys, *argv, "--num", "10", "--json"))
-        assert (found["sampler"], found["seeds"]) == made
+        result = json.loads(run(capsys, *argv, "--num", "10", "--json"))
+        assert (result["sampler"], result["seeds"]) == made
     argv[1] = str(tmp_path)
     # A record that is of other images would be wrong of these.
     Image.new("L", (8, 8)).save(tmp_path / "000012.png")
@@ -328,10 +329,10 @@ def _fidelity(name: str) -> Any:
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file in torch-fidelity's format with random weights, scaled so that signals come through."""
     module = _fidelity("feature_extractor_inceptionv3")
-    found: dict[str, Tensor] = {}
+    empty: dict[str, Tensor] = {}
 
     def none(*_: Any, **__: Any) -> dict[str, Tensor]:
-        return found
+        return empty
 
     with pytest.MonkeyPatch.context() as patch:
         # The constructor loads a state: it is given its own, empty one, which strictness would refuse.
@@ -424,13 +425,24 @@ def test_help_and_docs_name_every_metric(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["evaluate", "--help"]) == 0
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert all(f"{name} ({metric.summary})" in words for name, metric in METRICS.items())
-    docs = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    docs = (DOCS / "evaluation.md").read_text(encoding="utf-8")
     table = docs.split("| `--metric` |")[1].split("\n\n")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert [name.strip("`") for name, _, _ in rows] == list(METRICS)
     for (_, _, images), metric in zip(rows, METRICS.values(), strict=True):
         numbers = [int(number.replace(" ", "")) for number in re.findall(r"[\d ]*\d", images)]
         assert numbers == [metric.fewest, *([metric.published] if metric.published else [])]
+
+
+def test_the_python_example_in_the_docs_runs() -> None:
+    pytest.importorskip("sklearn")
+    text = (DOCS / "evaluation.md").read_text(encoding="utf-8").split("## In Python")[1]
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ") or not line]
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    # The same features by two ways, and two halves of one set that are near each other.
+    assert names["distance"] == pytest.approx(names["frechet"], rel=1e-9) and 0 < names["distance"] < 5
+    assert names["spread"] > 0
 
 
 def test_options_and_lines() -> None:
