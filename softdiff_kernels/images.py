@@ -74,16 +74,16 @@ def to_pil(pixels: Tensor) -> Image:
 
 
 def save_png(path: Path, image: Image | Tensor) -> None:
-    """Writes an image, or uint8 pixels [C, H, W], whole or not at all."""
+    """Writes an image, or uint8 pixels [C, H, W], as a PNG file: whole or not at all."""
     buffer = io.BytesIO()
     (to_pil(image) if isinstance(image, Tensor) else image).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue(), sync=False)
 
 
 def tile(pixels: Tensor, columns: int | None = None, *, smallest: int = 48, gap: int = 2) -> Image:
-    """uint8 [N, C, H, W] as one picture, near square unless `columns` says otherwise.
+    """uint8 [N, C, H, W] as one picture of rows and columns, nearly square if `columns` is not given.
 
-    Images under `smallest` pixels are enlarged by a whole number, so that 8 x 8 digits can be seen.
+    Images smaller than `smallest` pixels are enlarged by a whole factor, so that 8 x 8 digits are visible.
     """
     pil = need("PIL.Image", "writing PNG files")
     count, channels, height, width = pixels.shape
@@ -101,7 +101,7 @@ def tile(pixels: Tensor, columns: int | None = None, *, smallest: int = 48, gap:
 
 
 def labelled(rows: Sequence[tuple[str, Image]], *, margin: int = 12, size: int = 18) -> Image:
-    """Pictures under one another, each below its label, black on white."""
+    """Pictures below one another, each with its label above it, black on white."""
     modules = ("PIL.Image", "PIL.ImageDraw", "PIL.ImageFont")
     pil, draw, font = (need(name, "writing PNG files") for name in modules)
     try:
