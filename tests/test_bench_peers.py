@@ -11,15 +11,23 @@ import torch
 
 pytest.importorskip("scipy")
 
-from softdiff_kernels.bench import baselines, builders, cases, peers
+from softdiff_kernels.bench import baselines, cases, packages
 
-SAME = [kind for kind in peers.PEERS if kind.same]
-NEAREST = [kind for kind in peers.PEERS if not kind.same]
+SAME = [kind for kind in baselines.PACKAGES if kind.same]
+NEAREST = [kind for kind in baselines.PACKAGES if not kind.same]
+
+
+CPU = torch.device("cpu")
+
+
+def from_packages(op):
+    """The baselines of an op that other packages provide, for images of 8 x 8."""
+    return list(baselines._by_forms(op, baselines.PACKAGES, 8, 8, torch.float32, CPU))
 
 
 def made(kind, height, width, dtype=torch.float64):
     """The package's form; skips the test, with the reason, where the package is not there."""
-    form, reason = peers._made(kind, height, width, dtype, torch.device("cpu"))
+    form, reason = packages.make(kind, height, width, dtype, CPU)
     if form is None:
         pytest.skip(f"{kind.package}: {reason}")
     return form
@@ -31,7 +39,7 @@ def test_a_package_with_the_same_transform_gives_the_same_ops(kind):
     form = made(kind, 12, 20)
     for op in baselines.OPS[:-1]:
         case = cases.silent(cases.make(op, 12, 20, 3, dtype=torch.float64))
-        call = builders.of(op, form)
+        call = baselines.of(op, form)
         given = {} if case.noise is None else {"noise": case.noise}
         assert call is not None
         result = call(*case.arguments.values(), **given)
@@ -101,7 +109,7 @@ def test_kernels_stay_inside_what_padding_permits(kind):
 
 
 def test_each_says_what_it_is():
-    for kind in peers.PEERS:
+    for kind in baselines.PACKAGES:
         assert kind.package in kind.source and kind.group == ("nearest" if not kind.same else kind.group)
         assert bool(kind.difference) != kind.same
         if not kind.same:
@@ -111,12 +119,11 @@ def test_each_says_what_it_is():
 
 def test_nearest_blurs_stand_beside_blur_and_corrupt_alone():
     for op in baselines.OPS:
-        found = peers.peers(op, 8, 8)
-        assert any(not one.same for one in found) == (op in ("blur", "corrupt")), op
-        assert all(one.group == "nearest" for one in found if not one.same)
-        assert [one.name for one in baselines.baselines(op, 8, 8)][-len(found) or 99 :] == [
-            one.name for one in found
-        ]
+        listed = [] if op == "normal" else from_packages(op)
+        assert any(not one.same for one in listed) == (op in ("blur", "corrupt")), op
+        assert all(one.group == "nearest" for one in listed if not one.same)
+        names = [one.name for one in baselines.baselines(op, 8, 8)]
+        assert names[-len(listed) or 99 :] == [one.name for one in listed]
 
 
 def test_missing_and_broken_packages_are_named_with_the_reason(monkeypatch):
@@ -124,6 +131,10 @@ def test_missing_and_broken_packages_are_named_with_the_reason(monkeypatch):
     real = importlib.import_module
 
     def load(name, package=None):
+        if name == "pyfftw":
+            raise ModuleNotFoundError("No module named 'pyfftw'", name="pyfftw")
+        if name == "ducc0.fft":
+            raise ImportError("libm.so: cannot open shared object file")
         if name == "torch_dct":
             raise ModuleNotFoundError("No module named 'torch_dct'", name="torch_dct")
         if name == "dctorch.functional":
@@ -137,7 +148,7 @@ def test_missing_and_broken_packages_are_named_with_the_reason(monkeypatch):
         return real(name, package)
 
     monkeypatch.setattr(importlib, "import_module", load)
-    reasons = peers.absent(8, 8)
+    reasons = baselines.absent(8, 8)
     assert reasons["torch-dct"] == "not installed: pip install torch-dct"
     assert reasons["dctorch"] == "does not import: No module named 'scipy.fft'"
     assert reasons["torchvision"] == (
@@ -146,10 +157,13 @@ def test_missing_and_broken_packages_are_named_with_the_reason(monkeypatch):
     assert reasons["kornia"].startswith("does not import: OSError: libsomething.so")
     assert reasons["deepinv"] == "does not import: ImportError: deepinv needs Python 4"
     assert "scipy.ndimage" not in reasons
-    assert [one.name.split()[0] for one in peers.peers("blur", 8, 8)] == ["scipy.ndimage"]
-    assert not peers.peers("dct2", 8, 8)
+    assert reasons["FFTW"] == "not installed: pip install pyfftw"
+    assert reasons["DUCC"].startswith("does not import: ImportError")
+    assert reasons["CuPy"] == reasons["VkFFT"] == "runs on CUDA GPUs alone"
+    assert [one.name.split()[0] for one in from_packages("blur")] == ["scipy", "scipy.ndimage"]
+    assert [one.name for one in from_packages("dct2")] == ["scipy"]
 
 
 def test_what_is_too_slow_or_on_the_wrong_device_is_named():
-    assert "512 px" in peers.absent(1024, 1024)["scipy.ndimage"]
-    assert peers.absent(8, 8, "meta")["scipy.ndimage"] == "runs on the CPU alone"
+    assert "512 px" in baselines.absent(1024, 1024)["scipy.ndimage"]
+    assert baselines.absent(8, 8, "meta")["scipy.ndimage"] == "runs on the CPU alone"
