@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
+import types
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("scipy")
 
-from softdiff_kernels.bench import baselines, cases, packages
+from softdiff_kernels.bench import baselines, cases, packages, timing
 
 SAME = [kind for kind in baselines.PACKAGES if kind.same]
 NEAREST = [kind for kind in baselines.PACKAGES if not kind.same]
@@ -106,6 +109,69 @@ def test_kernels_stay_inside_what_padding_permits(kind):
     blurred = form.blur(x, torch.tensor([0.01, 3.0, 40.0]))
     assert blurred.isfinite().all()
     assert float((blurred[0] - x[0]).abs().max()) < 1e-2
+
+
+@pytest.mark.parametrize("kind", [packages.Fftw, packages.Ducc], ids=lambda kind: kind.name)
+def test_fftw_and_ducc_follow_the_threads_and_leave_the_input(kind):
+    """Rule: at each number of threads the result is the transform, in memory of its own; the input stays."""
+    form = made(kind, 12, 20)
+    x = cases.make("dct2", 12, 20, 3, dtype=torch.float64).arguments["x"]
+    before, exact = x.clone(), cases.truth(cases.Case("dct2", 12, 20, {"x": x}, None))
+    for count in (1, 2):
+        with timing.threads(count):
+            first, second = form.dct2(x), form.dct2(x)
+        assert cases.relative_error(first, exact) < 1e-13 and torch.equal(first, second)
+        assert len({t.data_ptr() for t in (x, first, second)}) == 3
+        u = first.clone()
+        assert cases.relative_error(form.idct2(u), before) < 1e-13 and torch.equal(u, first)
+    assert torch.equal(x, before)
+
+
+def test_fftw_keeps_its_plans():
+    """Rule: a shape, a direction and a number of threads is planned once, by FFTW_MEASURE."""
+    form = made(packages.Fftw, 8, 8, torch.float32)
+    planned, real = [], form.functions.FFTW
+    form.functions = types.SimpleNamespace(FFTW=lambda *a, **k: planned.append(k["flags"]) or real(*a, **k))
+    x, std = torch.rand(2, 3, 8, 8), torch.ones(2)
+    for _ in range(3):
+        form.blur(x, std)
+    assert planned == [("FFTW_MEASURE",)] * 2
+    with timing.threads(2):
+        form.dct2(x)
+    form.dct2(torch.rand(1, 3, 8, 8))
+    assert len(planned) == 4
+
+
+@pytest.mark.parametrize("kind", [packages.CupyDct, packages.VkFft], ids=lambda kind: kind.name)
+def test_gpu_packages_by_stand_ins(kind, monkeypatch):
+    """Rule: with scipy in the place of the GPU's transform, normalised as the package documents it, every op
+    equals the specification; each call is on PyTorch's current stream. Not a test of the packages."""
+    streams, fft = [], importlib.import_module("scipy.fft")
+    stream = contextlib.contextmanager(lambda pointer: (yield streams.append(pointer)))
+    cupy = types.SimpleNamespace(
+        from_dlpack=np.from_dlpack, cuda=types.SimpleNamespace(ExternalStream=stream)
+    )
+
+    def vkfft(name):
+        def transform(a, ndim, norm, cuda_stream):
+            assert (ndim, norm, cuda_stream) == (2, 1, 7)
+            return getattr(fft, name)(a, axes=(-2, -1))
+
+        return transform
+
+    pyvkfft = types.SimpleNamespace(dctn=vkfft("dctn"), idctn=vkfft("idctn"))
+    modules = {"cupy": cupy, "cupyx.scipy.fft": fft, "pyvkfft.fft": pyvkfft}
+    monkeypatch.setattr(importlib, "import_module", modules.__getitem__)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=7))
+    form = kind(12, 20, torch.float64)
+    for op in baselines.OPS[:-1]:
+        case = cases.silent(cases.make(op, 12, 20, 3, dtype=torch.float64))
+        (baseline,) = baselines._by_form(op, form)
+        given = {} if case.noise is None else {"noise": case.noise}
+        result = baseline.call(*case.arguments.values(), **given)
+        assert cases.relative_error(result, cases.truth(case)) < 1e-13, op
+        assert baseline.group == ("extra" if op == "soft_score_loss" else "main") and baseline.same
+    assert set(streams) == {7}
 
 
 def test_each_says_what_it_is():

@@ -18,7 +18,6 @@ import torch
 
 import softdiff_kernels as sk
 
-from .. import _machine
 from ..training.device import pick_device
 from ..training.errors import UserError, need
 from ..training.progress import Progress
@@ -47,8 +46,9 @@ class Run:
         self.config = config
         self.device = pick_device(config.device)
         self.gpu = self.device.type == "cuda"
+        about = machine.description(self.device)
         # Thread counts. On a GPU they make no difference.
-        self.threads = config.threads or tuple(sorted({1, _machine.cores()}))
+        self.threads = config.threads or tuple(sorted({1, about["cores"]}))
         if self.gpu:
             self.threads = (torch.get_num_threads(),)
         # Seconds for each call of a row, in each pass. A GPU's calls are so short that less time has enough
@@ -63,7 +63,7 @@ class Run:
         self.result: dict[str, Any] = {
             "command": command,
             "config": asdict(config),
-            "machine": machine.description(self.device),
+            "machine": about,
             "backends": {name: [b.usable, b.reason] for name, b in sk.backends().items()},
             "seed": cases.SEED,
             "memory_kept": False,
