@@ -25,7 +25,7 @@ from softdiff_kernels.bench.cases import SEED, synthetic_photographs
 from softdiff_kernels.bench.forms import FftDct, Form
 from softdiff_kernels.bench.timing import OURS, Call, Timing, clock_of, contest, differs, few, interleaved
 from softdiff_kernels.diffusion import Corruption, SoftDenoiser
-from softdiff_kernels.training.errors import need
+from softdiff_kernels.errors import need
 
 from . import command, eager
 from .eager import TIME_T, EagerDenoiser, agree
@@ -88,8 +88,8 @@ def make_trainer(network: Network, size: int, batch: int, device: torch.device) 
     """
     for package in ("diffusers", "safetensors"):
         need(package, "timing whole steps")
+    from softdiff_kernels.data.image_set import ImageSet
     from softdiff_kernels.training.config import TrainConfig
-    from softdiff_kernels.training.data import ImageSet
     from softdiff_kernels.training.trainer import Trainer
 
     options = {"width": network.width, "blocks": network.blocks, "multipliers": network.multipliers}

@@ -36,7 +36,7 @@ from softdiff_kernels.diffusion import (
     wasserstein_distances,
 )
 from softdiff_kernels.diffusion.corruption import paper_blur_std_max
-from softdiff_kernels.training.errors import UserError, need
+from softdiff_kernels.errors import UserError, need
 
 from . import eager
 from .command import Step, absent, main, rows

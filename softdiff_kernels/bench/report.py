@@ -11,8 +11,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..training.errors import UserError, user_errors
-from ..training.run_folder import save_json
+from ..errors import UserError, user_errors
+from ..files import save_json
 from .cases import HEADLINE, NOISY, bytes_of, dense_operations
 from .rows import Row
 from .timing import AGAIN, OURS, differs

@@ -18,9 +18,9 @@ import torch
 
 import softdiff_kernels as sk
 
+from ..errors import UserError, need
+from ..progress import Progress
 from ..training.device import pick_device
-from ..training.errors import UserError, need
-from ..training.progress import Progress
 from . import cases, machine, report, rows, sweeps, timing
 from .baselines import absent
 from .config import BenchConfig
