@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from softdiff_kernels.training.trainer import Trainer
 
 _CHECKED_WHOLE = "small"
-_SMALL_PERCENT = 5.0  # a gain below this is called small: few would change their code for it
 # The standard deviation of the last layer's weights, that of a layer some way into training. The trainer
 # starts it at 0, and all gradients before it would be zeros, which some machines multiply faster.
 _LAST_STD = 0.01
@@ -353,34 +352,9 @@ _COLUMNS: list[report.Column] = [
 ]
 
 
-def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
-    """For each network in the rows, whether the gain is small, by its largest and the noise of it."""
-    small, large = [], []
-    for name in dict.fromkeys(row["network"] for row in rows):
-        mine = [row for row in rows if row["network"] == name]
-        unseen, of = sum(row["within_noise"] for row in mine), len(mine)
-        low, high = (f"{pick(r['gain_percent'] for r in mine):.2f}" for pick in (min, max))
-        span = f"{high} %" if low == high else f"{low} to {high} %"
-        if any(not row["within_noise"] and row["gain_percent"] >= _SMALL_PERCENT for row in mine):
-            most = max(mine, key=lambda row: row["gain_percent"])
-            doubt = f" ({unseen} of {of} rows within the network's noise)" if unseen else ""
-            text = f"It is not small in the {name} U-Net: {span} of a step{doubt}, most in "
-            large.append(f"{text}{most['step']} at {most['px']} px.")
-        else:
-            share = max(row["eager_share"] for row in mine)
-            text = f"; in {unseen} of {of} rows that is less than the timing of the network can tell"
-            small.append(
-                f"The gain is small in the {name} U-Net: the ops are at most {share:.2%} of an eager step, "
-                f"and fusing them saves {span} of it{text if unseen else ''}."
-            )
-    return " ".join([*small, *large])
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table, the sentence that sums them up, and a legend."""
-    if not rows:
-        return "No step was timed."
-    return f"{sentence(rows)}\n\n{report.table(_COLUMNS, rows)}\n\n{_LEGEND}"
+    """The rows as a Markdown table, and a legend."""
+    return f"{report.table(_COLUMNS, rows)}\n\n{_LEGEND}"
 
 
 if __name__ == "__main__":
