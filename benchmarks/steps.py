@@ -316,9 +316,9 @@ def plan(device: torch.device, quick: bool) -> Iterator[command.Step]:
 _LEGEND = (
     "Milliseconds of one step, as the sum of its parts, each the median over repetitions. eager: the fastest "
     "form in eager PyTorch here (the sampler's step: Algorithm 2 as printed); FFT: the FFT-DCT of published "
-    "code. rest: optimiser and average, batch, t and schedule. share: of the ops in the step, eager > fused. "
-    "gain: what fusing saves of the eager step; (?): less than this timing of the network can tell. repeats: "
-    "of the network. whole step: the real training step timed as one piece, eager > fused."
+    "code. other parts: optimiser and average, batch, t and schedule. share: of the ops in the step, "
+    "eager > fused. gain: what fusing saves of the eager step; (?): less than this timing of the network can "
+    "show. repeats: of the network. whole step: the real training step timed as one piece, eager > fused."
 )
 
 
@@ -327,7 +327,7 @@ def _op_cell(row: Mapping[str, Any], *names: str) -> str:
     return "" if part is None else f"{part['eager']:.2f} / {part['fft']:.2f} / {part['fused']:.2f}"
 
 
-def _rest(row: Mapping[str, Any]) -> float:
+def _other_parts(row: Mapping[str, Any]) -> float:
     return sum(row["ms"][name]["fused"] for name in ("optimiser", "look-up") if name in row["ms"])
 
 
@@ -344,7 +344,7 @@ _COLUMNS: list[report.Column] = [
     ("loss and gradient: eager / FFT / fused", lambda r: _op_cell(r, "loss")),
     ("network", lambda r: f"{r['ms']['network']['fused']:.1f}"),
     ("repeats", lambda r: str(r["rounds"])),
-    ("rest", lambda r: f"{_rest(r):.2f}"),
+    ("other parts", lambda r: f"{_other_parts(r):.2f}"),
     ("step", lambda r: _change(r, "ms", ".1f")),
     ("share", lambda r: _change(r, "share", ".2%")),
     ("gain", lambda r: f"{r['gain_percent']:.2f} %{' (?)' if r['within_noise'] else ''}"),

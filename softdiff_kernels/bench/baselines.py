@@ -261,7 +261,7 @@ def of(op: str, form: Form) -> Op | None:
     return _OVER_FORM[op](form)
 
 
-def _known(op: str) -> None:
+def _check_op(op: str) -> None:
     if op not in OPS:
         raise ValueError(f"baselines: expected one of {', '.join(OPS)}, got {op!r}")
 
@@ -281,7 +281,7 @@ def baselines(
 
     Raises ValueError for an unknown op.
     """
-    _known(op)
+    _check_op(op)
     device = torch.device(device)
     if op == "normal":
         listed = [Baseline("torch.randn", "main", "ATen", torch_noise)]
@@ -367,7 +367,7 @@ def compiled(
     On a CPU random numbers are left to ATen: with the generated code's own, `corrupt` took four times as
     long (64 px, one thread). Another size compiles again. Raises ValueError for an unknown op.
     """
-    _known(op)
+    _check_op(op)
     if op == "normal":
         return []
     with_fft = op == "corrupt" if fft is None else fft
