@@ -110,12 +110,14 @@ def errors(case: cases.Case, candidates: Iterable[Baseline]) -> dict[str, float]
     return out
 
 
-def in_rotation(case: cases.Case, count: int) -> Callable[[], cases.Case]:
-    """The case without the noise that only the comparison needs, on `count` sets of inputs, which all calls
-    of a run use in rotation: each call takes the next set."""
+def in_rotation(case: cases.Case, l2_bytes: int) -> Callable[[], cases.Case]:
+    """The case without the noise that only the comparison needs, on sets of inputs that all calls of a run use
+    in rotation: each call takes the next set, which has left a cache of `l2_bytes` since its last use. One set
+    where that is 0."""
     bare = replace(case, noise=None)
+    moved = sum(value.nbytes for value in bare.arguments.values())
     sets = [bare]
-    for _ in range(count - 1):
+    for _ in range(rotations(moved, l2_bytes) - 1):
         sets.append(replace(bare, arguments={k: v.clone() for k, v in bare.arguments.items()}))
     turn = itertools.cycle(sets)
     return lambda: next(turn)
@@ -136,9 +138,7 @@ class Measurement:
     def time(self) -> None:
         """Times everything once more. Compiled baselines are timed the first time only, because another row
         may have made torch forget them since."""
-        moved = sum(value.nbytes for value in self.case.arguments.values())
-        on_gpu = self.conditions.device.type == "cuda"
-        following = in_rotation(self.case, rotations(moved, self.conditions.l2_bytes) if on_gpu else 1)
+        following = in_rotation(self.case, self.conditions.l2_bytes)
         calls: dict[str, Call] = {OURS: lambda: cases.ours(following())}
         for name, baseline in self.working.items():
             if not (self.samples and baseline.compiled):
