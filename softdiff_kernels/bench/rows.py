@@ -111,9 +111,10 @@ def errors(case: cases.Case, candidates: Iterable[Baseline]) -> dict[str, float]
 
 
 def in_rotation(case: cases.Case, l2_bytes: int) -> Callable[[], cases.Case]:
-    """The case without the noise that only the comparison needs, on sets of inputs that all calls of a run use
-    in rotation: each call takes the next set, which has left a cache of `l2_bytes` since its last use. One set
-    where that is 0."""
+    """The case without the noise that only the comparison needs, on sets of inputs in rotation.
+
+    All calls of a run share the sets: each call takes the next one, which has left a cache of `l2_bytes`
+    since its last use. One set where that is 0."""
     bare = replace(case, noise=None)
     moved = sum(value.nbytes for value in bare.arguments.values())
     sets = [bare]
