@@ -94,7 +94,7 @@ def test_a_folder_holds_images_of_one_making(weights: Path, tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.png"))
     quiet(dataclasses.replace(once, seeds="0-5", steps=2))
     (tmp_path / "samples.json").unlink()
-    with pytest.raises(UserError, match=r"holds 6 images already, .*000000\.png, without a samples\.json"):
+    with pytest.raises(UserError, match=r"already holds 6 images, .*000000\.png, without a samples\.json"):
         quiet(once)
 
 
