@@ -149,8 +149,7 @@ def _sample(
     processes: Processes,
     say: Callable[[str], None],
 ) -> list[Path]:
-    device = model.device  # before compilation, whose result need not have parameters of its own
-    prior = model.prior
+    prior, device = model.prior, model.device
     if config.prior is not None and config.data is not None:
         prior = model.fit_prior(config.prior, config.data)
     classes = class_list(config.classes, model.classes)

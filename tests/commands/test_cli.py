@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -439,7 +439,7 @@ def test_a_plot_is_drawn_whole_or_not_at_all(
 ) -> None:
     figure = pytest.importorskip("matplotlib.figure")
 
-    def full(_: object, file: IO[bytes], **options: Any) -> None:
+    def full(_: object, file: Any, **options: Any) -> None:
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
