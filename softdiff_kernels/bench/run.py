@@ -21,7 +21,7 @@ import softdiff_kernels as sk
 
 from ..errors import UserError, need
 from ..progress import Progress
-from ..training.device import pick_device
+from ..training.distributed import pick_device
 from . import cases, machine, packages, report, rows, sweeps, timing
 from .config import BenchConfig
 
