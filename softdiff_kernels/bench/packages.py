@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -32,15 +31,6 @@ _BORDER = "torch's 'reflect' border, which leaves out the edge pixel"
 def _sampled(radius: str) -> str:
     """What convolutions have in common: sampling aliases the spectrum, by 2 exp(-pi^2 / 2) at blur_std 1."""
     return f"sampled Gaussian cut at {radius} (off by over 1 % where blur_std is under 1 px)"
-
-
-def _orthonormal(height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """What makes `4 sum x cos cos` the orthonormal DCT-II, [H, W]: 1 / sqrt(2 n) along an axis, the mean's
-    1 / sqrt(4 n)."""
-    along_h, along_w = (torch.full((n,), 1 / math.sqrt(2 * n), dtype=dtype) for n in (height, width))
-    along_h[0] /= math.sqrt(2)
-    along_w[0] /= math.sqrt(2)
-    return along_h[:, None] * along_w
 
 
 class Package(Form):
@@ -83,18 +73,66 @@ def make(
         return None, f"does not import: {type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-class HostDct(Package, DctForm):
+class PackageDct(Package, DctForm):
+    """A package's pair of transforms.
+
+    pair: the names of its DCT-II and of the inverse. options: what both are called with.
+    """
+
+    pair = ("dctn", "idctn")
+    options: dict[str, Any] = {}
+
+    def transform(self, x: Tensor, inverse: bool, reuse: bool = False) -> Tensor:
+        """The package's transform as it scales it. reuse: the result may overwrite x."""
+        return getattr(self.functions, self.pair[inverse])(x, **self.options)
+
+    def dct2(self, x: Tensor) -> Tensor:
+        return self.transform(x, False)
+
+    def idct2(self, u: Tensor) -> Tensor:
+        return self.transform(u, True)
+
+
+class HostDct(PackageDct):
     """A transform of numpy arrays in the CPU's memory, with as many threads as PyTorch has; no autograd."""
 
     device = "cpu"
     autograd = False
 
-    def inverse_in_place(self, u: Tensor) -> Tensor:
-        """`idct2` that may overwrite u."""
-        return self.idct2(u)
+    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
+        return self.transform(self.dct2(x).mul_(self.gain(blur_std)), True, reuse=True)
+
+
+class UnscaledDct(PackageDct):
+    """A pair that is not orthonormal: `blur` scales with the mask, in one pass.
+
+    inverts: whether the inverse undoes the transform. If not, both together multiply by 2 n on each axis.
+    """
+
+    inverts = False
+
+    def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(height, width, dtype)
+        # What makes `4 sum x cos cos` the orthonormal DCT-II: 1 / sqrt(2 n) along an axis, the mean's
+        # 1 / sqrt(4 n).
+        along_h, along_w = (torch.full((n,), 1 / math.sqrt(2 * n), dtype=dtype) for n in (height, width))
+        along_h[0] /= math.sqrt(2)
+        along_w[0] /= math.sqrt(2)
+        self.scale = along_h[:, None] * along_w
+        self.round_trip = 1.0 if self.inverts else 1 / (4 * height * width)
+        self.unscale = self.round_trip / self.scale
+
+    def dct2(self, x: Tensor) -> Tensor:
+        return self.transform(x, False).mul_(self.scale)
+
+    def idct2(self, u: Tensor) -> Tensor:
+        return self.transform(u * self.unscale, True)
 
     def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
-        return self.inverse_in_place(self.dct2(x).mul_(self.gain(blur_std)))
+        mask = self.gain(blur_std)
+        if not self.inverts:
+            mask *= self.round_trip
+        return self.transform(self.transform(x, False).mul_(mask), True)
 
 
 class ScipyDct(HostDct):
@@ -103,20 +141,11 @@ class ScipyDct(HostDct):
     name = "scipy"
     package, module = "scipy", "scipy.fft"
     source = "scipy.fft (pocketfft), norm='ortho', type 2"
+    options = {"axes": (-2, -1), "norm": "ortho"}
 
-    def dct2(self, x: Tensor) -> Tensor:
-        return self._call(self.functions.dctn, x, False)
-
-    def idct2(self, u: Tensor) -> Tensor:
-        return self._call(self.functions.idctn, u, False)
-
-    def inverse_in_place(self, u: Tensor) -> Tensor:
-        return self._call(self.functions.idctn, u, True)
-
-    @staticmethod
-    def _call(transform: Callable[..., Any], x: Tensor, overwrite: bool) -> Tensor:
-        options = {"axes": (-2, -1), "norm": "ortho", "workers": torch.get_num_threads()}
-        return torch.from_numpy(transform(x.numpy(), overwrite_x=overwrite, **options))
+    def transform(self, x: Tensor, inverse: bool, reuse: bool = False) -> Tensor:
+        function, workers = getattr(self.functions, self.pair[inverse]), torch.get_num_threads()
+        return torch.from_numpy(function(x.numpy(), overwrite_x=reuse, workers=workers, **self.options))
 
 
 class Ducc(HostDct):
@@ -125,24 +154,16 @@ class Ducc(HostDct):
     name = "DUCC"
     package, module = "ducc0", "ducc0.fft"
     source = "PyPI ducc0, ducc0.fft.dct, types 2 and 3, inorm=1"
+    options = {"axes": (-2, -1), "inorm": 1}
 
-    def _call(self, x: Tensor, kind: int, out: Tensor) -> Tensor:
-        threads = torch.get_num_threads()
-        self.functions.dct(x.numpy(), kind, axes=(-2, -1), inorm=1, out=out.numpy(), nthreads=threads)
+    def transform(self, x: Tensor, inverse: bool, reuse: bool = False) -> Tensor:
+        out, threads = x if reuse else torch.empty_like(x), torch.get_num_threads()
+        self.functions.dct(x.numpy(), 2 + inverse, out=out.numpy(), nthreads=threads, **self.options)
         return out
 
-    def dct2(self, x: Tensor) -> Tensor:
-        return self._call(x, 2, torch.empty_like(x))
 
-    def idct2(self, u: Tensor) -> Tensor:
-        return self._call(u, 3, torch.empty_like(u))
-
-    def inverse_in_place(self, u: Tensor) -> Tensor:
-        return self._call(u, 3, u)
-
-
-class Fftw(HostDct):
-    """FFTW's REDFT10 and REDFT01, which are not normalised: `blur` does that with the mask, in one pass.
+class Fftw(UnscaledDct, HostDct):
+    """FFTW's REDFT10 and REDFT01, which are not normalised.
 
     A plan is made by FFTW_MEASURE at the first call for a shape, a direction and a number of threads, and
     kept; so planning belongs to the warm-up.
@@ -151,49 +172,29 @@ class Fftw(HostDct):
     name = "FFTW"
     package, module = "pyfftw", "pyfftw"
     source = "PyPI pyfftw, FFTW 3 REDFT10 and REDFT01, planned by FFTW_MEASURE, plans kept"
+    pair = ("FFTW_REDFT10", "FFTW_REDFT01")
+    options = {"axes": (-2, -1), "flags": ("FFTW_MEASURE",)}
 
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(height, width, dtype)
-        self.scale = _orthonormal(height, width, dtype)
-        # REDFT01 after REDFT10 multiplies by 2 n on each axis.
-        self.round_trip = 1 / (4 * height * width)
-        self.unscale = self.round_trip / self.scale
         self._plans: dict[Any, Any] = {}
 
-    def _plan(self, x: Tensor, direction: str) -> Any:
-        key = (direction, tuple(x.shape), x.dtype, torch.get_num_threads())
-        if key not in self._plans:
-            source, target = (
-                torch.empty_like(x).numpy(),
-                torch.empty_like(x).numpy(),
-            )  # overwritten by planning
-            self._plans[key] = self.functions.FFTW(
-                *(source, target),
-                axes=(x.dim() - 2, x.dim() - 1),
-                direction=(direction, direction),
-                flags=("FFTW_MEASURE",),
-                threads=torch.get_num_threads(),
-            )
-        return self._plans[key]
-
-    def _call(self, x: Tensor, direction: str) -> Tensor:
-        x = x.contiguous()
+    def transform(self, x: Tensor, inverse: bool, reuse: bool = False) -> Tensor:
+        x, threads = x.contiguous(), torch.get_num_threads()
         out = torch.empty_like(x)
-        self._plan(x, direction)(x.numpy(), out.numpy(), normalise_idft=False)
+        key = (inverse, tuple(x.shape), x.dtype, threads)
+        if key not in self._plans:
+            # Planning overwrites both arrays.
+            arrays = (torch.empty_like(x).numpy(), torch.empty_like(x).numpy())
+            directions = (self.pair[inverse],) * 2
+            self._plans[key] = self.functions.FFTW(
+                *arrays, direction=directions, threads=threads, **self.options
+            )
+        self._plans[key](x.numpy(), out.numpy(), normalise_idft=False)
         return out
 
-    def dct2(self, x: Tensor) -> Tensor:
-        return self._call(x, "FFTW_REDFT10").mul_(self.scale)
 
-    def idct2(self, u: Tensor) -> Tensor:
-        return self._call(u * self.unscale, "FFTW_REDFT01")
-
-    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
-        u = self._call(x, "FFTW_REDFT10").mul_(self.gain(blur_std) * self.round_trip)
-        return self._call(u, "FFTW_REDFT01")
-
-
-class CupyDct(Package, DctForm):
+class CupyDct(PackageDct):
     """cupyx.scipy.fft.dctn and idctn on PyTorch's current stream; no autograd. Not yet run on a GPU."""
 
     name = "CuPy"
@@ -201,27 +202,23 @@ class CupyDct(Package, DctForm):
     source = "CuPy, cupyx.scipy.fft.dctn and idctn, norm='ortho', by DLPack"
     device = "cuda"
     autograd = False
+    options = {"axes": (-2, -1), "norm": "ortho"}
+    # The name of the option that takes the stream's pointer, for a package that does not use CuPy's stream.
+    stream_option = ""
 
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(height, width, dtype)
         self.cupy: Any = importlib.import_module("cupy")
 
-    def _on_torchs_stream(self, call: Callable[[Any, int], Any], x: Tensor) -> Tensor:
-        """`call` of the CuPy array over x's memory and of the stream's pointer; its result as a tensor."""
+    def transform(self, x: Tensor, inverse: bool, reuse: bool = False) -> Tensor:
         stream = torch.cuda.current_stream(x.device).cuda_stream
+        options = {**self.options, self.stream_option: stream} if self.stream_option else self.options
         with self.cupy.cuda.ExternalStream(stream):
-            return torch.from_dlpack(call(self.cupy.from_dlpack(x.detach().contiguous()), stream))
-
-    def dct2(self, x: Tensor) -> Tensor:
-        dctn = self.functions.dctn
-        return self._on_torchs_stream(lambda a, _: dctn(a, axes=(-2, -1), norm="ortho"), x)
-
-    def idct2(self, u: Tensor) -> Tensor:
-        idctn = self.functions.idctn
-        return self._on_torchs_stream(lambda a, _: idctn(a, axes=(-2, -1), norm="ortho"), u)
+            array = self.cupy.from_dlpack(x.detach().contiguous())
+            return torch.from_dlpack(getattr(self.functions, self.pair[inverse])(array, **options))
 
 
-class VkFft(CupyDct):
+class VkFft(UnscaledDct, CupyDct):
     """pyvkfft's dctn and idctn, whose inverse alone is normalised, so a blur needs no scaling.
 
     Its plans ("apps") are kept by the package. Not yet run on a GPU.
@@ -230,57 +227,37 @@ class VkFft(CupyDct):
     name = "VkFFT"
     package, module = "pyvkfft", "pyvkfft.fft"
     source = "PyPI pyvkfft, pyvkfft.fft.dctn and idctn, norm=1, by CuPy and DLPack"
-
-    def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(height, width, dtype)
-        self.scale = _orthonormal(height, width, dtype)
-
-    def _raw(self, name: str, x: Tensor) -> Tensor:
-        transform = getattr(self.functions, name)
-        return self._on_torchs_stream(lambda a, s: transform(a, ndim=2, norm=1, cuda_stream=s), x)
-
-    def dct2(self, x: Tensor) -> Tensor:
-        return self._raw("dctn", x).mul_(self.scale)
-
-    def idct2(self, u: Tensor) -> Tensor:
-        return self._raw("idctn", u / self.scale)
-
-    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
-        return self._raw("idctn", self._raw("dctn", x).mul_(self.gain(blur_std)))
+    options = {"ndim": 2, "norm": 1}
+    stream_option = "cuda_stream"
+    inverts = True
 
 
-class TorchDct(Package, DctForm):
+class TorchDct(PackageDct):
     """torch_dct.dct_2d and idct_2d: a complex FFT along each axis, twiddles computed at each call."""
 
     name = "torch-dct"
     package, module = name, "torch_dct"
     group = "fft"
     source = "PyPI torch-dct, torch_dct.dct_2d and idct_2d, norm='ortho'"
-
-    def dct2(self, x: Tensor) -> Tensor:
-        return self.functions.dct_2d(x, norm="ortho")
-
-    def idct2(self, u: Tensor) -> Tensor:
-        return self.functions.idct_2d(u, norm="ortho")
+    pair = ("dct_2d", "idct_2d")
+    options = {"norm": "ortho"}
 
 
-class DcTorch(Package, DctForm):
+class DcTorch(PackageDct):
     """dctorch.functional.dct2 and idct2: einsum with both axes' dense matrices, kept by the package."""
 
     name = "dctorch"
     package, module = name, "dctorch.functional"
     pip = "--no-deps "  # 0.1.2 requires numpy < 2 without need: pip would replace the numpy that is there
     source = "PyPI dctorch, dctorch.functional.dct2 and idct2"
-
-    def dct2(self, x: Tensor) -> Tensor:
-        return self.functions.dct2(x)
-
-    def idct2(self, u: Tensor) -> Tensor:
-        return self.functions.idct2(u)
+    pair = ("dct2", "idct2")
 
 
 class NearestBlur(Package):
-    """A convolution in space, with kernels that grow with blur_std up to the image's size."""
+    """A convolution in space, with kernels that grow with blur_std up to the image's size.
+
+    The package takes one blur_std a call, or the class has a `blur` of its own.
+    """
 
     group = "nearest"
     same = False
@@ -289,6 +266,20 @@ class NearestBlur(Package):
     def radius(self, std: float) -> int:
         """Pixels to a kernel's last tap. torch's reflect padding has to stay below the image's size."""
         return max(min(math.ceil(REACH * std), min(self.height, self.width) - 1), 0)
+
+    def sizes(self, std: float) -> tuple[int, int]:
+        """A kernel's size along both axes."""
+        return (2 * self.radius(std) + 1,) * 2
+
+    def write_one(self, image: Tensor, std: float, out: Tensor) -> None:
+        """Writes the blurred image [C, H, W] into `out`."""
+        raise NotImplementedError
+
+    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
+        blurred = torch.empty_like(x)
+        for image, std, out in zip(x, blur_std.tolist(), blurred, strict=True):
+            self.write_one(image, std, out)
+        return blurred
 
 
 class KorniaBlur(NearestBlur):
@@ -303,13 +294,12 @@ class KorniaBlur(NearestBlur):
     )
 
     def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
-        size = 2 * self.radius(float(blur_std.max())) + 1
-        sigma = blur_std[:, None].expand(-1, 2)
-        return self.functions.gaussian_blur2d(x, (size, size), sigma, border_type="reflect")
+        size, sigma = self.sizes(float(blur_std.max())), blur_std[:, None].expand(-1, 2)
+        return self.functions.gaussian_blur2d(x, size, sigma, border_type="reflect")
 
 
 class TorchvisionBlur(NearestBlur):
-    """A loop over the samples, since a call takes one blur_std, each with a kernel of its own size."""
+    """A loop over the samples, each with a kernel of its own size."""
 
     name = "torchvision"
     package, module = name, "torchvision.transforms.functional"
@@ -321,12 +311,8 @@ class TorchvisionBlur(NearestBlur):
     # A kernel in two dimensions: 0.9 s of one core at 128 px, and its area grows with the image's.
     largest = 128
 
-    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
-        blurred = [
-            self.functions.gaussian_blur(image, [2 * self.radius(std) + 1] * 2, [std, std])
-            for image, std in zip(x, blur_std.tolist(), strict=True)
-        ]
-        return torch.stack(blurred)
+    def write_one(self, image: Tensor, std: float, out: Tensor) -> None:
+        out.copy_(self.functions.gaussian_blur(image, list(self.sizes(std)), [std, std]))
 
 
 class ScipyNdimageBlur(NearestBlur):
@@ -341,12 +327,9 @@ class ScipyNdimageBlur(NearestBlur):
     def radius(self, std: float) -> int:
         return int(REACH * std + 0.5)
 
-    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
-        out = torch.empty_like(x)
-        for image, std, into in zip(x.numpy(), blur_std.tolist(), out.numpy(), strict=True):
-            sigma = (0.0, std, std)
-            self.functions.gaussian_filter(image, sigma, output=into, mode="reflect", truncate=REACH)
-        return out
+    def write_one(self, image: Tensor, std: float, out: Tensor) -> None:
+        options = {"output": out.numpy(), "mode": "reflect", "truncate": REACH}
+        self.functions.gaussian_filter(image.numpy(), (0.0, std, std), **options)
 
 
 class DeepinvBlur(NearestBlur):
@@ -362,13 +345,9 @@ class DeepinvBlur(NearestBlur):
         self.physics = self.functions.Blur(padding="reflect", use_fft=True)
 
     def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
-        size = 2 * self.radius(float(blur_std.max())) + 1
-        kernels = self.functions.functional.gaussian_blur(
-            psf_size=(size, size),
-            sigma=blur_std[:, None].expand(-1, 2),
-            device=str(x.device),
-            dtype=x.dtype,
-        )
+        size, sigma = self.sizes(float(blur_std.max())), blur_std[:, None].expand(-1, 2)
+        options = {"device": str(x.device), "dtype": x.dtype}
+        kernels = self.functions.functional.gaussian_blur(psf_size=size, sigma=sigma, **options)
         return self.physics.A(x, filter=kernels)
 
 
