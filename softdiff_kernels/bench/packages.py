@@ -15,7 +15,7 @@ import contextlib
 import importlib
 import math
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class PackageDct(Package, DctForm):
     """
 
     pair = ("dctn", "idctn")
-    options: dict[str, Any] = {}
+    options: ClassVar[dict[str, Any]] = {}
 
     def transform(self, x: Tensor, inverse: bool, reuse: bool = False) -> Tensor:
         """The package's transform as it scales it. reuse: the result may overwrite x."""
@@ -141,7 +141,7 @@ class ScipyDct(HostDct):
     name = "scipy"
     package, module = "scipy", "scipy.fft"
     source = "scipy.fft (pocketfft), norm='ortho', type 2"
-    options = {"axes": (-2, -1), "norm": "ortho"}
+    options: ClassVar = {"axes": (-2, -1), "norm": "ortho"}
 
     def transform(self, x: Tensor, inverse: bool, reuse: bool = False) -> Tensor:
         function, workers = getattr(self.functions, self.pair[inverse]), torch.get_num_threads()
@@ -154,7 +154,7 @@ class Ducc(HostDct):
     name = "DUCC"
     package, module = "ducc0", "ducc0.fft"
     source = "PyPI ducc0, ducc0.fft.dct, types 2 and 3, inorm=1"
-    options = {"axes": (-2, -1), "inorm": 1}
+    options: ClassVar = {"axes": (-2, -1), "inorm": 1}
 
     def transform(self, x: Tensor, inverse: bool, reuse: bool = False) -> Tensor:
         out, threads = x if reuse else torch.empty_like(x), torch.get_num_threads()
@@ -173,7 +173,7 @@ class Fftw(UnscaledDct, HostDct):
     package, module = "pyfftw", "pyfftw"
     source = "PyPI pyfftw, FFTW 3 REDFT10 and REDFT01, planned by FFTW_MEASURE, plans kept"
     pair = ("FFTW_REDFT10", "FFTW_REDFT01")
-    options = {"axes": (-2, -1), "flags": ("FFTW_MEASURE",)}
+    options: ClassVar = {"axes": (-2, -1), "flags": ("FFTW_MEASURE",)}
 
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(height, width, dtype)
@@ -202,7 +202,7 @@ class CupyDct(PackageDct):
     source = "CuPy, cupyx.scipy.fft.dctn and idctn, norm='ortho', by DLPack"
     device = "cuda"
     autograd = False
-    options = {"axes": (-2, -1), "norm": "ortho"}
+    options: ClassVar = {"axes": (-2, -1), "norm": "ortho"}
     # The name of the option that takes the stream's pointer, for a package that does not use CuPy's stream.
     stream_option = ""
 
@@ -227,7 +227,7 @@ class VkFft(UnscaledDct, CupyDct):
     name = "VkFFT"
     package, module = "pyvkfft", "pyvkfft.fft"
     source = "PyPI pyvkfft, pyvkfft.fft.dctn and idctn, norm=1, by CuPy and DLPack"
-    options = {"ndim": 2, "norm": 1}
+    options: ClassVar = {"ndim": 2, "norm": 1}
     stream_option = "cuda_stream"
     inverts = True
 
@@ -240,7 +240,7 @@ class TorchDct(PackageDct):
     group = "fft"
     source = "PyPI torch-dct, torch_dct.dct_2d and idct_2d, norm='ortho'"
     pair = ("dct_2d", "idct_2d")
-    options = {"norm": "ortho"}
+    options: ClassVar = {"norm": "ortho"}
 
 
 class DcTorch(PackageDct):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from .rows import AGAIN, OURS, Row
 # One colour for one way to compute, in all plots.
 _COLOURS = {
     OURS: "#0b5fa5",
+    f"{OURS}, key given": "#7fb2dd",
     "two-product bmm": "#c8553d",
     "four-product": "#e09f3e",
     "scipy": "#3f8f5f",
@@ -26,34 +27,37 @@ _OTHERS = "#9a9a9a"
 _LEGEND = {"fontsize": 8, "frameon": False}
 
 
-def _panels(figure: Any, names: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """Axes side by side, one for each name, with one y axis."""
-    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    return list(zip(axes, names, strict=True))
+def _axis(ax: Any, title: str, x: str, y: str, ticks: Sequence[float] = (), log_y: bool = False) -> None:
+    """Titles and grid. ticks: where given, a logarithmic x axis with these. y: shown on the first panel.
 
+    log_y: a logarithmic y axis with 1, 2 and 5 of each decade written out.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
-def _axis(ax: Any, title: str, x: str, y: str, ticks: Sequence[float] = ()) -> None:
-    """Titles and grid. ticks: where given, a logarithmic x axis with these. y: shown on the first panel."""
     ax.set_title(title, loc="left", fontsize=10)
     ax.set_xlabel(x)
     ax.set_ylabel(y if ax.get_subplotspec().is_first_col() else "")
     ax.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
     ax.set_axisbelow(True)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+    ax.spines[["top", "right"]].set_visible(False)
     if ticks:
         ax.set_xscale("log", base=2)
         ax.set_xticks(list(ticks), [f"{t:g}" for t in ticks])
         ax.minorticks_off()
+    if log_y:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _logarithmic(ax: Any) -> None:
-    """A logarithmic y axis with 1, 2 and 5 of each decade written out."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+def _panels(
+    figure: Any, entries: Sequence[Any], key: Callable[[Any], Any]
+) -> Iterator[tuple[Any, Any, list[Any]]]:
+    """Axes side by side with one y axis, for each value of `key`: the axes, the value and its entries."""
+    values = list(dict.fromkeys(map(key, entries)))
+    axes = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
+    for ax, value in zip(axes, values, strict=True):
+        yield ax, value, [entry for entry in entries if key(entry) == value]
 
 
 def _line(ax: Any, points: Sequence[tuple[float, float]], name: str) -> None:
@@ -73,19 +77,20 @@ def _legend_below(figure: Any, columns: int) -> None:
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, **_LEGEND)
 
 
-def _float32(rows: Sequence[Row]) -> list[Row]:
-    return [r for r in rows if r.dtype == "float32"] or list(rows)
+def _by_size(rows: Sequence[Row]) -> list[Row]:
+    """The float32 rows, or all where there is none, the small images first."""
+    return sorted([r for r in rows if r.dtype == "float32"] or rows, key=lambda r: r.px)
 
 
 def time_per_value(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """ns per value against size, with what the machine allows drawn in: the ops of the headline (or the first
     three), float32, the largest thread count, the first backend."""
-    floats = _float32(rows)
-    most = max(r.threads for r in floats)
-    plain = [r for r in floats if r.threads == most and r.backend == floats[0].backend]
+    most = max(r.threads for r in _by_size(rows))
+    plain = [r for r in _by_size(rows) if r.threads == most and r.backend == rows[0].backend]
     ops = list(dict.fromkeys(r.op for r in plain))
-    for ax, op in _panels(figure, [op for op in HEADLINE if op in ops] or ops[:3]):
-        chosen = sorted((r for r in plain if r.op == op), key=lambda r: r.px)
+    ops = [op for op in HEADLINE if op in ops] or ops[:3]
+    plain = [r for op in ops for r in plain if r.op == op]
+    for ax, op, chosen in _panels(figure, plain, lambda r: r.op):
         sizes = [r.px for r in chosen]
         for name in _COLOURS:
             _line(ax, [(r.px, r.timings[name]["median"]) for r in chosen if name in r.timings], name)
@@ -97,29 +102,20 @@ def time_per_value(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> 
                 ax.plot(sizes, dense, linestyle="--", label="dense products at peak", **_LIMITS)
             if op in NOISY:
                 ax.axhline(limits["normal_ns"], linestyle=":", label="noise alone", **_LIMITS)
-        _axis(ax, op, "image side, px", "ns per value", sizes)
-        _logarithmic(ax)
+        _axis(ax, op, "image side, px", "ns per value", sizes, log_y=True)
     _legend_below(figure, 4)
 
 
 def ratio(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """How many times as long the fastest baseline takes, at each thread count."""
-    floats = _float32(rows)
-    for ax, count in _panels(figure, sorted({r.threads for r in floats})):
-        here = sorted((r for r in floats if r.threads == count), key=lambda r: r.px)
-        for i, op in enumerate(dict.fromkeys(r.op for r in here)):
+    floats = sorted(_by_size(rows), key=lambda r: r.threads)
+    for ax, count, here in _panels(figure, floats, lambda r: r.threads):
+        for i, op in enumerate(dict.fromkeys(r.op for r in rows)):
             chosen = [r for r in here if r.op == op]
-            ax.errorbar(
-                [r.px for r in chosen],
-                [r.ratio for r in chosen],
-                yerr=[r.ratio * min(r.noise, 1.0) for r in chosen],
-                marker="os^Dv<>Pp"[i % 9],
-                markersize=4,
-                linewidth=1.8 if op in HEADLINE else 0.9,
-                capsize=2,
-                color=f"C{i}",
-                label=op,
-            )
+            values, noises = [r.ratio for r in chosen], [r.ratio * min(r.noise, 1.0) for r in chosen]
+            width = 1.8 if op in HEADLINE else 0.9
+            style = {"color": f"C{i}", "marker": "os^Dv<>Pp"[i % 9], "markersize": 4, "linewidth": width}
+            ax.errorbar([r.px for r in chosen], values, yerr=noises, capsize=2, label=op, **style)
         ax.axhline(1.0, **_LIMITS)
         title = f"{count} thread{'s' if count > 1 else ''}" if here[0].device == "cpu" else "GPU"
         _axis(ax, title, "image side, px", "fastest baseline / ours", sorted({r.px for r in here}))
@@ -128,15 +124,14 @@ def ratio(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
 
 
 def _ours_and_other(ax: Any, entries: Sequence[dict[str, Any]], varied: str) -> None:
-    _line(ax, [(e[varied], e["ours"]) for e in entries], OURS)
-    _line(ax, [(e[varied], e["other"]) for e in entries], entries[0]["other_name"])
+    for name, key in ((OURS, "ours"), (entries[0]["other_name"], "other")):
+        _line(ax, [(e[varied], e[key]) for e in entries], name)
 
 
 def by_blur(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """Cost against blur_std."""
     entries = result["sweeps"]["blur"]
-    for ax, px in _panels(figure, sorted({e["px"] for e in entries})):
-        chosen = [e for e in entries if e["px"] == px]
+    for ax, px, chosen in _panels(figure, entries, lambda e: e["px"]):
         _ours_and_other(ax, chosen, "blur_std")
         _axis(ax, f"corrupt, {px} px", "blur_std, px", "ns per value")
         ax.set_xscale("symlog", linthresh=0.1)
@@ -148,28 +143,25 @@ def by_blur(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
 
 def by_batch(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """Cost of an image against the batch size."""
-    entries = result["sweeps"]["batch"]
-    for ax, op in _panels(figure, list(dict.fromkeys(e["op"] for e in entries))):
-        chosen = [e for e in entries if e["op"] == op]
+    for ax, op, chosen in _panels(figure, result["sweeps"]["batch"], lambda e: e["op"]):
         _ours_and_other(ax, chosen, "batch")
-        _axis(ax, f"{op}, {chosen[0]['px']} px", "batch", "us an image", [e["batch"] for e in chosen])
-        _logarithmic(ax)
+        ticks = [e["batch"] for e in chosen]
+        _axis(ax, f"{op}, {chosen[0]['px']} px", "batch", "us an image", ticks, log_y=True)
     figure.axes[0].legend(**_LEGEND)
 
 
 def host(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """Host microseconds of a call."""
     entries = result["sweeps"]["host"]
-    ax = figure.subplots()
+    ax, other = figure.subplots(), entries[0]["other_name"]
+    bars = {"ours": OURS, "key_given": f"{OURS}, key given", "other": other}
     for i, entry in enumerate(entries):
-        other = entry["other_name"]
-        bars = {OURS: ("ours", _COLOURS[OURS]), f"{OURS}, key given": ("key_given", "#7fb2dd")}
-        bars[other] = ("other", _COLOURS.get(other, _OTHERS))
-        present = [(name, entry[key], colour) for name, (key, colour) in bars.items() if key in entry]
-        for j, (name, value, colour) in enumerate(present):
+        for j, key in enumerate(key for key in bars if key in entry):
+            name = bars[key]
             label = name if name not in ax.get_legend_handles_labels()[1] else None
-            ax.barh(i + 0.25 * j, value, height=0.23, color=colour, label=label)
-            ax.text(value, i + 0.25 * j, f" {value:.0f}", va="center", fontsize=7.5)
+            colour = _COLOURS.get(name, _OTHERS)
+            ax.barh(i + 0.25 * j, entry[key], height=0.23, color=colour, label=label)
+            ax.text(entry[key], i + 0.25 * j, f" {entry[key]:.0f}", va="center", fontsize=7.5)
     ax.set_yticks([i + 0.25 for i in range(len(entries))], [e["op"] for e in entries])
     ax.invert_yaxis()
     _axis(ax, "host time of a call", "microseconds", "")

@@ -6,15 +6,15 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, user_errors
 from ..files import save_json
-from .cases import HEADLINE, NOISY, bytes_of, dense_operations
+from .cases import NOISY, bytes_of, dense_operations
 from .rows import Row
 from .timing import AGAIN, OURS, differs
 
@@ -63,15 +63,12 @@ def load(path: str) -> tuple[dict[str, Any], list[Row]]:
         text = file.read_text(encoding="utf-8")
     try:
         result = json.loads(text)
-        if not isinstance(result, dict) or result.get("format") != FORMAT:
-            got = result.get("format") if isinstance(result, dict) else type(result).__name__
-            raise UserError(f"{file}: expected a result of `softdiff bench` ({FORMAT!r}), got {got!r}")
-        names = {f.name for f in fields(Row)}
-        rows = [Row(**{k: v for k, v in row.items() if k in names}) for row in result.pop("rows")]
+        got = result.get("format") if isinstance(result, dict) else type(result).__name__
+        rows = [Row(**row) for row in result.pop("rows")] if got == FORMAT else []
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{file}: not a complete result ({type(error).__name__}: {error})") from error
+    if got != FORMAT:
+        raise UserError(f"{file}: expected a result of `softdiff bench` ({FORMAT!r}), got {got!r}")
     return result, rows
 
 
@@ -85,14 +82,9 @@ def number(key: str, pattern: str = "{:.2f}", head: str | None = None) -> Column
     return head or key.replace("_", " "), lambda entry: shown(entry.get(key), pattern)
 
 
-def against(ratio: float | None, noise: float, goal: float | None = None) -> str:
-    """A ratio as text: "none" where it is within the noise, and whether it reaches the goal."""
-    if ratio is None:
-        return ""
-    text = f"{ratio:.2f}" if differs(ratio, noise) else "none"
-    if goal is None:
-        return text
-    return f"{text} (goal {goal:g}{'' if ratio >= goal else ', missed'})"
+def against(ratio: float | None, noise: float) -> str:
+    """A ratio as text: "none" where it is within the noise."""
+    return shown(ratio) if ratio is None or differs(ratio, noise) else "none"
 
 
 def table(columns: Sequence[Column], entries: Iterable[Any]) -> str:
@@ -108,55 +100,35 @@ def table(columns: Sequence[Column], entries: Iterable[Any]) -> str:
 def _where(rows: Sequence[Row]) -> list[Column]:
     """What tells the rows apart, beyond op and size; columns that never vary are left out."""
     names = [n for n in ("dtype", "backend") if len({getattr(row, n) for row in rows}) > 1]
-    return [(n, lambda row, n=n: str(getattr(row, n))) for n in (*names, "threads")]  # type: ignore[misc]
-
-
-def _goal(row: Row) -> float | None:
-    """The ratio to the fastest baseline that the kernels are built for: float32 on a CPU."""
-    if row.device != "cpu" or row.dtype != "float32" or row.op not in HEADLINE or not 32 <= row.px <= 512:
-        return None
-    return 5.0 if row.px <= 128 else 4.0
-
-
-def _fft_goal(row: Row) -> float | None:
-    """The same for the ratio to the FFT-DCT."""
-    return 25.0 if row.device == "cpu" and row.dtype == "float32" and row.op == "corrupt" else None
+    return [number(name, "{}") for name in (*names, "threads")]
 
 
 def comparison(rows: Sequence[Row]) -> str:
     """Ours beside the fastest baseline, a line for each op, size, dtype, backend and thread count."""
     columns: list[Column] = [
-        ("op", lambda r: r.op),
-        ("px", lambda r: str(r.px)),
-        *_where(rows),
-        ("ours, ns/px", lambda r: f"{r.ours:.2f}"),
-        ("20-80 %", lambda r: f"{r.low:.2f}-{r.high:.2f}"),
-        ("fastest", lambda r: r.fastest),
-        ("ns/px", lambda r: f"{r.fastest_ns:.2f}"),
-        ("ratio", lambda r: against(r.ratio, r.noise, _goal(r)) + ("" if r.steady else ", unsteady")),
-        ("noise", lambda r: f"{r.noise:.1%}"),
-        ("to FFT-DCT", lambda r: against(r.fft_ratio, r.noise, _fft_goal(r))),
-        ("other", lambda r: r.extra or ""),
-        ("ratio", lambda r: shown(r.extra_ratio)),
-        ("error, ours", lambda r: shown(r.error, "{:.1e}")),
-        ("error, fastest", lambda r: shown(r.fastest_error, "{:.1e}")),
+        *(number("op", "{}"), number("px", "{}"), *_where(rows), number("ours", head="ours, ns/px")),
+        ("20-80 %", lambda r: f"{r['low']:.2f}-{r['high']:.2f}"),
+        *(number("fastest", "{}"), number("fastest_ns", head="ns/px")),
+        ("ratio", lambda r: against(r["ratio"], r["noise"]) + ("" if r["steady"] else ", unsteady")),
+        number("noise", "{:.1%}"),
+        ("to FFT-DCT", lambda r: against(r["fft_ratio"], r["noise"])),
+        *(number("extra", "{}", "other"), number("extra_ratio", head="ratio")),
+        *(number("error", "{:.1e}", "error, ours"), number("fastest_error", "{:.1e}", "error, fastest")),
     ]
-    return table(columns, rows)
+    return table(columns, map(vars, rows))
 
 
-def _every_baseline(rows: Sequence[Row], op: str) -> str:
-    """ns per value of every baseline of an op, a line for each size and thread count."""
-    chosen = [row for row in rows if row.op == op]
-    names = [n for n in dict.fromkeys(name for row in chosen for name in row.timings) if n != AGAIN]
+def _every_baseline(rows: Sequence[Row]) -> str:
+    """ns per value of every baseline of an op's rows, a line for each size and thread count."""
+    names = dict.fromkeys(name for row in rows for name in row.timings if name != AGAIN)
 
-    def time(row: Row, name: str) -> str:
-        if name in row.timings:
-            return shown(row.timings[name]["median"])
-        return "failed" if name in row.failures else ""
+    def time(row: dict[str, Any], name: str) -> str:
+        if name in row["timings"]:
+            return shown(row["timings"][name]["median"])
+        return "failed" if name in row["failures"] else ""
 
-    columns: list[Column] = [("px", lambda row: str(row.px)), *_where(chosen)]
-    columns += [("ours" if n == OURS else n, partial(time, name=n)) for n in names]
-    return table(columns, chosen)
+    columns = [("ours" if n == OURS else n, partial(time, name=n)) for n in names]
+    return table([number("px", "{}"), *_where(rows), *columns], map(vars, rows))
 
 
 def _sources(rows: Sequence[Row]) -> str:
@@ -196,48 +168,38 @@ def share(row: Row, limits: dict[str, float], normal_ns: float) -> dict[str, Any
     }
 
 
-_SHARES = (
+_SHARES: tuple[Column, ...] = (
     *(number("op", "{}"), number("px", "{}"), number("threads", "{}")),
     *(number("dense_gflop_s", "{:.0f}", "dense GFLOP/s"), number("of_gemm_peak", "{:.0%}", "of GEMM peak")),
     *(number("gb_s", "{:.1f}", "GB/s"), number("of_copy", "{:.0%}")),
     number("of_time_noise", "{:.0%}", "of time: noise"),
 )
-_LIMITS = (
+_LIMITS: tuple[Column, ...] = (
     *(number("threads", "{}"), number("copy_gb_s", "{:.1f}", "copy, GB/s")),
     number("gemm_gflop_s", "{:.0f}", "float32 GEMM, GFLOP/s"),
     *(number("normal_ns", head="our normal, ns"), number("randn_ns", head="torch.randn, ns")),
 )
 
 
-def _flat(entries: Sequence[dict[str, Any]]) -> str:
-    """Any list of flat results: the columns are the keys."""
-    names = dict.fromkeys(name for entry in entries for name in entry)
+def _flat(entries: Sequence[Any]) -> str:
+    """Flat entries; the columns are the keys, whose numbers all have the unit of the table's title."""
+    keys = dict.fromkeys(key for entry in entries for key in entry)
     return table(
-        [number(n, "{:.2f}" if isinstance(entries[0].get(n), float) else "{}") for n in names], entries
+        [number(k, "{:.2f}" if isinstance(entries[0].get(k), float) else "{}") for k in keys], entries
     )
 
 
-def _sweep(entries: Sequence[dict[str, Any]], varied: str, unit: str) -> str:
-    """One of the sweeps: ours and the eager form as `varied` grows."""
-    names = [n for n in ("op", "px", "threads") if n in entries[0]]
-    columns = [
-        *(number(n, "{}") for n in names),
-        number(varied, "{:g}"),
-        number("ours", head=f"ours, {unit}"),
-        number("other", head=f"{entries[0]['other_name']}, {unit}"),
-        ("ratio", lambda e: against(e["ratio"], e["noise"])),
-    ]
-    return table(columns, entries)
-
-
-def _host(entries: Sequence[dict[str, Any]]) -> str:
-    """Host microseconds of a call."""
-    columns = [
-        *(number("op", "{}"), number("ours", "{:.1f}", "ours, us")),
-        *(number("again", "{:.1f}", "the same again"), number("key_given", "{:.1f}", "with a key given")),
-        number("other", "{:.1f}", f"{entries[0]['other_name']}, us"),
-    ]
-    return table(columns, entries)
+def _sweep(entries: Sequence[Any]) -> str:
+    """A sweep: what is varied, ours and the eager form, in the unit of the table's title."""
+    columns: dict[str, Column] = {
+        **{key: number(key, "{:g}") for key in ("px", "threads", "blur_std", "batch")},
+        **{"ours": number("ours"), "again": number("again", head="the same again")},
+        "key_given": number("key_given", head="with a key given"),
+        "other": number("other", head=entries[0]["other_name"]),
+        "ratio": ("ratio", lambda e: against(e["ratio"], e["noise"])),
+    }
+    names = [number("op", "{}")] if "op" in entries[0] else []
+    return table([*names, *(c for key, c in columns.items() if any(key in e for e in entries))], entries)
 
 
 _LEGEND = """\
@@ -287,39 +249,44 @@ def about_machine(result: dict[str, Any]) -> str:
     return "  \n".join(lines)
 
 
-def _ops(result: dict[str, Any], rows: list[Row]) -> list[str]:
-    sections = [f"{_LEGEND} {_KEPT if result['memory_kept'] else _NOT_KEPT}", comparison(rows)]
+def _ops(result: dict[str, Any], rows: list[Row]) -> Iterator[str]:
+    yield from (f"{_LEGEND} {_KEPT if result['memory_kept'] else _NOT_KEPT}", comparison(rows))
     limits = [{"threads": count, **rates} for count, rates in result["limits"].items()]
-    sections += ["## The machine's limits, measured", table(_LIMITS, limits)]
-    sections += [_ABOUT_LIMITS, table(_SHARES, result["shares"])]
+    yield from ("## The machine's limits, measured", table(_LIMITS, limits))
+    yield from (_ABOUT_LIMITS, table(_SHARES, result["shares"]))
     if result["parts"]:
-        sections += ["## The parts of corrupt, ns/px", _ABOUT_PARTS, _flat(result["parts"])]
+        yield from ("## The parts of corrupt, ns/px", _ABOUT_PARTS, _flat(result["parts"]))
     for op in dict.fromkeys(row.op for row in rows):
-        sections += [f"## {op}: every baseline, ns/px", _every_baseline(rows, op)]
-    sections += ["## The baselines", _sources(rows)]
+        yield f"## {op}: every baseline, ns/px"
+        yield _every_baseline([row for row in rows if row.op == op])
+    yield from ("## The baselines", _sources(rows))
     missing = {
-        f"- {row.op}, {row.px} px, {row.threads} threads: {name}: {why}"
+        f"{row.op}, {row.px} px, {row.threads} threads: {name}: {why}"
         for row in rows
         for name, why in row.failures.items()
     }
-    missing |= {f"- {name}: {why}" for name, why in result["absent"].items()}
-    return [*sections, "Baselines that did not run:", "\n".join(sorted(missing))] if missing else sections
+    missing |= {f"{name}: {why}" for name, why in result["absent"].items()}
+    if missing:
+        yield from ("Baselines that did not run:", _lines(sorted(missing)))
+
+
+def _lines(entries: Iterable[str]) -> str:
+    return "\n".join(f"- {entry}" for entry in entries)
 
 
 def document(result: dict[str, Any], rows: list[Row]) -> str:
     """Everything that was measured, in Markdown."""
+    sweeps, problems = result["sweeps"], result["problems"]
     sections = ["# softdiff bench", about_machine(result)]
     if rows:
         sections += ["## The ops beside their baselines", *_ops(result, rows)]
-    sweeps = result["sweeps"]
-    if sweeps["blur"]:
-        sections += ["## Cost against blur_std: corrupt, ns/px", _sweep(sweeps["blur"], "blur_std", "ns/px")]
-    if sweeps["batch"]:
-        sections += ["## Cost against batch size, us an image", _sweep(sweeps["batch"], "batch", "us")]
-    if sweeps["host"]:
-        sections += ["## Host time of a call", _ABOUT_HOST, _host(sweeps["host"])]
-    if result["memory"]:
-        sections += ["## Memory beyond inputs and outputs, MiB", _ABOUT_MEMORY, _flat(result["memory"])]
-    if result["problems"]:
-        sections += ["## What failed", "\n".join(f"- {n}: {why}" for n, why in result["problems"].items())]
-    return "\n\n".join(sections) + "\n"
+    for title, about, text, entries in (
+        ("Cost against blur_std: corrupt, ns/px", "", _sweep, sweeps["blur"]),
+        ("Cost against batch size, us an image", "", _sweep, sweeps["batch"]),
+        ("Host time of a call, us", _ABOUT_HOST, _sweep, sweeps["host"]),
+        ("Memory beyond inputs and outputs, MiB", _ABOUT_MEMORY, _flat, result["memory"]),
+        ("What failed", "", _lines, [f"{name}: {why}" for name, why in problems.items()]),
+    ):
+        if entries:
+            sections += [f"## {title}", about, text(entries)]
+    return "\n\n".join(filter(None, sections)) + "\n"

@@ -22,7 +22,7 @@ import softdiff_kernels as sk
 from ..errors import UserError, need
 from ..progress import Progress
 from ..training.distributed import pick_device
-from . import cases, machine, packages, report, rows, sweeps, timing
+from . import cases, machine, packages, plots, report, rows, sweeps, timing
 from .config import BenchConfig
 
 COMPILED_SIZES = {"cpu": (64, 256), "cuda": (64,)}
@@ -59,7 +59,6 @@ class Run:
         self.passes = 1 if config.quick or self.gpu else 2
         self.measurements: dict[tuple[Any, ...], rows.Measurement] = {}  # for the next pass
         self.rows: dict[tuple[Any, ...], rows.Row] = {}
-        self.normal_ns: dict[tuple[int, int], float] = {}  # of one standard normal, by size and threads
         self.started = time.monotonic()
         self.result: dict[str, Any] = {
             "command": command,
@@ -67,17 +66,11 @@ class Run:
             "machine": about,
             "backends": {name: [b.usable, b.reason] for name, b in sk.backends().items()},
             "seed": cases.SEED,
-            "memory_kept": False,
             "absent": packages.absent(device=self.device),
-            "complete": False,
-            "seconds": 0.0,
-            "limits": {},
-            "shares": [],
-            "parts": [],
+            **{"memory_kept": False, "complete": False, "seconds": 0.0},
+            **{key: {} for key in ("limits", "problems", "step_seconds")},
+            **{key: [] for key in ("shares", "parts", "memory")},
             "sweeps": {"blur": [], "batch": [], "host": []},
-            "memory": [],
-            "problems": {},
-            "step_seconds": {},
         }
 
     def conditions(self) -> list[rows.Conditions]:
@@ -96,15 +89,14 @@ class Run:
 
     def steps(self) -> Iterator[Step]:
         """Everything to do, in order."""
-        sections = self.config.chosen_sections()
-        for again in range(self.passes if "ops" in sections else 0):
-            for count in self.threads:
-                if not again:
-                    yield Step(f"the machine's limits, {count} threads", partial(self._limits, count), count)
-                for size in self.config.chosen_sizes():
-                    yield from self._size_steps(size, count, bool(again))
+        sections, sizes = self.config.chosen_sections(), self.config.chosen_sizes()
+        for again, count in itertools.product(range(self.passes if "ops" in sections else 0), self.threads):
+            if not again:
+                yield Step(f"the machine's limits, {count} threads", partial(self._limits, count), count)
+            for size in sizes:
+                yield from self._size_steps(size, count, bool(again))
         if "memory" in sections and not self.gpu:
-            for count, size in itertools.product(self.threads, self.config.chosen_sizes()):
+            for count, size in itertools.product(self.threads, sizes):
                 yield Step(f"memory, {size} px, {count} threads", partial(self._memory, size, count))
         if "sweeps" in sections:
             yield from self._sweep_steps(self.threads[-1])
@@ -114,38 +106,24 @@ class Run:
         if not again and not self.gpu:
             yield Step(f"parts of corrupt, {where}", partial(self._parts, size, count), count)
         for op, conditions in itertools.product(self.config.chosen_ops(), self.conditions()):
-            dtype = str(conditions.dtype).removeprefix("torch.")
-            words = (
-                op,
-                "" if dtype == "float32" else dtype,
-                conditions.backend,
-                where,
-                "again" if again else "",
-            )
-            compile = self._compiles(op, size, count)
-            step = partial(self._row, op, size, conditions, compile, again)
+            dtype = str(conditions.dtype).removeprefix("torch.").replace("float32", "")
+            words = (op, dtype, conditions.backend, where, "again" if again else "")
+            step = partial(self._row, op, size, conditions, again)
             yield Step(", ".join(filter(None, words)), step, count)
 
     def _sweep_steps(self, count: int) -> Iterator[Step]:
         conditions = replace(self.conditions()[0], dtype=torch.float32, budget=self.budget / 2)
-        for size in (64,) if self.config.quick else (64, 256):
-            by_blur = partial(self._sweep, "blur", sweeps.by_blur, size, conditions)
-            yield Step(f"blur_std, {size} px", by_blur, count)
-        batches = (1, 4, 16) if self.config.quick else (1, 2, 4, 8, 16, 32, 64, 128, 256)
+        sizes, batches = ((64,), (1, 4, 16)) if self.config.quick else ((64, 256), sweeps.BATCHES)
+
+        def step(key: str, name: str, threads: int, sweep: Callable[..., list[Any]], *args: Any) -> Step:
+            return Step(name, lambda: self.result["sweeps"][key].extend(sweep(*args)), threads)
+
+        for size in sizes:
+            yield step("blur", f"blur_std, {size} px", count, sweeps.by_blur, size, conditions)
         for op in cases.HEADLINE:
-            by_batch = partial(self._sweep, "batch", sweeps.by_batch, op, 64, conditions, batches)
-            yield Step(f"batch size, {op}", by_batch, count)
-            yield Step(f"host time, {op}", partial(self._sweep, "host", sweeps.host_time, op, conditions), 1)
-
-    def _sweep(self, name: str, sweep: Callable[..., list[dict[str, Any]]], *args: Any) -> None:
-        self.result["sweeps"][name] += sweep(*args)
-
-    def _compiles(self, op: str, size: int, count: int) -> bool:
-        if self.config.compile != "some":
-            return self.config.compile == "all"
-        sizes = COMPILED_SIZES[self.device.type]
-        chosen = op in cases.HEADLINE and size in sizes and count == self.threads[-1]
-        return chosen and not self.config.quick
+            by_batch = (sweeps.by_batch, op, 64, conditions, batches)
+            yield step("batch", f"batch size, {op}", count, *by_batch)
+            yield step("host", f"host time, {op}", 1, sweeps.host_time, op, conditions)
 
     def _limits(self, count: int) -> None:
         key = "gpu" if self.gpu else str(count)
@@ -153,24 +131,32 @@ class Run:
 
     def _parts(self, size: int, count: int) -> None:
         parts = machine.parts_of_corrupt(size, budget=self.budget / 2)
-        self.normal_ns[size, count] = parts["noise alone"]
         self.result["parts"].append({"px": size, "threads": count, **parts})
 
-    def _batch(self, size: int, dtype: torch.dtype) -> int:
-        if self.config.batch is not None:
-            return self.config.batch
-        if not self.gpu:
-            whole = cases.batch_of(size)
-            return max(1, whole // 8) if self.config.quick else whole
-        return max(1, _GPU_IMAGES // (cases.CHANNELS * size * size * dtype.itemsize))
+    def _memory(self, size: int, count: int) -> None:
+        extra = sweeps.memory(size, count)
+        if extra is not None:
+            self.result["memory"].append({"px": size, "threads": count, **extra})
 
-    def _row(self, op: str, size: int, conditions: rows.Conditions, compile: bool, again: bool) -> str:
+    def _compiles(self, op: str, size: int) -> bool:
+        if self.config.compile != "some":
+            return self.config.compile == "all"
+        chosen = op in cases.HEADLINE and size in COMPILED_SIZES[self.device.type]
+        return chosen and torch.get_num_threads() == self.threads[-1] and not self.config.quick
+
+    def _batch(self, size: int, dtype: torch.dtype) -> int:
+        images = cases.batch_of(size) // (8 if self.config.quick else 1)
+        if self.gpu:
+            images = _GPU_IMAGES // (cases.CHANNELS * size * size * dtype.itemsize)
+        return self.config.batch or max(1, images)
+
+    def _row(self, op: str, size: int, conditions: rows.Conditions, again: bool) -> str:
         if op not in cases.HEADLINE:
             conditions = replace(conditions, budget=conditions.budget / 2)
         key = (op, size, conditions.dtype, conditions.backend, torch.get_num_threads())
         measurement = self.measurements.pop(key, None)
         if measurement is None:
-            batch = self._batch(size, conditions.dtype)
+            batch, compile = self._batch(size, conditions.dtype), self._compiles(op, size)
             measurement = rows.prepare(op, size, conditions, batch=batch, compile=compile)
         measurement.time()
         row = self.rows[key] = measurement.row()
@@ -178,16 +164,12 @@ class Run:
             self.measurements[key] = measurement
         return f"{row.ours:.2f} ns/px, {row.ratio:.2f} times as fast as {row.fastest}"
 
-    def _memory(self, size: int, count: int) -> None:
-        extra = sweeps.memory(size, count)
-        if extra is not None:
-            self.result["memory"].append({"px": size, "threads": count, **extra})
-
     def _shares(self) -> Iterator[dict[str, Any]]:
+        normal_ns = {(p["px"], p["threads"]): p["noise alone"] for p in self.result["parts"]}
         for row in self.rows.values():
             limits = self.result["limits"].get("gpu" if self.gpu else str(row.threads))
             if limits is not None and row.dtype == "float32":
-                normal = self.normal_ns.get((row.px, row.threads), limits["normal_ns"])
+                normal = normal_ns.get((row.px, row.threads), limits["normal_ns"])
                 yield report.share(row, limits, normal)
 
     def take(self, step: Step, progress: Progress) -> None:
@@ -215,33 +197,20 @@ class Run:
         (folder / report.MARKDOWN).write_text(report.document(self.result, timed), encoding="utf-8")
         return path
 
-    def print_summary(self, folder: Path) -> None:
-        """The comparison and the failed steps, on the terminal."""
-        timed = list(self.rows.values())
-        if timed:
-            print(report.comparison(timed))
-        problems = self.result["problems"]
-        if problems:
-            print(f"{len(problems)} of the steps failed: {', '.join(problems)}", file=sys.stderr)
-        print(f"{self.result['seconds']:.0f} s; the results are in {folder}, the tables in {report.MARKDOWN}")
-
-
-def _use_instruction_set(isa: str) -> None:
-    if not sk.backends()["native"].usable:
-        raise UserError(f"--isa: no compiled kernels here: {sk.backends()['native'].reason}")
-    if not importlib.import_module("softdiff_kernels._native").use_instruction_set(isa):
-        raise UserError(f"--isa: this CPU or this build has no {isa}")
-
 
 def _check(config: BenchConfig) -> None:
+    """Raises UserError for what does not work here, and sets the instruction set."""
+    backends = sk.backends()
     for name in config.backends:
-        backend = sk.backends().get(name)
-        if backend is not None and not backend.usable:
-            raise UserError(f"--backends: {name} does not work here: {backend.reason}")
+        if name in backends and not backends[name].usable:
+            raise UserError(f"--backends: {name} does not work here: {backends[name].reason}")
     for module in ("scipy", "tqdm") if config.progress else ("scipy",):
         need(module, "softdiff bench", "bench")
     if config.isa is not None:
-        _use_instruction_set(config.isa)
+        if not backends["native"].usable:
+            raise UserError(f"--isa: no compiled kernels here: {backends['native'].reason}")
+        if not importlib.import_module("softdiff_kernels._native").use_instruction_set(config.isa):
+            raise UserError(f"--isa: this CPU or this build has no {config.isa}")
 
 
 def bench(config: BenchConfig, argv: Sequence[str] = ()) -> Path:
@@ -270,16 +239,15 @@ def bench(config: BenchConfig, argv: Sequence[str] = ()) -> Path:
         progress.close()
         path = run.finish(folder)
     if config.plots:
-        _plot(path, folder)
-    run.print_summary(folder)
+        try:
+            need("matplotlib", "the plots", "bench")
+            plots.draw(path, folder)
+        except UserError as error:
+            print(f"no plots: {error}", file=sys.stderr)
+    if run.rows:
+        print(report.comparison(list(run.rows.values())))
+    problems = run.result["problems"]
+    if problems:
+        print(f"{len(problems)} of the steps failed: {', '.join(problems)}", file=sys.stderr)
+    print(f"{run.result['seconds']:.0f} s; the results are in {folder}, the tables in {report.MARKDOWN}")
     return folder
-
-
-def _plot(path: Path, folder: Path) -> None:
-    from .plots import draw
-
-    try:
-        need("matplotlib", "the plots", "bench")
-        draw(path, folder)
-    except UserError as error:
-        print(f"no plots: {error}", file=sys.stderr)

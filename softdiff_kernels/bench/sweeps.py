@@ -33,6 +33,7 @@ OTHER = TwoProductBmm.name
 # The image of a call that has next to nothing to compute.
 TINY = 8
 HOST_ROUNDS = 9
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _MEMORY_OPS = ("momentum_step", "corrupt", "soft_score_loss")
 
 
