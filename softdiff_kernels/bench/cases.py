@@ -17,7 +17,8 @@ import softdiff_kernels as sk
 CHANNELS = 3
 SEED = 20220911
 HEADLINE = ("corrupt", "momentum_step", "soft_score_loss")  # the ops of a training and of a sampling step
-NOISY = ("corrupt", "momentum_step", "reverse_step", "spectral_mix", "normal")
+_GIVEN_NOISE = ("corrupt", "momentum_step", "reverse_step")  # these take their noise as an argument
+NOISY = (*_GIVEN_NOISE, "spectral_mix", "normal")
 _ELEMENTS = 3 * 2**18  # a call's values, 0.79 M: enough to hide the cost of a call, few enough for the caches
 # For one value of the result, in units of N multiply-adds by dense matrix products: two products for a blur
 # or a transform, so 2 x 2 N operations; the loss needs two and its gradient two more; spectral_mix three
@@ -93,17 +94,14 @@ def make(
     noises = {"noise_std_t": noise_std, "noise_std_s": 0.9 * noise_std}
     build: dict[str, Callable[[], dict[str, Tensor]]] = {
         "corrupt": lambda: {**images("x0"), "blur_std": blur_std, "noise_std": noise_std},
-        "momentum_step": lambda: {**images("x_t", "x0_hat"), **blurs, **noises},
+        "momentum_step": lambda: images("x_t", "x0_hat") | blurs | noises,
         "reverse_step": lambda: {
-            **images("x_t", "x0_hat"),
-            **blurs,
-            "a": uniform(0, 1, (batch,)).to(dtype),
-            "b": 0.1 * noise_std,
+            **(images("x_t", "x0_hat") | blurs),
+            **{"a": uniform(0, 1, (batch,)).to(dtype), "b": 0.1 * noise_std},
         },
         "soft_score_loss": lambda: {
             **images("prediction", "target"),
-            "blur_std": blur_std,
-            "weight": noise_std.square().reciprocal(),
+            **{"blur_std": blur_std, "weight": noise_std.square().reciprocal()},
         },
         "blur": lambda: {**images("x"), "blur_std": blur_std},
         "dct2": lambda: images("x"),
@@ -116,28 +114,26 @@ def make(
     }
     if op not in build:
         raise ValueError(f"make: expected one of {', '.join(build)}, got {op!r}")
-    noisy = op in ("corrupt", "momentum_step", "reverse_step")
-    noise = torch.randn(shape, generator=generator, device=device).to(dtype) if noisy else None
+    draws = op in _GIVEN_NOISE
+    noise = torch.randn(shape, generator=generator, device=device).to(dtype) if draws else None
     return Case(op, height, width, build[op](), noise)
 
 
 def ours(case: Case, *, noise: Tensor | None = None, module: Any = sk) -> Any:
     """The library's op on the case. Without `noise` it draws its own, where it has noise."""
-    a = case.arguments
-    given = {} if noise is None else {"noise": noise}
-    if case.op in ("corrupt", "momentum_step", "reverse_step"):
-        return getattr(module, case.op)(**a, **given)
+    a, function = case.arguments, getattr(module, case.op)
+    if case.op in _GIVEN_NOISE:
+        return function(**a, **({} if noise is None else {"noise": noise}))
     if case.op == "soft_score_loss":
         leaf = a["prediction"].detach().requires_grad_()
-        loss = module.soft_score_loss(leaf, a["target"], a["blur_std"], weight=a["weight"])
+        loss = function(leaf, a["target"], a["blur_std"], weight=a["weight"])
         return loss.detach(), torch.autograd.grad(loss, leaf)[0]
     if case.op == "spectral_mix":
-        masks = (a["mask_t"], a["mask_0"])
-        return module.spectral_mix((a["x_t"], a["x0_hat"]), masks, noise_mask=a["noise_mask"])
+        return function((a["x_t"], a["x0_hat"]), (a["mask_t"], a["mask_0"]), noise_mask=a["noise_mask"])
     if case.op == "normal":
         like = a["like"]
-        return module.normal(like.shape, sk.NoiseKey(SEED), device=like.device, dtype=like.dtype)
-    return getattr(module, case.op)(*a.values())
+        return function(like.shape, sk.NoiseKey(SEED), device=like.device, dtype=like.dtype)
+    return function(*a.values())
 
 
 def silent(case: Case) -> Case:

@@ -25,16 +25,18 @@ class Change:
     net: time / machine. floor: how far ln(net) may be from 0 by chance. verdict: faster, slower or none.
     """
 
-    key: tuple[Any, ...]
-    before: float
-    after: float
+    before: Row
+    after: Row
     time: float
     machine: float
     net: float
     floor: float
-    ratio_before: float
-    ratio_after: float
-    verdict: str
+
+    @property
+    def verdict(self) -> str:
+        if abs(math.log(self.net)) <= self.floor:
+            return "none"
+        return "faster" if self.net < 1 else "slower"
 
 
 def _key(row: Row) -> tuple[Any, ...]:
@@ -56,20 +58,8 @@ def change(before: Row, after: Row) -> Change:
         fifths = statistics.quantiles(moves, n=5, method="inclusive")
         apart = (fifths[3] - fifths[0]) / 2
     time = math.log(after.ours / before.ours)
-    net = time - machine
     floor = math.hypot(before.noise, after.noise, apart)
-    return Change(
-        key=_key(before),
-        before=before.ours,
-        after=after.ours,
-        time=math.exp(time),
-        machine=math.exp(machine),
-        net=math.exp(net),
-        floor=floor,
-        ratio_before=before.ratio,
-        ratio_after=after.ratio,
-        verdict="none" if abs(net) <= floor else "faster" if net < 0 else "slower",
-    )
+    return Change(before, after, math.exp(time), math.exp(machine), math.exp(time - machine), floor)
 
 
 def changes(before: list[Row], after: list[Row]) -> tuple[list[Change], list[tuple[Any, ...]]]:
@@ -79,21 +69,13 @@ def changes(before: list[Row], after: list[Row]) -> tuple[list[Change], list[tup
     return [change(old[key], new[key]) for key in old if key in new], alone
 
 
-def _key_column(i: int) -> Column:
-    return _KEY[i], lambda change: str(change.key[i])
-
-
 _COLUMNS: list[Column] = [
-    *(_key_column(i) for i, name in enumerate(_KEY) if name != "device"),
-    ("before, ns/px", lambda c: f"{c.before:.2f}"),
-    ("after", lambda c: f"{c.after:.2f}"),
-    ("time", lambda c: f"{c.time - 1:+.1%}"),
-    ("the machine", lambda c: f"{c.machine - 1:+.1%}"),
-    ("ours alone", lambda c: f"{c.net - 1:+.1%}"),
-    ("noise", lambda c: f"{c.floor:.1%}"),
+    *((name, lambda c, n=name: str(getattr(c.before, n))) for name in _KEY if name != "device"),
+    *(("before, ns/px", lambda c: f"{c.before.ours:.2f}"), ("after", lambda c: f"{c.after.ours:.2f}")),
+    *(("time", lambda c: f"{c.time - 1:+.1%}"), ("the machine", lambda c: f"{c.machine - 1:+.1%}")),
+    *(("ours alone", lambda c: f"{c.net - 1:+.1%}"), ("noise", lambda c: f"{c.floor:.1%}")),
     ("change", lambda c: c.verdict),
-    ("ratio before", lambda c: f"{c.ratio_before:.2f}"),
-    ("after", lambda c: f"{c.ratio_after:.2f}"),
+    *(("ratio before", lambda c: f"{c.before.ratio:.2f}"), ("after", lambda c: f"{c.after.ratio:.2f}")),
 ]
 
 
@@ -101,13 +83,10 @@ def compare(config: CompareConfig) -> str:
     """The report of `softdiff bench compare`."""
     (one, rows_one), (two, rows_two) = load(config.before), load(config.after)
     old, new = ({**r["machine"], **r["machine"].get("versions", {})} for r in (one, two))
-    versions = sorted(one["machine"].get("versions", {}).keys() | two["machine"].get("versions", {}).keys())
-    lines = [
-        f"{name}: {old.get(name)} before, {new.get(name)} after"
-        for name in (*_REPORTED, *versions)
-        if old.get(name) != new.get(name)
-    ]
-    if any(old.get(name) != new.get(name) for name in _SAME_MACHINE):
+    versions = sorted((old.keys() | new.keys()) - one["machine"].keys() - two["machine"].keys())
+    different = [name for name in (*_REPORTED, *versions) if old.get(name) != new.get(name)]
+    lines = [f"{name}: {old.get(name)} before, {new.get(name)} after" for name in different]
+    if not set(_SAME_MACHINE).isdisjoint(different):
         lines.append("These are different machines: compare the ratios, not the times.")
     for label, each in (("before", one), ("after", two)):
         if not each["complete"]:

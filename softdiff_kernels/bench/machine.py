@@ -13,14 +13,10 @@ import torch
 import softdiff_kernels as sk
 
 from .. import _machine
-from . import cases
-from .timing import Call, Timing, clock_of, interleaved, sample, summary
+from .timing import Call, Timing, clock_of, sample, summary
 
 # What takes part in the timings; where one is absent, so are its rows.
-_PACKAGES = (
-    *("torch", "triton", "numpy", "scipy", "diffusers"),
-    *("cupy-cuda12x", "cupy-cuda13x"),
-)
+_PACKAGES = ("torch", "triton", "numpy", "scipy", "diffusers", "cupy-cuda12x", "cupy-cuda13x")
 # A change to these changes what is measured; one elsewhere does not.
 _MEASURED = ("softdiff_kernels", "csrc", "setup.py")
 
@@ -87,21 +83,3 @@ def copy_bandwidth(device: torch.device, size: int, *, rounds: int = 20) -> Timi
     calls: dict[str, Call] = {"copy": lambda: target.copy_(source)}
     seconds = sample(calls, clock_of(device), least=rounds, most=rounds)["copy"]
     return summary([2 * source.nbytes / s for s in seconds])
-
-
-def parts_of_corrupt(size: int, *, budget: float = 0.3) -> dict[str, float]:
-    """ns per value on a CPU: `corrupt`, its parts on the same batch and a copy of that, interleaved."""
-    case = cases.make("corrupt", size, size, cases.batch_of(size))
-    x, std, sigma = case.arguments.values()
-    out = torch.empty_like(x)
-    key = sk.NoiseKey(cases.SEED)
-    calls: dict[str, Call] = {
-        "corrupt": lambda: sk.corrupt(x, std, sigma),
-        "transform alone": lambda: sk.corrupt(x, std, 0.0),
-        "noise alone": lambda: sk.normal(x.shape, key),
-        "copy, new memory": lambda: x.clone(),
-        "copy, old memory": lambda: out.copy_(x),
-        "torch.randn": lambda: torch.randn_like(x),
-    }
-    timings = interleaved(calls, clock_of(x.device), budget=budget)
-    return {name: timing.median * 1e9 / case.values for name, timing in timings.items()}

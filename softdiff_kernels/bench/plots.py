@@ -110,7 +110,7 @@ def ratio(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """How many times as long the fastest baseline takes, at each thread count."""
     floats = sorted(_by_size(rows), key=lambda r: r.threads)
     for ax, count, here in _panels(figure, floats, lambda r: r.threads):
-        for i, op in enumerate(dict.fromkeys(r.op for r in rows)):
+        for i, op in enumerate(dict.fromkeys(r.op for r in here)):
             chosen = [r for r in here if r.op == op]
             values, noises = [r.ratio for r in chosen], [r.ratio * min(r.noise, 1.0) for r in chosen]
             width = 1.8 if op in HEADLINE else 0.9

@@ -214,8 +214,6 @@ is more. A difference below it is printed as none. Errors are relative (L2), aga
 float64, with the same noise given to both. An unsteady ratio was taken while other programs ran."""
 _KEPT = "The C library was told to keep freed memory, so that no time includes page faults of new results."
 _NOT_KEPT = "The C library's allocator was left as it is: some times include page faults of new results."
-_ABOUT_PARTS = """\
-The fused op writes its result once and draws the noise in cache; the noise alone is written, too."""
 _ABOUT_LIMITS = """\
 The dense form's operations are those of the op by plain matrix products. The kernels do fewer, so they may
 exceed the GEMM's peak. Small inputs stay in the caches, so the copy's rate may be exceeded, too. The last
@@ -254,8 +252,6 @@ def _ops(result: dict[str, Any], rows: list[Row]) -> Iterator[str]:
     limits = [{"threads": count, **rates} for count, rates in result["limits"].items()]
     yield from ("## The machine's limits, measured", table(_LIMITS, limits))
     yield from (_ABOUT_LIMITS, table(_SHARES, result["shares"]))
-    if result["parts"]:
-        yield from ("## The parts of corrupt, ns/px", _ABOUT_PARTS, _flat(result["parts"]))
     for op in dict.fromkeys(row.op for row in rows):
         yield f"## {op}: every baseline, ns/px"
         yield _every_baseline([row for row in rows if row.op == op])

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import softdiff_kernels as sk
 
 from . import cases
 from .baselines import Baseline, baselines, compiled
-from .timing import AGAIN, OURS, Call, Timing, clock_of, noise_floor, ratios, rotations, sample, summary
+from .timing import AGAIN, OURS, Call, Timing, clock_of, noise_floor, rotations, sample, summary
 
 # The relative L2 error from which on a result is wrong, and is not timed. Float32 has 6e-8; sums over
 # 2 x 512 terms and the FFT's twiddles stay under some tens of that, a wrong formula is over 1e-2. The loss by
@@ -117,11 +118,9 @@ def in_rotation(case: cases.Case, l2_bytes: int) -> Callable[[], cases.Case]:
     since its last use. One set where that is 0."""
     bare = replace(case, noise=None)
     moved = sum(value.nbytes for value in bare.arguments.values())
-    sets = [bare]
-    for _ in range(rotations(moved, l2_bytes) - 1):
-        sets.append(replace(bare, arguments={k: v.clone() for k, v in bare.arguments.items()}))
-    turn = itertools.cycle(sets)
-    return lambda: next(turn)
+    copies = rotations(moved, l2_bytes) - 1
+    sets = [replace(bare, arguments={k: v.clone() for k, v in bare.arguments.items()}) for _ in range(copies)]
+    return partial(next, itertools.cycle([bare, *sets]))
 
 
 @dataclass
@@ -151,17 +150,18 @@ class Measurement:
     def row(self) -> Row:
         """The line of the table."""
         timings = {name: summary(seconds) for name, seconds in self.samples.items()}
-        own, against = timings[OURS], ratios(timings, OURS)
-        to_ns = 1e9 / self.case.values
+        entries = {name: self._entry(name, timings) for name in timings}
 
-        def fastest(group: str) -> str | None:
+        def fastest(group: str) -> tuple[Any, Any]:
             names = (n for n, b in self.working.items() if b.group == group and b.same)
-            return min(names, key=lambda n: against[n], default=None)
+            name = min(names, key=lambda n: entries[n]["ratio"], default=None)
+            return name, None if name is None else entries[name]["ratio"]
 
-        main, fft, extra = fastest("main"), fastest("fft"), fastest("extra")
+        (main, ratio), (fft, fft_ratio), (extra, extra_ratio) = map(fastest, ("main", "fft", "extra"))
         if main is None:
             where = f"{self.case.op} at {self.case.width} px"
             raise RuntimeError(f"{where}: no baseline works here: {self.failures}")
+        own, other = entries[OURS], entries[main]
         return Row(
             op=self.case.op,
             px=self.case.width,
@@ -170,34 +170,25 @@ class Measurement:
             device=self.conditions.device.type,
             backend=self.conditions.backend or "auto",
             threads=self.threads,
-            ours=own.median * to_ns,
-            low=own.low * to_ns,
-            high=own.high * to_ns,
-            noise=noise_floor(own, timings[AGAIN], timings[main]),
-            fastest=main,
-            fastest_ns=timings[main].median * to_ns,
-            ratio=against[main],
-            fft=fft,
-            fft_ratio=None if fft is None else against[fft],
-            extra=extra,
-            extra_ratio=None if extra is None else against[extra],
-            steady=all(timings[name].high < _STEADY * timings[name].low for name in (OURS, main)),
+            **{"ours": own["median"], "low": own["low"], "high": own["high"], "noise": other["noise"]},
+            **{"fastest": main, "fastest_ns": other["median"], "ratio": ratio},
+            **{"fft": fft, "fft_ratio": fft_ratio, "extra": extra, "extra_ratio": extra_ratio},
+            steady=all(entry["high"] < _STEADY * entry["low"] for entry in (own, other)),
             error=self.error.get(OURS),
             fastest_error=self.error.get(main.removesuffix(" compiled")),
-            timings={name: self._entry(name, timings, to_ns) for name in timings},
+            timings=entries,
             failures=self.failures,
         )
 
-    def _entry(self, name: str, timings: dict[str, Timing], unit: float) -> dict[str, Any]:
-        """One call of the row: its times, what it is, and how it compares with ours."""
+    def _entry(self, name: str, timings: dict[str, Timing]) -> dict[str, Any]:
+        """One call of the row: its times in ns per value, what it is, and how it compares with ours."""
         timing, own = timings[name], timings[OURS]
-        scaled = {k: v * unit if k in ("median", "low", "high") else v for k, v in asdict(timing).items()}
+        times = {key: getattr(timing, key) * 1e9 / self.case.values for key in ("median", "low", "high")}
         about = {"group": "ours", "source": "this library", "same": True, "difference": ""}
-        if (baseline := self.working.get(name)) is not None:
-            about = {key: getattr(baseline, key) for key in about}
-        noise = noise_floor(own, timings[AGAIN], timing)
-        ratio = timing.median / own.median
-        return {**scaled, **about, "ratio": ratio, "noise": noise, "error": self.error.get(name)}
+        if name in self.working:
+            about = {key: getattr(self.working[name], key) for key in about}
+        compared = {"ratio": timing.median / own.median, "noise": noise_floor(own, timings[AGAIN], timing)}
+        return {**asdict(timing), **times, **about, **compared, "error": self.error.get(name)}
 
 
 def prepare(
@@ -220,7 +211,7 @@ def prepare(
 
     def admit(candidates: list[Baseline]) -> None:
         for baseline in candidates:
-            why = problem(lambda b=baseline: b.call(*case.arguments.values()))  # type: ignore[misc]
+            why = problem(partial(baseline.call, *case.arguments.values()))
             if why is None:
                 working[baseline.name] = baseline
             else:

@@ -69,7 +69,7 @@ class Run:
             "absent": packages.absent(device=self.device),
             **{"memory_kept": False, "complete": False, "seconds": 0.0},
             **{key: {} for key in ("limits", "problems", "step_seconds")},
-            **{key: [] for key in ("shares", "parts", "memory")},
+            **{key: [] for key in ("shares", "memory")},
             "sweeps": {"blur": [], "batch": [], "host": []},
         }
 
@@ -102,11 +102,9 @@ class Run:
             yield from self._sweep_steps(self.threads[-1])
 
     def _size_steps(self, size: int, count: int, again: bool) -> Iterator[Step]:
-        where = f"{size} px, {count} threads"
-        if not again and not self.gpu:
-            yield Step(f"parts of corrupt, {where}", partial(self._parts, size, count), count)
         for op, conditions in itertools.product(self.config.chosen_ops(), self.conditions()):
             dtype = str(conditions.dtype).removeprefix("torch.").replace("float32", "")
+            where = f"{size} px, {count} threads"
             words = (op, dtype, conditions.backend, where, "again" if again else "")
             step = partial(self._row, op, size, conditions, again)
             yield Step(", ".join(filter(None, words)), step, count)
@@ -128,10 +126,6 @@ class Run:
     def _limits(self, count: int) -> None:
         key = "gpu" if self.gpu else str(count)
         self.result["limits"][key] = machine.limits(self.budget, self.device)
-
-    def _parts(self, size: int, count: int) -> None:
-        parts = machine.parts_of_corrupt(size, budget=self.budget / 2)
-        self.result["parts"].append({"px": size, "threads": count, **parts})
 
     def _memory(self, size: int, count: int) -> None:
         extra = sweeps.memory(size, count)
@@ -165,10 +159,11 @@ class Run:
         return f"{row.ours:.2f} ns/px, {row.ratio:.2f} times as fast as {row.fastest}"
 
     def _shares(self) -> Iterator[dict[str, Any]]:
-        normal_ns = {(p["px"], p["threads"]): p["noise alone"] for p in self.result["parts"]}
-        for row in self.rows.values():
+        timed = [row for row in self.rows.values() if row.dtype == "float32"]
+        normal_ns = {(row.px, row.threads): row.ours for row in timed if row.op == "normal"}
+        for row in timed:
             limits = self.result["limits"].get("gpu" if self.gpu else str(row.threads))
-            if limits is not None and row.dtype == "float32":
+            if limits is not None:
                 normal = normal_ns.get((row.px, row.threads), limits["normal_ns"])
                 yield report.share(row, limits, normal)
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import softdiff_kernels as sk
 from . import cases
 from .baselines import TwoProductBmm, of
 from .rows import Conditions
-from .timing import AGAIN, OURS, Call, HostClock, Timing, interleaved, noise_floor, summary
+from .timing import AGAIN, OURS, Call, HostClock, interleaved, noise_floor, summary
 
 OTHER = TwoProductBmm.name
 # The image of a call that has next to nothing to compute.
@@ -50,16 +51,13 @@ def _entry(case: cases.Case, conditions: Conditions, unit: float) -> dict[str, A
     """Both on one case, times in `unit` of a second."""
     ours, other = _ours_and_other(case, conditions)
     samples = conditions.sample({OURS: ours, OTHER: other, AGAIN: ours})
-    timings: dict[str, Timing] = {name: summary(seconds) for name, seconds in samples.items()}
-    own, theirs = timings[OURS], timings[OTHER]
+    own, theirs, again = (summary(samples[name]) for name in (OURS, OTHER, AGAIN))
+    times = {"ours": own.median, "low": own.low, "high": own.high, "other": theirs.median}
     return {
-        "ours": own.median * unit,
-        "low": own.low * unit,
-        "high": own.high * unit,
-        "other": theirs.median * unit,
-        "other_name": OTHER,
-        "ratio": theirs.median / own.median,
-        "noise": noise_floor(own, timings[AGAIN], theirs),
+        **{"px": case.width, "threads": torch.get_num_threads()},
+        **{name: seconds * unit for name, seconds in times.items()},
+        **{"other_name": OTHER, "ratio": theirs.median / own.median},
+        "noise": noise_floor(own, again, theirs),
     }
 
 
@@ -70,8 +68,7 @@ def by_blur(size: int, conditions: Conditions, stds: Sequence[float] = ()) -> li
     for std in sorted({s for s in stds if s <= size / 3}):
         case = cases.make("corrupt", size, size, cases.batch_of(size), device=conditions.device)
         case.arguments["blur_std"].fill_(std)
-        entry = _entry(case, conditions, 1e9 / case.values)
-        entries.append({"px": size, "threads": torch.get_num_threads(), "blur_std": std, **entry})
+        entries.append({"blur_std": std, **_entry(case, conditions, 1e9 / case.values)})
     return entries
 
 
@@ -80,8 +77,7 @@ def by_batch(op: str, size: int, conditions: Conditions, batches: Sequence[int])
     entries = []
     for batch in batches:
         case = cases.make(op, size, size, batch, device=conditions.device)
-        entry = _entry(case, conditions, 1e6 / batch)
-        entries.append({"op": op, "px": size, "threads": torch.get_num_threads(), "batch": batch, **entry})
+        entries.append({"op": op, "batch": batch, **_entry(case, conditions, 1e6 / batch)})
     return entries
 
 
@@ -95,8 +91,7 @@ def host_time(op: str, conditions: Conditions, calls: int = 400) -> list[dict[st
     ours, other = _ours_and_other(case, conditions)
     ways: dict[str, Call] = {"ours": ours, "other": other, "again": ours}
     if op != "soft_score_loss":
-        key, function = sk.NoiseKey(cases.SEED), getattr(sk, op)
-        ways["key_given"] = lambda: function(**case.arguments, key=key)
+        ways["key_given"] = partial(getattr(sk, op), **case.arguments, key=sk.NoiseKey(cases.SEED))
     rounds = {"least": HOST_ROUNDS, "most": HOST_ROUNDS, "block": max(calls // HOST_ROUNDS, 1)}
     with conditions.forced():
         timings = interleaved(ways, HostClock(conditions.device), **rounds)
@@ -105,10 +100,8 @@ def host_time(op: str, conditions: Conditions, calls: int = 400) -> list[dict[st
 
 def _status(field: str) -> int:
     """A field of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"/proc/self/status has no {field}")
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return next(1024 * int(words[1]) for words in lines if words[0] == f"{field}:")
 
 
 def _memory_here(size: int, threads: int) -> dict[str, float]:
@@ -137,14 +130,11 @@ def memory(size: int, threads: int) -> dict[str, float] | None:
     # Large blocks return to the system when freed, so that an output of one op is not counted for the next.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "softdiff_kernels.bench.sweeps", str(size), str(threads)]
-    folder = Path(__file__).resolve().parents[2]
+    options: dict[str, Any] = {"cwd": Path(__file__).resolve().parents[2], "env": environment, "timeout": 120}
     try:
-        done = subprocess.run(
-            command, env=environment, cwd=folder, capture_output=True, text=True, check=True, timeout=120
-        )
+        return json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL, **options))
     except (OSError, subprocess.SubprocessError):
         return None
-    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

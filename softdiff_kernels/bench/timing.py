@@ -126,14 +126,13 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
     gc.collect()
+    switch = gc.enable if gc.isenabled() else gc.disable
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        switch()
 
 
 def keep_memory() -> bool:

@@ -206,13 +206,13 @@ def test_every_plot_is_drawn(tmp_path: Path) -> None:
 def test_a_step_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: what fails is named with its reason in the result, and the others are measured."""
 
-    def broken(size: int, *_: object, **__: object) -> dict[str, float]:
+    def broken(*_: object) -> dict[str, float]:
         raise RuntimeError("no luck\nat all")
 
-    monkeypatch.setattr(suite.machine, "parts_of_corrupt", broken)
+    monkeypatch.setattr(suite.machine, "limits", broken)
     assert main(["bench", "--ops", "blur", *TINY, "--out", str(tmp_path / "one"), "--no-plots"]) == 0
     result, measured = report.load(str(tmp_path / "one"))
-    assert result["problems"] == {"parts of corrupt, 8 px, 1 threads": "RuntimeError: no luck"}
+    assert result["problems"] == {"the machine's limits, 1 threads": "RuntimeError: no luck"}
     assert [row.op for row in measured] == ["blur"] and result["complete"]
     assert "no luck" in (tmp_path / "one" / "bench.md").read_text()
 
