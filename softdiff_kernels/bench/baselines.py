@@ -248,16 +248,8 @@ def _check_op(op: str) -> None:
         raise ValueError(f"baselines: expected one of {', '.join(OPS)}, got {op!r}")
 
 
-def _computed(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in HALVES else dtype
-
-
 def baselines(
-    op: str,
-    height: int,
-    width: int,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    op: str, height: int, width: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> list[Baseline]:
     """The eager baselines of an op for images of one size, those of other packages at the end.
 
@@ -266,15 +258,13 @@ def baselines(
     _check_op(op)
     device = torch.device(device)
     if op == "normal":
-        listed = [Baseline("torch.randn", "main", "ATen", torch_noise)]
-        if device.type == "cpu":
-            listed.append(Baseline("numpy standard_normal", "main", "numpy.random", numpy_noise))
+        numpy = Baseline("numpy standard_normal", "main", "numpy.random", numpy_noise)
+        aten = Baseline("torch.randn", "main", "ATen", torch_noise)
+        listed = [aten, numpy] if device.type == "cpu" else [aten]
     else:
-        size = (height, width, _computed(dtype), device)
+        size = (height, width, torch.float32 if dtype in HALVES else dtype, device)
         listed = list(_by_forms(op, (*FORMS, *PACKAGES), *size))
-    if dtype in HALVES:
-        listed = [replace(one, call=widened(one.call)) for one in listed]
-    return listed
+    return [replace(one, call=widened(one.call)) for one in listed] if dtype in HALVES else listed
 
 
 def _by_forms(op: str, kinds: Sequence[type[Form]], *size: Any) -> Iterator[Baseline]:
@@ -334,16 +324,16 @@ def compiled(
     if op == "normal":
         return []
     with_fft = op == "corrupt" if fft is None else fft
-    ours = backend == "inductor" and torch.device(device).type == "cpu"
-    options: dict[str, Any] | None = {"fallback_random": True} if ours else None
+    on_cpu = backend == "inductor" and torch.device(device).type == "cpu"
+    compiler: dict[str, Any] = {"dynamic": False, "backend": backend}
+    compiler["options"] = {"fallback_random": True} if on_cpu else None
 
     def late(call: Op) -> Op:
-        whole = widened(call) if dtype in HALVES else call
-        return torch.compile(whole, dynamic=False, backend=backend, options=options)
+        return torch.compile(widened(call) if dtype in HALVES else call, **compiler)
 
     listed = []
     for kind in (*COMPILED, FftDct) if with_fft else COMPILED:
-        form = kind(height, width, _computed(dtype)).to(device)
+        form = kind(height, width, torch.float32 if dtype in HALVES else dtype).to(device)
         for one in _by_form(op, form):
             # Of the loss by autograd, the loss is compiled with its backward pass; the user calls autograd.
             by_autograd = op == "soft_score_loss" and one.name == form.name

@@ -9,23 +9,16 @@ The forms that other packages provide are in `packages.py`.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..spectrum import dct_basis, eigenvalues
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _moved(part, device) for key, part in value.items()}
-    return tuple(_moved(part, device) for part in value) if isinstance(value, tuple) else value
 
 
 class Form:
@@ -50,8 +43,8 @@ class Form:
 
     def to(self, device: torch.device | str) -> Self:
         """Moves every table of the form, in place, as `torch.nn.Module.to` does; returns the form."""
-        for name, value in vars(self).items():
-            setattr(self, name, _moved(value, device))
+        moved = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, vars(self))
+        vars(self).update(moved)
         return self
 
     def gains(self, blur_std: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,11 +195,8 @@ class FftDct(AxisDct):
 
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(height, width, dtype)
-        self.twiddles = {n: self._twiddle(n) for n in (height, width)}
-
-    def _twiddle(self, n: int) -> tuple[Tensor, Tensor]:
-        angle = torch.arange(n, dtype=torch.float64) * (math.pi / (2 * n))
-        return torch.cos(angle).to(self.dtype), torch.sin(angle).to(self.dtype)
+        angles = {n: torch.arange(n, dtype=torch.float64) * (math.pi / (2 * n)) for n in (height, width)}
+        self.twiddles = {n: (a.cos().to(dtype), a.sin().to(dtype)) for n, a in angles.items()}
 
     def _dct(self, x: Tensor) -> Tensor:
         n = x.shape[-1]

@@ -11,15 +11,14 @@ To add a package, write a class here and name it in `PACKAGES`, at the end.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
-from importlib import metadata
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from .. import _machine
 from .forms import DctForm, Form
 
 # Standard deviations from the centre of a kernel to its last tap, where the function leaves the choice: what
@@ -96,8 +95,7 @@ class PackageDct(Package, DctForm):
 class HostDct(PackageDct):
     """A transform of numpy arrays in the CPU's memory, with as many threads as PyTorch has; no autograd."""
 
-    device = "cpu"
-    autograd = False
+    device, autograd = "cpu", False
 
     def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
         return self.transform(self.dct2(x).mul_(self.gain(blur_std)), True, reuse=True)
@@ -200,8 +198,7 @@ class CupyDct(PackageDct):
     name = "CuPy"
     package, module = "cupy", "cupyx.scipy.fft"
     source = "CuPy, cupyx.scipy.fft.dctn and idctn, norm='ortho', by DLPack"
-    device = "cuda"
-    autograd = False
+    device, autograd = "cuda", False
     options: ClassVar = {"axes": (-2, -1), "norm": "ortho"}
     # The name of the option that takes the stream's pointer, for a package that does not use CuPy's stream.
     stream_option = ""
@@ -366,8 +363,4 @@ def absent(height: int = 1, width: int = 1, device: torch.device | str = "cpu") 
 
 def versions() -> dict[str, str]:
     """The versions of the packages that are installed."""
-    out = {}
-    for name in sorted({kind.package for kind in PACKAGES}):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            out[name] = metadata.version(name)
-    return out
+    return _machine.package_versions(sorted({kind.package for kind in PACKAGES}))

@@ -154,16 +154,11 @@ def share(row: Row, limits: dict[str, float], normal_ns: float) -> dict[str, Any
     dense_gflop_s: operations of the dense matrix form per second; above the GEMM's peak where the kernel does
     fewer. normal_ns: nanoseconds of one standard normal.
     """
-    dense = dense_operations(row.op, row.px) / row.ours
-    bandwidth = bytes_of(row.op) / row.ours
+    dense, bandwidth = dense_operations(row.op, row.px) / row.ours, bytes_of(row.op) / row.ours
     return {
-        "op": row.op,
-        "px": row.px,
-        "threads": row.threads,
-        "dense_gflop_s": dense,
-        "of_gemm_peak": dense / limits["gemm_gflop_s"],
-        "gb_s": bandwidth,
-        "of_copy": bandwidth / limits["copy_gb_s"],
+        **{"op": row.op, "px": row.px, "threads": row.threads},
+        **{"dense_gflop_s": dense, "of_gemm_peak": dense / limits["gemm_gflop_s"]},
+        **{"gb_s": bandwidth, "of_copy": bandwidth / limits["copy_gb_s"]},
         "of_time_noise": normal_ns / row.ours if row.op in NOISY else None,
     }
 
@@ -204,14 +199,13 @@ def _sweep(entries: Sequence[Any]) -> str:
 
 _LEGEND = """\
 Times are ns per value of the result (batch x 3 channels x height x width): medians with their 20 % and
-80 % quantiles. Each op is timed in rotation with all its baselines, drawing the noise and setting up the
-operator included; blur_std is drawn for each sample, log-uniformly from 0.01 px to a third of the side. A
-ratio says how many times as long the other takes. "Fastest" is the fastest of all that compute the same
-and that people write, compile or install. It leaves out the DCTs by FFT in PyTorch, which have a ratio of
-their own, and what few would write, which is under "other". "Noise" is how far from 1 a ratio may be by
-chance: the difference between the same call timed twice, or the 95 % intervals of the medians, whichever
-is more. A difference below it is printed as none. Errors are relative (L2), against the specification in
-float64, with the same noise given to both. An unsteady ratio was taken while other programs ran."""
+80 % quantiles, drawing the noise and setting up the operator included; blur_std is drawn for each sample,
+log-uniformly from 0.01 px to a third of the side. A ratio says how many times as long the other takes; it is
+"none" where it is within the noise. "Fastest" is the fastest of all that compute the same and that people
+write, compile or install, without the DCTs by FFT in PyTorch, which have a ratio of their own, and without
+what few would write, which is under "other". Errors are relative (L2), against the specification in float64,
+with the same noise given to both. An unsteady ratio was taken while other programs ran. docs/benchmarks.md
+says how the calls are interleaved and what the noise is."""
 _KEPT = "The C library was told to keep freed memory, so that no time includes page faults of new results."
 _NOT_KEPT = "The C library's allocator was left as it is: some times include page faults of new results."
 _ABOUT_LIMITS = """\
