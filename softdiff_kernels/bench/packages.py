@@ -24,7 +24,9 @@ from .forms import DctForm, Form
 # Standard deviations from the centre of a kernel to its last tap, where the function leaves the choice: what
 # scipy truncates at by default. The tails beyond it weigh 6e-5.
 REACH = 4.0
-_BORDER = "torch's 'reflect' border, which leaves out the edge pixel"
+_PADDED = "at most the side less one; torch's 'reflect' border, which leaves out the edge pixel"
+_TOGETHER = "one blur_std for each sample in one call"
+_LOOP = "one blur_std a call: a loop over the batch"
 
 
 def _sampled(radius: str) -> str:
@@ -113,9 +115,8 @@ class UnscaledDct(PackageDct):
         super().__init__(height, width, dtype)
         # What makes `4 sum x cos cos` the orthonormal DCT-II: 1 / sqrt(2 n) along an axis, the mean's
         # 1 / sqrt(4 n).
-        along_h, along_w = (torch.full((n,), 1 / math.sqrt(2 * n), dtype=dtype) for n in (height, width))
-        along_h[0] /= math.sqrt(2)
-        along_w[0] /= math.sqrt(2)
+        factors = ([(4 * n) ** -0.5] + [(2 * n) ** -0.5] * (n - 1) for n in (height, width))
+        along_h, along_w = (torch.tensor(values, dtype=dtype) for values in factors)
         self.scale = along_h[:, None] * along_w
         self.round_trip = 1.0 if self.inverts else 1 / (4 * height * width)
         self.unscale = self.round_trip / self.scale
@@ -285,10 +286,7 @@ class KorniaBlur(NearestBlur):
     name = "kornia"
     package, module = name, "kornia.filters"
     source = "PyPI kornia, kornia.filters.gaussian_blur2d, separable"
-    difference = (
-        f"{_sampled('4 blur_std of the batch largest')}, at most the side less one; {_BORDER}; "
-        "one blur_std for each sample in one call"
-    )
+    difference = f"{_sampled('4 blur_std of the batch largest')}, {_PADDED}; {_TOGETHER}"
 
     def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
         size, sigma = self.sizes(float(blur_std.max())), blur_std[:, None].expand(-1, 2)
@@ -301,10 +299,7 @@ class TorchvisionBlur(NearestBlur):
     name = "torchvision"
     package, module = name, "torchvision.transforms.functional"
     source = "PyPI torchvision, transforms.functional.gaussian_blur"
-    difference = (
-        f"{_sampled('4 blur_std')}, at most the side less one; {_BORDER}; "
-        "one blur_std a call: a loop over the batch"
-    )
+    difference = f"{_sampled('4 blur_std')}, {_PADDED}; {_LOOP}"
     # A kernel in two dimensions: 0.9 s of one core at 128 px, and its area grows with the image's.
     largest = 128
 
@@ -318,7 +313,7 @@ class ScipyNdimageBlur(NearestBlur):
     name = "scipy.ndimage"
     package, module = "scipy", name
     source = "PyPI scipy, scipy.ndimage.gaussian_filter, mode='reflect', truncate=4"
-    difference = f"{_sampled('4 blur_std')}; the same border; one blur_std a call: a loop over the batch"
+    difference = f"{_sampled('4 blur_std')}; the same border; {_LOOP}"
     device = "cpu"
 
     def radius(self, std: float) -> int:

@@ -27,27 +27,29 @@ _OTHERS = "#9a9a9a"
 _LEGEND = {"fontsize": 8, "frameon": False}
 
 
-def _axis(ax: Any, title: str, x: str, y: str, ticks: Sequence[float] = (), log_y: bool = False) -> None:
-    """Titles and grid. ticks: where given, a logarithmic x axis with these. y: shown on the first panel.
-
-    log_y: a logarithmic y axis with 1, 2 and 5 of each decade written out.
-    """
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
+def _axis(ax: Any, title: str, x: str, y: str) -> None:
+    """Titles and grid. y: shown on the first panel."""
     ax.set_title(title, loc="left", fontsize=10)
     ax.set_xlabel(x)
     ax.set_ylabel(y if ax.get_subplotspec().is_first_col() else "")
     ax.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    if ticks:
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(list(ticks), [f"{t:g}" for t in ticks])
-        ax.minorticks_off()
-    if log_y:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _x_scale(ax: Any, scale: str, ticks: Sequence[float], **options: float) -> None:
+    ax.set_xscale(scale, **options)
+    ax.set_xticks(list(ticks), [f"{t:g}" for t in ticks])
+    ax.minorticks_off()
+
+
+def _logarithmic(ax: Any) -> None:
+    """A logarithmic y axis with 1, 2 and 5 of each decade written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _panels(
@@ -102,7 +104,9 @@ def time_per_value(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> 
                 ax.plot(sizes, dense, linestyle="--", label="dense products at peak", **_LIMITS)
             if op in NOISY:
                 ax.axhline(limits["normal_ns"], linestyle=":", label="noise alone", **_LIMITS)
-        _axis(ax, op, "image side, px", "ns per value", sizes, log_y=True)
+        _axis(ax, op, "image side, px", "ns per value")
+        _x_scale(ax, "log", sizes, base=2)
+        _logarithmic(ax)
     _legend_below(figure, 4)
 
 
@@ -118,36 +122,37 @@ def ratio(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
             ax.errorbar([r.px for r in chosen], values, yerr=noises, capsize=2, label=op, **style)
         ax.axhline(1.0, **_LIMITS)
         title = f"{count} thread{'s' if count > 1 else ''}" if here[0].device == "cpu" else "GPU"
-        _axis(ax, title, "image side, px", "fastest baseline / ours", sorted({r.px for r in here}))
+        _axis(ax, title, "image side, px", "fastest baseline / ours")
+        _x_scale(ax, "log", sorted({r.px for r in here}), base=2)
         ax.set_ylim(0, 1.15 * max(r.ratio for r in floats))
     _legend_below(figure, 5)
 
 
-def _ours_and_other(ax: Any, entries: Sequence[dict[str, Any]], varied: str) -> None:
-    for name, key in ((OURS, "ours"), (entries[0]["other_name"], "other")):
-        _line(ax, [(e[varied], e[key]) for e in entries], name)
+def _sweep(figure: Any, entries: Sequence[Any], panel: str, varied: str, y: str) -> Iterator[tuple[Any, Any]]:
+    """Ours and the eager form against what is varied, in a panel for each value of `panel`."""
+    for ax, _, chosen in _panels(figure, entries, lambda e: e[panel]):
+        for name, key in ((OURS, "ours"), (entries[0]["other_name"], "other")):
+            _line(ax, [(e[varied], e[key]) for e in chosen], name)
+        _axis(ax, f"{chosen[0].get('op', 'corrupt')}, {chosen[0]['px']} px", varied, y)
+        yield ax, chosen
+    figure.axes[0].legend(**_LEGEND)
 
 
 def by_blur(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """Cost against blur_std."""
     entries = result["sweeps"]["blur"]
-    for ax, px, chosen in _panels(figure, entries, lambda e: e["px"]):
-        _ours_and_other(ax, chosen, "blur_std")
-        _axis(ax, f"corrupt, {px} px", "blur_std, px", "ns per value")
-        ax.set_xscale("symlog", linthresh=0.1)
+    for ax, chosen in _sweep(figure, entries, "px", "blur_std", "ns per value"):
         ticks = [t for t in (0, 0.1, 1, 10, 100) if t <= max(e["blur_std"] for e in chosen)]
-        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        _x_scale(ax, "symlog", ticks, linthresh=0.1)
+        ax.set_xlabel("blur_std, px")
     figure.axes[0].set_ylim(0, 1.1 * max(max(e["ours"], e["other"]) for e in entries))
-    figure.axes[0].legend(**_LEGEND)
 
 
 def by_batch(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """Cost of an image against the batch size."""
-    for ax, op, chosen in _panels(figure, result["sweeps"]["batch"], lambda e: e["op"]):
-        _ours_and_other(ax, chosen, "batch")
-        ticks = [e["batch"] for e in chosen]
-        _axis(ax, f"{op}, {chosen[0]['px']} px", "batch", "us an image", ticks, log_y=True)
-    figure.axes[0].legend(**_LEGEND)
+    for ax, chosen in _sweep(figure, result["sweeps"]["batch"], "op", "batch", "us an image"):
+        _x_scale(ax, "log", [e["batch"] for e in chosen], base=2)
+        _logarithmic(ax)
 
 
 def host(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
