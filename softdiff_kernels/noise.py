@@ -2,8 +2,8 @@
 """The noise stream: standard normals as a pure function of a key, equal on every backend.
 
 Philox4x32-10 (Salmon et al. 2011) under counter (block, draw, stream_low, stream_high) and the
-64-bit seed, then Box-Muller. Element e of an image, in C, H, W order, is word e % 4 of block e // 4,
-so an image's noise depends neither on the batch it is drawn in nor on the device.
+64-bit seed, then Box-Muller. Element e of an image, in C, H, W order, is word e % 4 of block e // 4.
+So an image's noise depends neither on its batch nor on the device.
 
 This is the twin in plain PyTorch, written for clarity: integers in int64, normals in float64.
 """
@@ -29,15 +29,21 @@ _LIMITS = {"seed": (-(2**63), 2**64), "stream": (-(2**63), 2**64), "draw": (0, 2
 class NoiseKey:
     """Names one use of noise: the same key gives the same noise on every backend and device.
 
-    seed: 64-bit number that rules the whole run.
-    stream: 64-bit number that names the image. Sample b of a batch uses `stream + b` for a number
-        (or a tensor with one element), and `stream[b]` for a tensor [B].
-    draw: 32-bit number that names the use of that image's noise: a sampler's step, say.
+    Each number is a Python or numpy integer, or an int64 tensor of shape [], [1] or [B]. The tensor may lie
+    on the device; a replayed CUDA graph then draws from the values that it holds at that time. Numbers out
+    of range raise ValueError, and so do draws in a CPU tensor. Draws on a device are not checked, and only
+    their lowest 32 bits count.
 
-    Each is a whole number, Python's or numpy's, or an int64 tensor of shape [], [1] or [B] (on the device
-    for CUDA graphs, where a replay then draws from what the tensor holds at that time). Numbers out of
-    range raise ValueError, and so do draws in a tensor on the CPU; on a device nobody looks, and the
-    lowest 32 bits of a draw count.
+    Attributes:
+        seed: 64-bit number of the whole run.
+        stream: 64-bit number that names the image. Sample b of a batch uses `stream + b` for a number (or a
+            tensor with one element), and `stream[b]` for a tensor [B].
+        draw: 32-bit number that names the use of that image's noise, such as a sampler's step.
+
+    Examples:
+        >>> key = sk.NoiseKey(seed=7, stream=100)  # images 100, 101, ... of run 7
+        >>> key.at(3)
+        NoiseKey(seed=7, stream=100, draw=3)
     """
 
     seed: int | Tensor

@@ -35,7 +35,13 @@ _FUSED: dict[str, Any] = {"native": native, "triton": triton, "cuda": cuda}
 
 @dataclass(frozen=True)
 class Backend:
-    """Whether a backend works here, and the reason in words."""
+    """Whether a backend works on this machine.
+
+    Attributes:
+        name: "reference", "native", "triton" or "cuda".
+        usable: Whether it works.
+        reason: Why it works or does not, in words.
+    """
 
     name: str
     usable: bool
@@ -43,7 +49,14 @@ class Backend:
 
 
 def backends() -> dict[str, Backend]:
-    """Which backends are usable on this machine and, for each that is not, why."""
+    """Which backends are usable on this machine and, for each that is not, the reason.
+
+    Examples:
+        >>> sorted(sk.backends())
+        ['cuda', 'native', 'reference', 'triton']
+        >>> sk.backends()["reference"]
+        Backend(name='reference', usable=True, reason='plain PyTorch, any device')
+    """
     return {name: Backend(name, *_probe(name)) for name in NAMES}
 
 
@@ -92,22 +105,35 @@ def _check(name: str, where: str) -> None:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Takes the named backend for all ops that run inside the `with` block, in its context.
+    """Uses the named backend for all ops that run inside the `with` block, in its context.
 
-    name: "reference", "native", "triton", "cuda" or "auto". An unknown name raises ValueError, one
-    that does not work on this machine RuntimeError with the reason.
+    An op asks for the backend when it runs, not when a graph of it is made. A compiled function takes the
+    backend of the block that it is called in, so enter the block outside of it. A backward pass takes the
+    backend of the block in which `backward` is called, not of the forward pass. The choice is kept in a
+    context variable (contextvars):
 
-    An op asks when it runs, not when a graph of it is made: a compiled function takes the backend of the
-    block that it is called in (enter the block outside of it), and a backward pass that of the block in which
-    `backward` is called, not of the forward pass. The choice is kept as Python keeps contexts (contextvars):
-
-    - an asyncio task, and `asyncio.to_thread`, have the choice of where they were started;
-    - a `threading.Thread` and the threads of a ThreadPoolExecutor start without one (Python 3.14 can be told
-      otherwise), and so do autograd's threads, which run the backward pass of what lies on a GPU; on the CPU
-      backward runs in the thread that calls it;
-    - a DataLoader's worker has the choice of where it was started if it was forked, and none if spawned.
+    - An asyncio task, and `asyncio.to_thread`, have the choice of the place where they were started.
+    - A `threading.Thread` and the threads of a ThreadPoolExecutor start without one (Python 3.14 has an
+      option to change this). So do autograd's threads, which run the backward pass of tensors on a GPU; on
+      the CPU backward runs in the thread that calls it.
+    - A DataLoader's worker has the choice of the place where it was started if it was forked, and none if it
+      was spawned.
 
     The environment variable SOFTDIFF_BACKEND holds for all threads and processes that are in no block.
+
+    Args:
+        name: "reference", "native", "triton", "cuda" or "auto".
+
+    Raises:
+        ValueError: If the name is unknown.
+        RuntimeError: If the backend does not work on this machine; the message has the reason.
+
+    Examples:
+        >>> x = sk.normal([1, 3, 16, 16], sk.NoiseKey(0))
+        >>> with sk.use_backend("reference"):
+        ...     expected = sk.blur(x, 2.0)
+        >>> torch.allclose(sk.blur(x, 2.0), expected, atol=1e-5)
+        True
     """
     _check(name, "use_backend")
     mine = _Block(name)
