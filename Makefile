@@ -70,11 +70,12 @@ triton-versions: $(VENV)/.installed
 	  PYTHONPATH=$$folder $(PY) -m softdiff_kernels.backends.triton.aot --out benchmarks/results || exit 1; \
 	done
 
-# In an environment of its own, without torch: the sources are read, not imported.
+# In an environment of its own, without torch: the sources are read, not imported. Not with --quiet, which hides the
+# warnings from --strict.
 DOCS_ENV := build/docs-env
 
 docs: $(DOCS_ENV)/.installed
-	NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/python -m mkdocs --quiet build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/python -m mkdocs build --strict
 
 $(DOCS_ENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DOCS_ENV)
