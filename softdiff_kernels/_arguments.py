@@ -285,6 +285,27 @@ def ordered(op: str, name_s: str, value_s: Tensor, name_t: str, value_t: Tensor)
         )
 
 
+def host_values(op: str, name: str, value: Tensor | None, *, signed: bool = False) -> None:
+    """Checks a coefficient in host memory, for a GPU's kernel: finite and, unless signed, not negative.
+
+    One on a device is not looked at, which would wait for the device.
+    """
+    if value is None or not value.is_cpu:
+        return
+    if value.numel() == 1:
+        number(op, name, value.item(), nonnegative=not signed)
+    else:
+        values(op, name, value, nonnegative=not signed)
+
+
+def host_order(op: str, low: str, s: Tensor, high: str, t: Tensor) -> None:
+    """Checks s <= t per sample, where both are in host memory."""
+    if s.numel() == t.numel() == 1 and s.is_cpu and t.is_cpu:
+        ordered_numbers(op, low, s.item(), high, t.item())
+    else:
+        ordered(op, low, s, high, t)
+
+
 def choice(op: str, name: str, value: str, allowed: Sequence[str]) -> None:
     """Checks that a word is one of those allowed."""
     if not isinstance(value, str) or value not in allowed:
