@@ -56,15 +56,15 @@ class CompiledOps(ABC):
         key: Sequence[int],
         rows: Tensor | None,
         noise: Tensor | None,
-        residual: bool,
+        return_residual: bool,
     ) -> tuple[Tensor, Tensor]:
         out = torch.empty_like(x0, dtype=torch.float32) if x0.dtype == torch.uint8 else torch.empty_like(x0)
-        difference = torch.empty_like(out) if residual else None
+        residual = torch.empty_like(out) if return_residual else None
         rows = rows if rows is None else rows.contiguous()
         self._corrupt(
-            "corrupt", x0, blur_std, noise_std, scale, floor, packed(key, rows), noise, out, difference
+            "corrupt", x0, blur_std, noise_std, scale, floor, packed(key, rows), noise, out, residual
         )
-        return out, out.new_empty(0) if difference is None else difference
+        return out, out.new_empty(0) if residual is None else residual
 
     def _corrupt(
         self,
@@ -186,11 +186,11 @@ class CompiledOps(ABC):
         weight: Tensor | None,
         floor: float,
         gradient_scale: float,
-        gradient: bool,
+        return_gradient: bool,
     ) -> tuple[Tensor, Tensor | None]:
         op = "soft_score_loss"
         loss = prediction.new_empty(prediction.shape[0], dtype=torch.float32)
-        result = torch.empty_like(prediction) if gradient else None
+        gradient = torch.empty_like(prediction) if return_gradient else None
         self.launch(
             op,
             prediction,
@@ -202,11 +202,11 @@ class CompiledOps(ABC):
                 None if weight is None else self.coefficient(op, "weight", weight),
                 floor,
                 gradient_scale,
-                image(result),
+                image(gradient),
                 loss.data_ptr(),
             ),
         )
-        return loss, result
+        return loss, gradient
 
     def spectral_mix(
         self,
