@@ -67,7 +67,7 @@ triton-versions: $(VENV)/.installed
 	  test -d $$folder || $(PY) -m pip install --quiet --no-deps --target $$folder "$$wanted" || exit 1; \
 	  PYTHONPATH=$$folder $(INTERPRETED) $(PY) -m pytest -n 2 -k triton $(TRITON_TESTS) || exit 1; \
 	  PYTHONPATH=$$folder $(PY) -m pytest tests/backends/test_triton_compiled.py tests/backends/test_triton_launches.py || exit 1; \
-	  PYTHONPATH=$$folder $(PY) -m softdiff_kernels.backends.triton.aot --out benchmarks/results || exit 1; \
+	  PYTHONPATH=$$folder $(PY) -m softdiff_kernels.backends.triton.tools.aot --out benchmarks/results || exit 1; \
 	done
 
 # In an environment of its own, without torch: the sources are read, not imported. Not with --quiet, which hides the

@@ -66,24 +66,23 @@ def stubbed() -> Iterator[StubDriver]:
     """Inside, the Triton backend takes CPU tensors, compiles for sm_90, enqueues into `StubDriver.grids`."""
     import triton as triton_package
 
-    from softdiff_kernels.backends.triton import configs, launch, run
+    from softdiff_kernels.backends.triton import configs, launch
 
-    saved = fused._takes, fused.interpreted, fused.status, configs.architecture, run.multiprocessors
+    saved = fused._takes, fused.interpreted, fused.status, configs.architecture, launch.multiprocessors
     checks = arguments.values, arguments.ordered
     driver = StubDriver()
     triton_package.runtime.driver.set_active(driver)
     fused._takes, fused.interpreted = (lambda device: True), (lambda: True)  # type: ignore[assignment]
     fused.status = lambda: (True, "a stub")
     configs.architecture = lambda device: "sm_90"
-    run.multiprocessors = lambda device: 132  # type: ignore[assignment]
+    launch.multiprocessors = lambda device: 132  # type: ignore[assignment]
     # Of tensors on a device nothing looks at the values; these stand for such.
     arguments.values = arguments.ordered = lambda *_, **__: None
     try:
         with use_backend("triton"):
             yield driver
     finally:
-        fused._takes, fused.interpreted, fused.status, configs.architecture, run.multiprocessors = saved  # type: ignore[assignment]
+        fused._takes, fused.interpreted, fused.status, configs.architecture, launch.multiprocessors = saved  # type: ignore[assignment]
         arguments.values, arguments.ordered = checks
         launch.forget()
-        run.forget()
         triton_package.runtime.driver._active = None

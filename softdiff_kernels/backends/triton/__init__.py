@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._coverage import image, normals
+from ..gpu import image, normals
+
+if TYPE_CHECKING:
+    from .ops import *  # noqa: F403 (what `__getattr__` gives)
 
 LARGEST_SIDE = 512
 MOST_INPUTS = 4
@@ -32,22 +35,22 @@ _COVERED = (
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[Any, str]:
-    """(the module of the ops, the reason why it is None)."""
+    """(the module of the ops, or None; the reason)."""
     for distribution in ("triton", "pytorch-triton", "triton-windows"):
         try:
-            found = version(distribution)
+            installed = version(distribution)
             break
         except PackageNotFoundError:
             continue
     else:
         return None, "Triton is not installed; CUDA builds of torch for Linux bring it along"
-    if tuple(int(part) for part in found.split("+")[0].split(".")[:2]) < OLDEST_TRITON:
+    if tuple(int(part) for part in installed.split("+")[0].split(".")[:2]) < OLDEST_TRITON:
         wanted = ".".join(map(str, OLDEST_TRITON))
-        return None, f"Triton {found} is installed, but these kernels need {wanted} or later (torch 2.10)"
+        return None, f"Triton {installed} is installed, but these kernels need {wanted} or later (torch 2.10)"
     try:
-        return import_module(f"{__name__}.ops"), f"Triton {found}"
+        return import_module(f"{__name__}.ops"), f"Triton {installed}"
     except (ImportError, OSError) as error:
-        return None, f"Triton {found} is installed but does not import: {error}"
+        return None, f"Triton {installed} is installed but does not import: {error}"
 
 
 def interpreted() -> bool:
@@ -98,7 +101,7 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
 
 
 def __getattr__(name: str) -> Any:
-    """The ops, as `backends` calls them; kept here once found."""
+    """The ops, from `ops.py`, which imports Triton. They are kept here after the first use."""
     if name.startswith("_"):
         raise AttributeError(name)
     module, reason = _load()

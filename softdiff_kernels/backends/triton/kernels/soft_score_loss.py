@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 
 from .device import UNGAIN, coefficient, heat, put, total
-from .plane import filter_plane
-from .staged import filter_staged
+from .plane import filter_plane, filter_staged
 
 
 @triton.jit
@@ -36,32 +35,34 @@ def _mask(u, k, l, down, values, STATIC: tl.constexpr):
 @triton.jit
 def _finish(y, row, column, b, c, values, pointers, STATIC: tl.constexpr):
     SIZES: tl.constexpr = STATIC[0]
-    SLOPE: tl.constexpr = STATIC[4]
+    GRADIENT: tl.constexpr = STATIC[4]
     tau, weight, floor, gradient_scale = values
     rows = row + tl.arange(0, y.shape[0])[:, None]
     columns = column + tl.arange(0, y.shape[1])[None, :]
-    put(pointers[0], y * (2.0 * weight * gradient_scale), b, c, rows, columns, SLOPE, SIZES)
+    put(pointers[0], y * (2.0 * weight * gradient_scale), b, c, rows, columns, GRADIENT, SIZES)
 
 
 @triton.jit
-def loss_kernel(
-    prediction, target, slope, blur_std, weight, energies, floor, gradient_scale,
+def soft_score_loss_kernel(
+    prediction, target, gradient, blur_std, weight, energies, floor, gradient_scale,
     table_h, table_w, planes, scratch, downs,
     STATIC: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """STATIC: sizes, steps (of blur_std, weight), layouts (prediction, target, slope; None: no gradient).
+    """STATIC: sizes, steps (of blur_std, weight), layouts (prediction, target, gradient; None: no gradient).
     energies: the weighted loss of what each program saw, see `filter_plane` and `filter_staged`.
     """
     A: tl.constexpr = STATIC[2]
     B: tl.constexpr = STATIC[3]
-    BACK: tl.constexpr = slope is not None
+    BACK: tl.constexpr = gradient is not None
     if len(TILING) == 1:
         filter_plane(
-            prediction, target, table_h, table_w, energies, (slope, blur_std, weight, floor, gradient_scale),
+            prediction, target, table_h, table_w, energies,
+            (gradient, blur_std, weight, floor, gradient_scale),
             STATIC, _prepare, _mask, _finish, TILING, A, B, SPLIT, BACK,
         )  # fmt: skip
     else:
         filter_staged(
-            prediction, target, table_h, table_w, energies, (slope, blur_std, weight, floor, gradient_scale),
+            prediction, target, table_h, table_w, energies,
+            (gradient, blur_std, weight, floor, gradient_scale),
             STATIC, planes, scratch, downs, _prepare, _mask, _finish, C, TILING, A, B, SPLIT, BACK,
         )  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which calls the GPU kernels take: what both backends ask of an op's arguments."""
+"""What both GPU backends need: which calls their kernels take, and the DCT basis made on the device."""
 
 from __future__ import annotations
 
@@ -27,10 +27,24 @@ def image(op: str, arguments: Sequence[Any], most_inputs: int) -> Tensor | None:
             m.dtype is torch.float64 for m in (*masks, noise_mask) if m is not None
         ):
             return None
-    found = None
+    x = None
     for a in images:
         if isinstance(a, Tensor) and a.dim() == 4:
             if a.dtype is torch.float64:
                 return None
-            found = a
-    return found
+            x = a
+    return x
+
+
+def dct_basis(n: int, device: torch.device) -> Tensor:
+    """`spectrum.dct_basis` in float64, computed on the device.
+
+    A first call inside the capture of a CUDA graph then copies nothing from the host.
+    """
+    k = torch.arange(n, dtype=torch.int64, device=device)[:, None]
+    i = torch.arange(n, dtype=torch.int64, device=device)[None, :]
+    # The angle is reduced in integers, as `spectrum.dct_basis` does.
+    basis = torch.cos(((k * (2 * i + 1)) % (4 * n)).double() * (math.pi / (2 * n)))
+    basis *= math.sqrt(2.0 / n)
+    basis[0] *= math.sqrt(0.5)
+    return basis

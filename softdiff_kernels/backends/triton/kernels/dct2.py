@@ -7,12 +7,11 @@ import triton
 import triton.language as tl
 
 from .device import UNGAIN, plane, put
-from .plane import spectrum
-from .staged import forward_columns, forward_rows, place, scaling
+from .plane import forward_columns, forward_rows, place, scaling, spectrum
 
 
 @triton.jit
-def transform_kernel(
+def dct2_kernel(
     x, out, table_h, table_w, planes, scratch, downs,
     SIZES: tl.constexpr, X: tl.constexpr, OUT: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr,
     SPLIT: tl.constexpr, INVERSE: tl.constexpr,

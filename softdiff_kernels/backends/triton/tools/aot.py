@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every configuration compiled ahead of time, for GPUs that are not here, and held to a gate.
 
-    python -m softdiff_kernels.backends.triton.aot               all of the table, for all architectures
-    python -m softdiff_kernels.backends.triton.aot --subset      the covering subset that the tests take
-    python -m softdiff_kernels.backends.triton.aot --choose      rewrites configs.json by machine code alone
+    python -m softdiff_kernels.backends.triton.tools.aot             all of the table, all architectures
+    python -m softdiff_kernels.backends.triton.tools.aot --subset    the covering subset that the tests take
+    python -m softdiff_kernels.backends.triton.tools.aot --choose    rewrite configs.json by machine code
 
 The gate: no stack (registers that spill would use it), and no more shared memory than the architecture has.
 Other options, odd sizes and layouts, which share an entry of the table, are compiled as well, and may use 128
@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import re
+import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -23,10 +26,62 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton.backends.compiler import GPUTarget
 
-from . import configs, ops, resources
-from .cases import ARCHITECTURES, Case, choices, entry, extra_cases, launches, subset, table_cases
-from .launch import Launch
+from .. import configs
+from ..launch import options, source
+from .cases import ARCHITECTURES, Case, choices, entry, extra_cases, launches, pixels, subset, table_cases
+
+# Bytes of shared memory that one block may use (CUDA C++ Programming Guide, compute capabilities).
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+
+_INSTRUCTION = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P[T0-9]+ )?([A-Z][A-Z0-9_.]*).*;")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one compiled kernel: registers a thread, stack bytes (spills), shared bytes, SASS instructions."""
+
+    registers: int
+    stack: int
+    shared: int
+    instructions: int
+
+
+def _tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def compile_for(
+    kernel: Any, kinds: Sequence[str], constants: Sequence[Any], capability: int, warps: int, stages: int = 2
+) -> Any:
+    """The kernel compiled for an NVIDIA GPU of a compute capability (90 for sm_90)."""
+    target = GPUTarget("cuda", capability, 32)
+    program = source(kernel, kinds, constants)
+    return triton.compile(program, target=target, options=options(warps, stages, target))
+
+
+def resources(compiled: Any) -> Resources:
+    """Reads the machine code with the tools of Triton's own package."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([_tool(t), *flags, file.name], capture_output=True, text=True, check=True).stdout
+            for t, flags in (("cuobjdump", ["--dump-resource-usage"]), ("nvdisasm", ["-c"]))
+        )
+    registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))  # type: ignore[index]
+    matches = (_INSTRUCTION.match(line) for line in code.splitlines())
+    count = sum(1 for m in matches if m and m[1] != "NOP")
+    return Resources(registers, stack, compiled.metadata.shared, count)
+
+
+def compile_for_amd(launch: Any, architecture: str) -> Any:
+    """A launch recorded for "amd" compiled for one of its GPUs ("gfx942")."""
+    target = GPUTarget("hip", architecture, 64)
+    program = source(launch.kernel, launch.kinds, launch.constants)
+    return triton.compile(program, target=target, options=options(launch.warps, launch.stages, target))
+
 
 # What an extra case may spill: a few of a thread's 255 registers, in a size or layout that the table does not
 # distinguish.
@@ -54,18 +109,10 @@ class Row:
         """Why the gate refuses it; empty where it does not."""
         if self.error:
             return self.error
-        limit = resources.SHARED_LIMIT[int(self.case.arch[3:])]
+        limit = SHARED_LIMIT[int(self.case.arch[3:])]
         if self.stack > (_SMALL_STACK if self.case.extra else _TABLE_STACK):
             return f"{self.stack} bytes of stack"
         return f"{self.shared} bytes of shared memory, over {limit}" if self.shared > limit else ""
-
-
-def _pixels(case: Case, launch: Launch) -> int:
-    if case.op == "normal":
-        return math.prod(ops.NORMALS)
-    sizes = configs.sizes_of(case.height, case.width)
-    large = max(case.height, case.width) > configs.LARGEST_TILE
-    return configs.TILE**2 if large else sizes[2] * sizes[3]
 
 
 def measure(case: Case, config: configs.Config | None = None) -> list[Row]:
@@ -73,18 +120,18 @@ def measure(case: Case, config: configs.Config | None = None) -> list[Row]:
     rows = []
     with configs.overridden(config):
         recorded = launches(case)
-    for found in recorded:
-        name = found.kernel.__name__
+    for launch in recorded:
+        name = launch.kernel.__name__
         try:
-            compiled = resources.compile_for(
-                found.kernel, found.kinds, found.constants, int(case.arch[3:]), found.warps, found.stages
+            compiled = compile_for(
+                launch.kernel, launch.kinds, launch.constants, int(case.arch[3:]), launch.warps, launch.stages
             )
         except Exception as error:  # whatever a compiler throws, the other kernels are still of interest
-            rows.append(Row(case, name, found.warps, found.stages, 0, 0, 0, 0.0, f"{error!r}"[-300:]))
+            rows.append(Row(case, name, launch.warps, launch.stages, 0, 0, 0, 0.0, f"{error!r}"[-300:]))
             continue
-        r = resources.resources(compiled)
-        per_pixel = r.instructions * 32 * found.warps / _pixels(case, found)
-        rows.append(Row(case, name, found.warps, found.stages, r.registers, r.stack, r.shared, per_pixel))
+        r = resources(compiled)
+        per_pixel = r.instructions * 32 * launch.warps / pixels(case)
+        rows.append(Row(case, name, launch.warps, launch.stages, r.registers, r.stack, r.shared, per_pixel))
     return rows
 
 
@@ -100,15 +147,15 @@ def compile_all(cases: list[Case], jobs: int = 2) -> list[Row]:
 
 
 def _choose_one(case: Case) -> dict[str, int]:
-    found = []
+    passing = []
     for config in choices(case):
         rows = measure(case, config)
         if not any(r.fault() for r in rows):
             # More warps than the work needs repeat operands; the count of instructions shows that.
-            found.append((sum(r.per_pixel for r in rows), config.warps, config))
-    if not found:
+            passing.append((sum(r.per_pixel for r in rows), config.warps, config))
+    if not passing:
         raise SystemExit(f"no configuration passes the gate: {case}")
-    return asdict(min(found, key=lambda f: f[:2])[2])
+    return asdict(min(passing, key=lambda f: f[:2])[2])
 
 
 def choose(jobs: int = 2) -> dict[str, Any]:
@@ -145,7 +192,7 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m softdiff_kernels.backends.triton.aot", description=__doc__
+        prog="python -m softdiff_kernels.backends.triton.tools.aot", description=__doc__
     )
     parser.add_argument("--subset", action="store_true", help="the covering subset alone")
     parser.add_argument("--choose", action="store_true", help="rewrite configs.json")

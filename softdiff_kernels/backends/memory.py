@@ -1,13 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When an op may write `out` while it still reads its images."""
+"""Tensors as addresses: as the compiled modules take them (csrc/parse.h), and when two share memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+CODES = {
+    torch.float64: 0,
+    torch.float32: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+    torch.uint8: 4,
+}
+
+
+def image(x: Tensor | None) -> tuple[int, ...] | None:
+    """(address, dtype code, strides), or None."""
+    return None if x is None else (x.data_ptr(), CODES[x.dtype], *x.stride())
+
+
+def mask(x: Tensor | None, shape: torch.Size) -> tuple[int, ...] | None:
+    """The same of a mask that broadcasts to `shape`: its broadcast axes have stride 0."""
+    return None if x is None else image(x.expand(shape))
+
+
+def key(key: Sequence[int], rows: Tensor | None) -> tuple[int, ...] | None:
+    """A packed key (`noise.pack_key`). `rows` is contiguous, and the caller keeps it alive."""
+    if rows is not None:
+        return rows.data_ptr(), rows.shape[0]
+    return tuple(key) if key else None
+
+
+def flat(out: Tensor, count: int) -> tuple[int, ...]:
+    """A contiguous batch, `count` numbers a sample, as images of one row."""
+    return out.data_ptr(), CODES[out.dtype], count, 0, 0, 1
 
 
 def _span(x: Tensor) -> tuple[int, int]:
@@ -30,7 +60,10 @@ def overlaps(out: Tensor, x: Tensor) -> bool:
 
 
 def step_out(fresh: Callable[..., Tensor], into: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """The op `step_out` by a backend's two forms of `step`: `into` writes where the last argument says."""
+    """The op `step_out` by a backend's two forms of `step`.
+
+    fresh: returns a new tensor. into: writes into its last argument, `out`. arguments: those of `step_out`.
+    """
     out, images = arguments[-1], (arguments[0], arguments[1], arguments[10])
     if any(overlaps(out, x) for x in images if x is not None):
         out.copy_(fresh(*arguments[:-1]))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the configurations on this machine's GPU and writes the table of its architecture anew.
 
-    python -m softdiff_kernels.backends.triton.tune --out FILE [--seconds N]
+    python -m softdiff_kernels.backends.triton.tools.tune --out FILE [--seconds N]
 
 FILE is a whole `configs.json`: what was measured for this GPU's architecture, by its name, and the committed
 table for all others. SOFTDIFF_TRITON_CONFIGS=FILE uses it; copying it over configs.json keeps it.
@@ -22,7 +22,7 @@ from statistics import median
 import torch
 import triton
 
-from . import configs
+from .. import configs
 from .aot import compilers, measure
 from .cases import ARCHITECTURES, Case, call, choices, entry, table_cases
 
@@ -113,7 +113,7 @@ def _measure(case: Case, operands: tuple[torch.Tensor, ...], deadline: float) ->
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m softdiff_kernels.backends.triton.tune", description=__doc__
+        prog="python -m softdiff_kernels.backends.triton.tools.tune", description=__doc__
     )
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--seconds", type=float, default=300.0, help="stop after this long")

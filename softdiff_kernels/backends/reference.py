@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The eager twins behind the ops' schemas: the backend that works everywhere."""
+"""The reference backend: the eager twins of `softdiff_kernels.reference` behind the ops' schemas."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,16 @@ from torch import Tensor
 from .. import _arguments as args
 from .. import reference
 from ..noise import NoiseKey, key_rows, philox_normal
+
+
+def status() -> tuple[bool, str]:
+    """It works everywhere."""
+    return True, "plain PyTorch, any device"
+
+
+def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
+    """It takes every call."""
+    return True
 
 
 def _key(key: Sequence[int], rows: Tensor | None, batch: int, device: torch.device) -> NoiseKey | None:
@@ -51,20 +62,20 @@ def corrupt(
     key: Sequence[int],
     rows: Tensor | None,
     noise: Tensor | None,
-    residual: bool,
+    return_residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    named = _key(key, rows, x0.shape[0], x0.device)
-    x_t, rest = reference.corrupt(
+    noise_key = _key(key, rows, x0.shape[0], x0.device)
+    x_t, residual = reference.corrupt(
         x0,
         blur_std,
         noise_std,
         floor=floor,
         scale=1.0 if scale is None else scale,
-        key=named,
-        noise=_noise(named, noise, x0),
+        key=noise_key,
+        noise=_noise(noise_key, noise, x0),
         return_residual=True,
     )
-    return _laid_out(x_t, x0), _laid_out(rest, x0) if residual else x_t.new_empty(0)
+    return _laid_out(x_t, x0), _laid_out(residual, x0) if return_residual else x_t.new_empty(0)
 
 
 def step(
@@ -74,7 +85,7 @@ def step(
     blur_std_s: Tensor,
     first: Tensor,
     second: Tensor,
-    mode: str,
+    rule: str,
     floor: float,
     key: Sequence[int],
     rows: Tensor | None,
@@ -82,9 +93,9 @@ def step(
 ) -> Tensor:
     if x_t is None:
         x_t = torch.zeros_like(x0_hat)
-    named = _key(key, rows, x_t.shape[0], x_t.device)
-    noise = _noise(named, noise, x_t)
-    if mode == "given":
+    noise_key = _key(key, rows, x_t.shape[0], x_t.device)
+    noise = _noise(noise_key, noise, x_t)
+    if rule == "given":
         x_s = reference.reverse_step(
             x_t,
             x0_hat,
@@ -93,7 +104,7 @@ def step(
             a=first,
             b=second,
             floor=floor,
-            key=named,
+            key=noise_key,
             noise=noise,
         )
     else:
@@ -104,17 +115,29 @@ def step(
             blur_std_s=blur_std_s,
             noise_std_t=first,
             noise_std_s=second,
-            variance=mode,
-            key=named,
+            variance=rule,
+            key=noise_key,
             noise=noise,
         )
     return _laid_out(x_s, x_t)
 
 
-def step_out(*args: object) -> None:
-    out = args[-1]
-    assert isinstance(out, Tensor)
-    out.copy_(step(*args[:-1]))  # type: ignore[arg-type]
+def step_out(
+    x_t: Tensor | None,
+    x0_hat: Tensor,
+    blur_std_t: Tensor,
+    blur_std_s: Tensor,
+    first: Tensor,
+    second: Tensor,
+    rule: str,
+    floor: float,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    out: Tensor,
+) -> None:
+    x_s = step(x_t, x0_hat, blur_std_t, blur_std_s, first, second, rule, floor, key, rows, noise)
+    out.copy_(x_s)
 
 
 def soft_score_loss(
@@ -124,12 +147,12 @@ def soft_score_loss(
     weight: Tensor | None,
     floor: float,
     gradient_scale: float,
-    gradient: bool,
+    return_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
     loss = reference.soft_score_loss(
         prediction, target, blur_std, weight=weight, floor=floor, reduction="none"
     )
-    if not gradient:
+    if not return_gradient:
         return loss, None
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     error = prediction.to(dtype) - target.to(dtype)
@@ -148,8 +171,8 @@ def spectral_mix(
     rows: Tensor | None,
 ) -> Tensor:
     first = inputs[0]
-    named = _key(key, rows, first.shape[0], first.device)
-    return _laid_out(reference.spectral_mix(inputs, masks, noise_mask=noise_mask, key=named), first)
+    noise_key = _key(key, rows, first.shape[0], first.device)
+    return _laid_out(reference.spectral_mix(inputs, masks, noise_mask=noise_mask, key=noise_key), first)
 
 
 def normal(

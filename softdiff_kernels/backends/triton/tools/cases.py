@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import configs, ops
-from .launch import Launch, recording
+from .. import configs, ops
+from ..launch import Launch, recording
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 # One shape for each entry of the table, and more that take other paths through a kernel.
@@ -79,6 +80,15 @@ def launches(case: Case) -> list[Launch]:
     return recorded
 
 
+def pixels(case: Case) -> int:
+    """How many pixels one program of the case's kernel takes at a time."""
+    if case.op == "normal":
+        return math.prod(ops.NORMALS)
+    sizes = configs.sizes_of(case.height, case.width)
+    large = max(case.height, case.width) > configs.LARGEST_TILE
+    return configs.TILE**2 if large else sizes[2] * sizes[3]
+
+
 @contextmanager
 def _pretending(arch: str) -> Iterator[None]:
     """Inside, every device is of the given architecture."""
@@ -100,10 +110,11 @@ def entry(case: Case) -> str:
 def choices(case: Case) -> list[configs.Config]:
     """What is tried for a case."""
     form = entry(case).rsplit("/", 1)[1]
-    found = [configs.Config(*choice) for choice in CHOICES[form]]
+    candidates = [configs.Config(*choice) for choice in CHOICES[form]]
     if case.op == "spectral_mix" and form == "4096":
-        found.append(configs.Config(4, 2, 32))  # staged: two spectra of 64 x 64 overfill sm_80's registers
-    return found
+        # Staged: two spectra of 64 x 64 overfill sm_80's registers.
+        candidates.append(configs.Config(4, 2, 32))
+    return candidates
 
 
 def table_cases(arch: str) -> Iterator[Case]:

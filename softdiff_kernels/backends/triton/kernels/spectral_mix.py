@@ -6,10 +6,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import UNGAIN, image_pixels, largest, plane, power, put
-from .noise import key_of, noise_tile
-from .plane import image, spectrum
-from .staged import backward_columns, backward_rows, forward_columns, forward_rows, keep, place, scaling
+from .device import UNGAIN, image_pixels, key_of, largest, noise_tile, plane, power, put
+from .plane import (
+    backward_columns,
+    backward_rows,
+    forward_columns,
+    forward_rows,
+    image,
+    keep,
+    place,
+    scaling,
+    spectrum,
+)
 
 
 @triton.jit
@@ -55,7 +63,7 @@ def _add_staged(
 
 
 @triton.jit
-def mix_kernel(
+def spectral_mix_kernel(
     x0, x1, x2, x3, mask0, mask1, mask2, mask3, noise_mask, out, key_rows, seed, stream, draw,
     table_h, table_w, planes, scratch, totals,
     STATIC: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr, SPLIT: tl.constexpr,

@@ -1,37 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// blur, corrupt, reverse_step and momentum_step: out = keep * add + IDCT2(mask * DCT2(source)) + std * n.
+// corrupt, blur and step (args.h): out = keep * add + IDCT2(mask * DCT2(source)) + noise_std * n.
 #pragma once
 
 #include "gains.h"
-#include "normal.h"
+#include "runs.h"
 
 namespace softdiff::SOFTDIFF_ISA {
 
-// Walks a plane in runs of at most kChunk elements that are neighbours in element order: several whole
-// rows, or a part of one. `begin(first, count)` sees each run, `row(i, j, n, at)` each row's part of it.
-template <class Begin, class Row>
-SD_INLINE void walk(const Plane& p, Begin begin, Row row) {
-  const int64_t group = p.w < kChunk ? kChunk / p.w : 1;
-  for (int64_t i = 0; i < p.h; i += group) {
-    const int64_t rows = p.h - i < group ? p.h - i : group;
-    for (int64_t j = 0; j < p.w; j += kChunk) {
-      const int64_t n = p.w - j < kChunk ? p.w - j : kChunk;
-      begin(i * p.w + j, rows == 1 ? n : rows * p.w);
-      for (int64_t r = 0; r < rows; ++r) row(i + r, j, n, r * p.w);
-    }
-  }
-}
-
-// Noise for a run of elements into p.noise; returns where its first element lies.
-SD_INLINE const float* draw(const Plane& p, const Stream& stream, int64_t first, int64_t count) {
-  const int64_t lead = first & 3;
-  fill_normals(stream, static_cast<uint64_t>(first >> 2), (lead + count + 3) >> 2, p.noise);
-  return p.noise + lead;
-}
-
 // mask * DCT2(source) into p.s, but for the last pass; how many rows of it are left.
-inline int64_t filter_spectrum(Plane& p, const FilterArgs& a, const Heat& heat, int64_t b, int64_t c, bool again) {
-  const Mask mask = filter_gains(p, heat, again);
+inline int64_t corrupt_spectrum(Plane& p, const CorruptArgs& a, const Heat& heat, int64_t b, int64_t c, bool again) {
+  const Mask mask = corrupt_gains(p, heat, again);
   if (is_plain(a.source)) {
     columns_forward(p, mask.rows, plane_start(a.source, b, c), a.source.stride[2]);
   } else {
@@ -53,7 +31,7 @@ SD_INLINE bool in_strips(const Plane& p, const Image& image) { return !image || 
 
 // The last pass of the transform with all else that is added, strip by strip. Noise is drawn for four rows of a
 // strip at once, whose blocks of the stream are far apart, and goes from registers to the result.
-inline void filter_strips(Plane& p, const FilterArgs& a, const Heat& heat, int64_t b, int64_t c, int64_t rows,
+inline void corrupt_strips(Plane& p, const CorruptArgs& a, const Heat& heat, int64_t b, int64_t c, int64_t rows,
                           bool drawn) {
   const float keep = static_cast<float>(heat.keep), noise_std = static_cast<float>(heat.noise_std);
   const Stream stream(key_of(a.key, b));
@@ -78,7 +56,7 @@ inline void filter_strips(Plane& p, const FilterArgs& a, const Heat& heat, int64
   });
 }
 
-inline void filter(const FilterArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch,
+inline void corrupt(const CorruptArgs& a, int64_t b, int64_t c, const Plan* plan_h, const Plan* plan_w, void* scratch,
                    bool again) {
   Plane p = carve(1, scratch, plan_h, plan_w);
   const Heat heat = heat_of(a, b);
@@ -88,16 +66,16 @@ inline void filter(const FilterArgs& a, int64_t b, int64_t c, const Plan* plan_h
   const bool plain = is_plain(a.out);
   if (heat.identity()) {
     // Exactly the input times a number: no transform, whose rounding would show.
-    stage(p, a.source, Image{}, b, c, static_cast<float>(heat.reverse ? heat.rest : heat.scale));
+    stage(p, a.source, Image{}, b, c, static_cast<float>(heat.reverse ? heat.one_minus_keep : heat.scale));
   } else {
-    const int64_t rows = filter_spectrum(p, a, heat, b, c, again);
+    const int64_t rows = corrupt_spectrum(p, a, heat, b, c, again);
     if (plain && terms == 0 && !a.residual) {
       columns_inverse_to(p, rows, plane_start(a.out, b, c), a.out.stride[2]);
       return;
     }
     if (!a.noise && in_strips(p, a.out) && in_strips(p, a.add) && in_strips(p, a.residual) &&
         (!a.residual || in_strips(p, a.source))) {
-      filter_strips(p, a, heat, b, c, rows, drawn);
+      corrupt_strips(p, a, heat, b, c, rows, drawn);
       return;
     }
     columns_inverse_to(p, rows);

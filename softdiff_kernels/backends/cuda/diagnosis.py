@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the compiled CUDA kernels work here, from plain facts, and a sentence for each reason why not.
+"""Whether the compiled CUDA kernels work here, and a sentence for each reason why not.
 
-Nothing here asks a GPU, so that every case is tested on a machine without one.
+`gather` asks the machine for the facts, and `diagnose` judges them, so that every case is tested on a machine
+without a GPU.
 """
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
-from ._build_record import Record
+import torch
+
+from .. import installed
+from ..installed import Record
 
 # The oldest driver of a CUDA major version, which runs the machine code of all its minor ones.
 OLDEST_DRIVER = {12: "525", 13: "580"}
@@ -99,14 +103,14 @@ def device_problem(capability: Capability, facts: Facts) -> str:
 
 def without_gpu(facts: Facts) -> str:
     """Why torch sees no NVIDIA GPU; empty where it sees one."""
-    known = f"an NVIDIA driver for CUDA {version(facts.driver)} is here" if facts.driver else ""
+    driver = f"an NVIDIA driver for CUDA {version(facts.driver)} is here" if facts.driver else ""
     if facts.torch_hip is not None:
         return "torch is built for ROCm, and these kernels for NVIDIA's GPUs: Triton's run on both"
     if facts.torch_cuda is None:
-        tail = f", though {known}: install a CUDA build of torch" if known else ""
+        tail = f", though {driver}: install a CUDA build of torch" if driver else ""
         return f"torch {facts.torch_version} is built for the CPU alone{tail}"
     if not facts.torch_sees_gpu:
-        tail = f", though {known} and torch is built for CUDA {facts.torch_cuda}" if known else ""
+        tail = f", though {driver} and torch is built for CUDA {facts.torch_cuda}" if driver else ""
         return f"torch finds no GPU{tail or '; no NVIDIA driver is loaded'}"
     return ""
 
@@ -138,14 +142,34 @@ def diagnose(facts: Facts) -> tuple[bool, str]:
     return True, ", ".join(parts)
 
 
-_said: set[str] = set()
-_saying = threading.Lock()
+def load() -> tuple[Any, str]:
+    """(the compiled module, "") or (None, why it does not import). Loading it calls nothing of CUDA's."""
+    try:
+        return import_module("softdiff_kernels._cuda"), ""
+    except (ImportError, OSError) as error:
+        return None, str(error) or type(error).__name__
 
 
-def warn_once(reason: str) -> None:
-    """A RuntimeWarning that calls take another backend, for this reason; the same reason is given once."""
-    with _saying:
-        if reason in _said:
-            return
-        _said.add(reason)
-    warnings.warn(f"softdiff_kernels: {reason}", RuntimeWarning, stacklevel=2)
+def gather() -> Facts:
+    """The facts here. Asks the driver for its GPUs only where torch sees one, and makes no context."""
+    module, error = load()
+    facts: dict[str, Any] = {
+        "record": installed.read(),
+        "import_error": error,
+        "torch_version": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "torch_hip": torch.version.hip,
+    }
+    if module is None:
+        return Facts(**facts)
+    sees = torch.version.cuda is not None and torch.cuda.is_available()
+    return Facts(
+        **facts,
+        torch_sees_gpu=sees,
+        devices=tuple(tuple(pair) for pair in module.devices()) if sees else (),
+        architectures=tuple(module.architectures()),
+        ptx=module.ptx_architecture(),
+        runtime=module.runtime_version(),
+        driver=module.driver_version(),
+        emulated=module.emulated(),
+    )

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Stands in for the other ops' launches, so that tests can build filter.cu alone.
+// Stands in for the other ops' launches, so that tests can build corrupt.cu alone.
 #include "../../csrc/cuda/cuda_ops.h"
 
 #include <stdexcept>
@@ -11,9 +11,9 @@ namespace {
 
 }  // namespace
 
-void run(const LossArgs&, const Place&, const Plan&, float*) { absent(); }
-void run(const TransformArgs&, const Place&, const Plan&) { absent(); }
-void run(const MixArgs&, const Place&, const Plan&) { absent(); }
+void run(const char*, const SoftScoreLossArgs&, const Place&, const Plan&) { absent(); }
+void run(const char*, const Dct2Args&, const Place&, const Plan&) { absent(); }
+void run(const char*, const SpectralMixArgs&, const Place&, const Plan&) { absent(); }
 void run(const NormalArgs&, const Place&) { absent(); }
 
 }  // namespace softdiff::cuda
