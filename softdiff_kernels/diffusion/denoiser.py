@@ -51,12 +51,15 @@ WEIGHTS: dict[str, Callable[[Corruption, Tensor], Tensor | None]] = {
 
 
 def soft_mask(corruption: Corruption, t: Tensor) -> Tensor:
-    """Soft Score Matching: errors seen through the blur, m_t. Daras et al. 2022, eq. 12."""
+    """Soft Score Matching: errors seen through the blur.
+
+    The mask is the gain m_t of C_t. Daras et al. 2022, eq. 12.
+    """
     return corruption.gain(t)
 
 
 def plain_mask(corruption: Corruption, t: Tensor) -> Tensor:
-    """The plain squared error: every frequency alike."""
+    """The plain squared error: all frequencies alike."""
     return torch.ones_like(corruption.gain(t))
 
 
@@ -64,14 +67,17 @@ INCREMENT_STEP = 1 / 64
 
 
 def increment_mask(corruption: Corruption, t: Tensor) -> Tensor:
-    """Errors seen as the sampler's next step brings them out: the root of (m_s - a m_t) / (t - s).
+    """Errors weighted by what the sampler's next step adds to the image.
 
-    A step from t to s adds `(C_s - a C_t) x0_hat` to the image, a = noise_std(s)^2 / noise_std(t)^2. Soft
-    Score Matching weighs an error of x0_hat by C_t^2, so it is blind to the frequencies that the step newly
-    adds; the plain loss weighs all frequencies alike. Here the weight of an error is the step's own gain, so
-    an error counts at the t where it enters the image. The blur's part of it, m_s - m_t, sums to 1 over t
-    for every frequency that C_1 removes, so by Jensen's inequality the sum of the loss over t bounds the
-    squared error of the whole path. s is 1/64 before t, or 0. Ours; docs/experiments.md has measurements.
+    The mask is the root of (m_s - a m_t) / (t - s), with s = t - 1/64 (at least 0) and
+    a = noise_std(s)^2 / noise_std(t)^2.
+
+    A step from t to s adds `(C_s - a C_t) x0_hat` to the image. Soft Score Matching weighs an error of x0_hat
+    by C_t^2, so it is blind to the frequencies that the step newly adds; the plain loss weighs all
+    frequencies alike. Here the weight of an error is the step's own gain, so an error counts at the t where
+    it enters the image. The blur's part of it, m_s - m_t, sums to 1 over t for every frequency that C_1
+    removes, so by Jensen's inequality the sum of the loss over t bounds the squared error of the whole path.
+    Ours; docs/experiments.md has measurements.
     """
     t = t.double()  # in which the difference of the gains keeps its digits
     s = (t - INCREMENT_STEP).clamp(min=0.0)
@@ -83,7 +89,8 @@ def increment_mask(corruption: Corruption, t: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Mask] = {"soft": soft_mask, "plain": plain_mask, "increment": increment_mask}
-"""The losses by name, each as the gain with which it sees the error."""
+"""The losses by name, each as the gain with which it sees the error. Command options and help texts (a
+docstring's first line) derive from this."""
 
 # The losses whose mask is a Gaussian blur's gain: the fused op computes them from its blur_std.
 _FUSED: dict[str, Callable[[Corruption, Tensor], Tensor | float]] = {

@@ -198,10 +198,10 @@ class _SpectralPrior(Prior):
 
 
 class GaussianDCTPrior(_SpectralPrior):
-    """A Gaussian fitted to the surviving coefficients of the data, plus noise_std(1) n. The default.
+    """A Gaussian fitted to the data's frequencies that survive the strongest blur, plus noise.
 
-    Full covariance over channels and frequencies for up to 1024 numbers per image. For more (if the strongest
-    blur is mild) only the variances, and `describe` says so.
+    The noise is noise_std(1) n. The covariance is full, over channels and frequencies, for up to 1024 numbers
+    per image. For more (if the strongest blur is mild) it has only the variances, and `describe` says so.
     """
 
     name = "gaussian-dct"
@@ -279,10 +279,11 @@ class GaussianDCTPrior(_SpectralPrior):
 
 
 class BlurredImagesPrior(_SpectralPrior):
-    """Training images blurred as at t = 1, plus noise_std(1) n, as in Rissanen et al. 2022 (IHDM).
+    """Training images, blurred as at t = 1, plus noise.
 
-    Keeps the surviving coefficients of the first `most` images (of fewer, if these have many coefficients: at
-    most 16 Mi numbers in total). So a checkpoint contains blurred training images.
+    The noise is noise_std(1) n, as in Rissanen et al. 2022 (IHDM). Keeps the surviving coefficients of the
+    first `most` images (of fewer, if these have many coefficients: at most 16 Mi numbers in total). So a
+    checkpoint contains blurred training images.
     """
 
     name = "blurred-images"
@@ -345,7 +346,7 @@ class BlurredImagesPrior(_SpectralPrior):
 
 
 class PlainGaussianPrior(Prior):
-    """White noise of mean 0, the start of noise-only diffusion; for comparison."""
+    """White noise of mean 0, the start of noise-only diffusion."""
 
     name = "plain-gaussian"
 
@@ -381,7 +382,8 @@ PRIORS: dict[str, type[Prior]] = {
     "blurred": BlurredImagesPrior,
     "plain": PlainGaussianPrior,
 }
-"""The priors by the names that options take; a checkpoint holds a class's own `name`."""
+"""The priors by the names that options take; a checkpoint stores the class's `name`. Help texts are the first
+lines of the docstrings."""
 
 
 def prior_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prior:

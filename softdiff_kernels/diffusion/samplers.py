@@ -128,9 +128,10 @@ def sample_naive(
     *,
     key: NoiseKey | None = None,
 ) -> Tensor:
-    """Naive Sampler, Daras et al. 2022, Algorithm 1: corrupt the estimate again, a = 0, b = noise_std(s).
+    """The paper's Naive Sampler (Algorithm 1), for comparison: its samples lack detail.
 
-    For comparison; its samples lack detail. Arguments and result: see the module.
+    It corrupts the estimate again: a = 0, b = noise_std(s). Daras et al. 2022. Arguments and result: see the
+    module.
     """
 
     def step(x_t: Tensor, x0_hat: Tensor, t: float, s: float, c: Corruption, k: NoiseKey) -> Tensor:
@@ -153,7 +154,9 @@ def sample_momentum(
     key: NoiseKey | None = None,
     variance: str = "large",
 ) -> Tensor:
-    """Momentum Sampler, Daras et al. 2022, Algorithm 2: a = r = noise_std(s)^2 / noise_std(t)^2.
+    """The paper's Momentum Sampler (Algorithm 2).
+
+    a = r = noise_std(s)^2 / noise_std(t)^2. Daras et al. 2022.
 
     variance: "large" adds noise of the paper's standard deviation sqrt(noise_std(t)^2 - noise_std(s)^2);
     "small" of sqrt(r) times that, which is the exact posterior's under independent increments. Where the
@@ -189,7 +192,9 @@ def sample_ddim(
     nu: float = 0.0,
     eta: float | None = None,
 ) -> Tensor:
-    """DDIM: keeps the direction of the noise, a = sqrt(noise_std(s)^2 - nu^2) / noise_std(t), b = nu.
+    """DDIM applied to blur: deterministic unless fresh noise is asked for.
+
+    It keeps the direction of the noise: a = sqrt(noise_std(s)^2 - nu^2) / noise_std(t), b = nu.
 
     nu: standard deviation of each step's fresh noise, in units of the image, at most noise_std(s) in every
     step; 0 is deterministic, the first-order probability-flow step. eta in [0, 1]: instead of nu, a fraction
@@ -237,10 +242,10 @@ def sample_tacos(
     *,
     key: NoiseKey | None = None,
 ) -> Tensor:
-    """TACoS, Bansal et al. 2022 (Cold Diffusion), Algorithm 2: `x_s = x_t + (C_s - C_t) x0_hat`.
+    """TACoS, Algorithm 2 of Cold Diffusion: deterministic.
 
-    Deterministic, a = 1 and b = 0; the noise of x_1 remains until the last step. Arguments and result: see
-    the module.
+    `x_s = x_t + (C_s - C_t) x0_hat`, a = 1 and b = 0; the noise of x_1 remains until the last step. Bansal et
+    al. 2022. Arguments and result: see the module.
     """
 
     def step(x_t: Tensor, x0_hat: Tensor, t: float, s: float, c: Corruption, k: NoiseKey) -> Tensor:
@@ -257,7 +262,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "ddim": sample_ddim,
     "tacos": sample_tacos,
 }
-"""The samplers by name: command options, help texts and tests derive from this."""
+"""The samplers by name. Command options, help texts (a docstring's first line) and tests derive from this."""
 
 
 @torch.no_grad()
