@@ -34,6 +34,14 @@ class Corruption:
     image_size: (H, W) of the images. t: times of the nodes, rising from 0 to 1. blur_std_nodes (pixels),
     noise_std_nodes (units of an image in [-1, 1]): values at the nodes, at least 0 and nondecreasing; linear
     in between. name: how it was made. Raises ValueError for any other tables.
+
+    Examples:
+        >>> corruption = Corruption.paper((64, 64))
+        >>> corruption.blur_std(1.0), corruption.noise_std(1.0)
+        (23.0, 0.1)
+        >>> t = torch.tensor([0.1, 0.9])  # a time for each image
+        >>> corruption.corrupt(torch.zeros(2, 3, 64, 64), t, key=sk.NoiseKey(0)).shape
+        torch.Size([2, 3, 64, 64])
     """
 
     image_size: tuple[int, int]
@@ -308,6 +316,10 @@ class ScheduleOptions:
     nodes: on the shortest path. blur_std_max (pixels): None is the paper's, 23 px at 64 px in proportion to
     the longer side. noise_std_max: None is the paper's 0.1 (noise_std_min if that is larger); for "noise" the
     largest distance between two images.
+
+    Examples:
+        >>> ScheduleOptions(noise_std_max=0.05).ranges()
+        {'blur_std_max': None, 'noise_std_min': 0.01, 'noise_std_max': 0.05}
     """
 
     nodes: int = 32
@@ -356,7 +368,16 @@ def _noise(data: DataSet, options: ScheduleOptions) -> tuple[Corruption, Schedul
 
 class NamedSchedule(NamedTuple):
     """make: the corruption for a data set, and its Schedule if one was computed. help: what the name means.
-    options: the fields of ScheduleOptions that have an effect."""
+    options: the fields of ScheduleOptions that have an effect.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> pixels = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
+        >>> data = SimpleNamespace(name="mine", pixels=pixels, spectrum=power_spectrum([pixels]))
+        >>> corruption, schedule = SCHEDULES["linear"].make(data, ScheduleOptions())
+        >>> corruption.blur_std(1.0), schedule
+        (5.75, None)
+    """
 
     make: Callable[[DataSet, ScheduleOptions], tuple[Corruption, Schedule | None]]
     help: str

@@ -117,6 +117,16 @@ class SoftDenoiser(_wrappers.Wrappable):
     include a weight.
 
     Networks that are preconditioned for plain noise (EDM's) do not fit: they take x_t for x_0 plus noise.
+
+    Examples:
+        >>> class Network(torch.nn.Conv2d):  # stands for yours
+        ...     def forward(self, x_t, t):
+        ...         return super().forward(x_t)
+        >>> denoiser = SoftDenoiser(Network(3, 3, 3, padding=1), Corruption.paper((16, 16)))
+        >>> loss = denoiser.loss(torch.zeros(4, 3, 16, 16), key=sk.NoiseKey(0))
+        >>> loss.mean().backward()
+        >>> denoiser(torch.zeros(4, 3, 16, 16), 0.5).shape  # x0_hat
+        torch.Size([4, 3, 16, 16])
     """
 
     def __init__(
@@ -260,6 +270,13 @@ class TrainingLoss(nn.Module):
 
     These act only in the forward of the module that they wrap, so a call of the `loss` of a wrapped denoiser
     bypasses them. Parameters and buffers are those of the denoiser, under `denoiser.`.
+
+    Examples:
+        >>> denoiser = SoftDenoiser(lambda x_t, t: torch.zeros_like(x_t), Corruption.paper((16, 16)))
+        >>> loss = TrainingLoss(denoiser)  # wrap this in DistributedDataParallel
+        >>> x0, key = torch.zeros(4, 3, 16, 16), sk.NoiseKey(0)
+        >>> torch.equal(loss(x0, key=key), denoiser.loss(x0, key=key))
+        True
     """
 
     def __init__(self, denoiser: SoftDenoiser) -> None:
@@ -301,6 +318,14 @@ class Guided:
     on some of the images. class_labels: int64 [B], on the images' device. weight w:
     `x0_hat = x0_hat(any) + w (x0_hat(class) - x0_hat(any))`. 1 is the conditional model alone and needs one
     evaluation instead of two; over 1, images match their class better but vary less. Ho & Salimans 2022.
+
+    Examples:
+        >>> def network(x_t, t, class_labels=None):  # stands for a conditional network
+        ...     return torch.zeros_like(x_t) if class_labels is None else torch.ones_like(x_t)
+        >>> denoiser = SoftDenoiser(network, Corruption.paper((16, 16)), prediction="sample")
+        >>> guided = Guided(denoiser, torch.tensor([3, 7]), weight=2.0)
+        >>> guided(torch.zeros(2, 1, 16, 16), 0.5).mean()  # 0 + 2 (1 - 0)
+        tensor(2.)
     """
 
     def __init__(self, denoiser: SoftDenoiser, class_labels: Tensor, weight: float = 1.0) -> None:

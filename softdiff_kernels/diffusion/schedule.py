@@ -76,6 +76,12 @@ class Schedule:
     even from 0 to 1. steps: W2 from each node to the next, at most epsilon. nodes_wanted: the number of
     nodes that was asked for. levels: the number of candidates. noise_term: how noise entered the distances.
     images: the number of images used. dataset, created (UTC), version: for the record.
+
+    Examples:
+        >>> schedule = shortest_path_schedule(power_spectrum([torch.rand(32, 1, 16, 16)]), levels=64, nodes=8)
+        >>> corruption = Corruption.from_schedule(schedule)
+        >>> corruption.blur_std(1.0) == schedule.blur_std[-1]
+        True
     """
 
     image_size: tuple[int, int]

@@ -45,6 +45,11 @@ class PowerSpectrum:
 
     mean: E[DCT2(x)], power: E[DCT2(x)^2], both float64 [C, H, W] on the CPU; images in [-1, 1].
     count: how many images.
+
+    Examples:
+        >>> spectrum = power_spectrum([torch.ones(4, 1, 8, 8)])
+        >>> round(spectrum.power[0, 0, 0].item(), 3)  # the frequency (0, 0) is the mean times sqrt(H W)
+        64.0
     """
 
     mean: Tensor
@@ -73,6 +78,12 @@ def power_spectrum(batches: Iterable[Any]) -> PowerSpectrum:
 
     One pass, in pieces of bounded size: transformed and squared in float32, summed in float64. Raises
     ValueError if images differ in size, are not finite, or if there are none.
+
+    Examples:
+        >>> images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
+        >>> spectrum = power_spectrum([images[:8], images[8:]])  # any iterable of batches
+        >>> spectrum.count, spectrum.image_size, spectrum.channels
+        (16, (8, 8), 1)
     """
     total: Tensor | None = None
     squares: Tensor | None = None
@@ -107,6 +118,12 @@ def wasserstein_distances(
     - "gaussian": exact if X were Gaussian with a covariance diagonal in the DCT, mean mu and
       variances v: `sum_k (sqrt(m_i^2 v + s_i^2) - sqrt(m_j^2 v + s_j^2))^2 + (m_i - m_j)^2 mu^2`
       (Dowson & Landau 1982).
+
+    Examples:
+        >>> spectrum = power_spectrum([torch.rand(32, 1, 16, 16)])
+        >>> distances = wasserstein_distances(spectrum, [0.0, 1.0, 2.0], [0.01, 0.01, 0.01])
+        >>> bool(distances[0, 2] > distances[0, 1] > distances[0, 0] == 0)
+        True
     """
     op = "wasserstein_distances"
     args.choice(op, "noise_term", noise_term, NOISE_TERMS)
@@ -254,6 +271,12 @@ def shortest_path_schedule(
     that level, and full from some share on. That share is found by bisection, so that the noise is full at
     t = noise_full_at of the path, to within half a node if some path allows it (our choice: the paper gives
     noise over t only, and how noise entered its distances is not known).
+
+    Examples:
+        >>> spectrum = power_spectrum([torch.rand(32, 1, 16, 16)])  # your images, in batches
+        >>> schedule = shortest_path_schedule(spectrum, levels=64, nodes=8)
+        >>> schedule.blur_std[0], schedule.blur_std[-1]
+        (0.01, 5.75)
     """
     op = "shortest_path_schedule"
     nodes, levels = args.integer(op, "nodes", nodes), args.integer(op, "levels", levels)
