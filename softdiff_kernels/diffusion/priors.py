@@ -67,8 +67,12 @@ class Prior:
     ) -> Tensor:
         """x_1, [B, C, H, W].
 
-        images: their number B, whose streams start at the key's; or their streams, int64 [B] on the device.
-        key: used at draw 0; None: a fresh key from torch's generator.
+        Args:
+            images: Their number B, whose streams start at the key's; or their streams, int64 [B] on the
+                device.
+            key: Used at draw 0. None takes a fresh key from torch's generator.
+            device: Where to draw.
+            dtype: Of x_1.
         """
         where = torch.device(device)
         key, batch = _for_images(key, images)

@@ -171,9 +171,12 @@ def sample_momentum(
 
     a = r = noise_std(s)^2 / noise_std(t)^2. Daras et al. 2022.
 
-    variance: "large" adds noise of the paper's standard deviation sqrt(noise_std(t)^2 - noise_std(s)^2);
-    "small" of sqrt(r) times that, which is the exact posterior's under independent increments. Where the
-    noise is constant over t the step is deterministic and equals TACoS. Arguments and result: see the module.
+    Where the noise is constant over t the step is deterministic and equals TACoS. Other arguments and result:
+    see the module.
+
+    Args:
+        variance: "large" adds noise of the paper's standard deviation sqrt(noise_std(t)^2 - noise_std(s)^2),
+            "small" of sqrt(r) times that, which is the exact posterior's under independent increments.
 
     Examples:
         >>> x0 = torch.zeros(2, 3, 16, 16)
@@ -215,13 +218,14 @@ def sample_ddim(
 ) -> Tensor:
     """DDIM applied to blur: deterministic unless fresh noise is asked for.
 
-    It keeps the direction of the noise: a = sqrt(noise_std(s)^2 - nu^2) / noise_std(t), b = nu.
+    It keeps the direction of the noise: a = sqrt(noise_std(s)^2 - nu^2) / noise_std(t), b = nu. Song, Meng &
+    Ermon 2021, eq. 12, applied to blur (ours, not the paper's). Other arguments and result: see the module.
 
-    nu: standard deviation of each step's fresh noise, in units of the image, at most noise_std(s) in every
-    step; 0 is deterministic, the first-order probability-flow step. eta in [0, 1]: instead of nu, a fraction
-    of the exact posterior's standard deviation in each step; 1 is `sample_momentum` with variance "small".
-    Song, Meng & Ermon 2021, eq. 12, applied to blur (ours, not the paper's). Arguments and result: see the
-    module.
+    Args:
+        nu: Standard deviation of each step's fresh noise, in units of the image, at most noise_std(s) in
+            every step. 0 is deterministic, the first-order probability-flow step.
+        eta: In [0, 1]. Instead of nu, a fraction of the exact posterior's standard deviation in each step; 1
+            is `sample_momentum` with variance "small".
 
     Examples:
         >>> x0 = torch.zeros(2, 3, 16, 16)
@@ -322,18 +326,27 @@ def generate(
 ) -> Tensor:
     """One image per seed: uint8 [N, C, H, W] on the CPU. A seed gives the same image at any batch size.
 
-    denoiser, prior: a trained denoiser and where its sampling starts. sampler: a name in SAMPLERS; options:
-    its own keyword arguments. steps: number of even steps; ts: the sampler's times instead, as in
-    `time_steps`. batch: images at a time. device: None is that of the denoiser's parameters.
-
-    labels: one class per seed, for a class-conditional denoiser; guidance: its weight, as in `Guided`.
-
-    progress: draws a progress bar per batch. states: this list gets x_t before each step of the first batch,
-    then its images, each uint8 [batch, C, H, W]. on_step: called in each step; an exception from it stops the
-    sampling.
-
     The noise is that of NoiseKey(SAMPLING_SEED, stream=seed): draw 0 for the prior, draw i for step i.
-    Raises ValueError for an unknown sampler.
+
+    Args:
+        denoiser: A trained denoiser.
+        prior: Where its sampling starts.
+        seeds: One for each image.
+        sampler: A name in SAMPLERS.
+        steps: Number of even steps.
+        ts: The sampler's times instead, as in `time_steps`.
+        batch: Images at a time.
+        device: None is that of the denoiser's parameters.
+        labels: One class per seed, for a class-conditional denoiser.
+        guidance: The weight of the classes, as in `Guided`.
+        options: Keyword arguments of the sampler.
+        progress: Whether to draw a progress bar per batch.
+        states: This list gets x_t before each step of the first batch, then its images, each uint8
+            [batch, C, H, W].
+        on_step: Called in each step; an exception from it stops the sampling.
+
+    Raises:
+        ValueError: If the sampler is unknown.
 
     Examples:
         >>> denoiser = SoftDenoiser(lambda x_t, t: torch.zeros_like(x_t), Corruption.paper((16, 16)))
