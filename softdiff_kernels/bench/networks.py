@@ -79,7 +79,7 @@ def make_trainer(network: Network, size: int, batch: int, device: torch.device) 
     """
     for package in ("diffusers", "safetensors"):
         need(package, "timing whole steps")
-    from ..data.image_set import ImageSet
+    from ..data import ImageSet
     from ..training.config import TrainConfig
     from ..training.trainer import Trainer
 

@@ -18,8 +18,7 @@ pytest.importorskip("diffusers")
 
 from training_runs import CPU, small
 
-from softdiff_kernels.commands.configs import SampleConfig
-from softdiff_kernels.commands.sample import sample
+from softdiff_kernels.commands.sample import SampleConfig, sample
 from softdiff_kernels.diffusion import generate
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.loop import train
@@ -191,8 +190,11 @@ def test_low_precision_and_compiling_draw_nearly_the_same(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"variance": "small", "sampler": "ddim"}, "--variance is of --sampler momentum, got --sampler ddim"),
-        ({"eta": 0.5}, "--eta is of --sampler ddim, got --sampler momentum"),
+        (
+            {"variance": "small", "sampler": "ddim"},
+            "--variance is for --sampler momentum, got --sampler ddim",
+        ),
+        ({"eta": 0.5}, "--eta is for --sampler ddim, got --sampler momentum"),
         ({"eta": 2.0, "sampler": "ddim"}, r"--eta: expected a number in \[0, 1\], got 2"),
         ({"prior": "plain"}, "--prior and --data: expected both"),
         ({"trajectory": "path.mp4"}, "--trajectory: expected a name that ends in .png or .gif"),
