@@ -2,7 +2,7 @@
 """A hook of mkdocs (mkdocs.yml): links that leave docs/ work on the site as they do in the repository.
 
 CHANGELOG.md and CONTRIBUTING.md become pages. Any other file that a page links to is copied to repository/ of
-the site; a link to a folder leads to its README.md.
+the site. A link to a folder leads to its README.md; without one, only the text of the link remains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "README.md": "index.md"}
-LINK = re.compile(r"(\]\()([^)#\s]+)(?=[)#])")
+LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<link>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 
 
 def target(page: str, link: str) -> str | None:
@@ -28,6 +28,12 @@ def target(page: str, link: str) -> str | None:
     return f"{path}/README.md" if (ROOT / path).is_dir() else path
 
 
+def targets(markdown: str, page: str) -> list[str]:
+    """The paths of all files of the repository that a page links to."""
+    paths = (target(page, match["link"]) for match in LINK.finditer(markdown))
+    return [path for path in paths if path is not None]
+
+
 def site_path(path: str) -> str:
     """Where a file of the repository stands on the site."""
     return path.removeprefix("docs/") if path.startswith("docs/") else PAGES.get(path, f"repository/{path}")
@@ -35,11 +41,15 @@ def site_path(path: str) -> str:
 
 def relinked(markdown: str, page: str) -> str:
     """The text of a page, with links that lead to the same files from the page's place on the site."""
-    here = posixpath.dirname(site_path(page))
+    here = posixpath.dirname(site_path(page)) or "."
 
     def link(match: re.Match[str]) -> str:
-        path = target(page, match[2])
-        return match[0] if path is None else match[1] + posixpath.relpath(site_path(path), here or ".")
+        path = target(page, match["link"])
+        if path is None:
+            return match[0]
+        if not (ROOT / path).exists() and (ROOT / path).parent.is_dir() and path.endswith("/README.md"):
+            return match["text"]
+        return f"[{match['text']}]({posixpath.relpath(site_path(path), here)}{match['anchor'] or ''})"
 
     return LINK.sub(link, markdown)
 
@@ -48,9 +58,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Adds what the pages link to, and what those link to in turn."""
     queue = ["CHANGELOG.md", "CONTRIBUTING.md"]
     for file in files.documentation_pages():
-        queue += [
-            t for _, link in LINK.findall(file.content_string) if (t := target(f"docs/{file.src_uri}", link))
-        ]
+        queue += targets(file.content_string, f"docs/{file.src_uri}")
     while queue:
         path = queue.pop()
         source = ROOT / path
@@ -61,7 +69,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
             continue
         text = source.read_text()
         files.append(File.generated(config, site_path(path), content=relinked(text, path)))
-        queue += [t for _, link in LINK.findall(text) if (t := target(path, link))]
+        queue += targets(text, path)
     return files
 
 
