@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import softdiff_kernels as sk
 from softdiff_kernels.diffusion import (
+    LOSSES,
     SAMPLERS,
     Corruption,
     GaussianDCTPrior,
@@ -91,6 +92,12 @@ def main(argv: list[str] | None = None) -> dict:
     arg = parser.add_argument
     arg("--steps", type=int, default=1500, help="training steps")
     arg("--batch", type=int, default=64, help="images in a training step")
+    arg(
+        "--loss",
+        choices=tuple(LOSSES),
+        default="plain",
+        help="soft is the paper's, plain needs less training",
+    )
     arg("--sampler-steps", type=int, default=50, help="steps of each sampler")
     arg("--seed", type=int, default=0, help="rules weights, batches and noise")
     arg("--out", type=Path, help="PNG file for the samples (needs Pillow)")
@@ -103,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     # The schedule of the paper, computed from the data. 0.1, its strongest noise, is much on so few pixels.
     schedule = shortest_path_schedule(power_spectrum([images]), noise_std_max=0.03)
-    denoiser = SoftDenoiser(AnyNetwork(), Corruption.from_schedule(schedule))
+    denoiser = SoftDenoiser(AnyNetwork(), Corruption.from_schedule(schedule), loss=options.loss)
     losses = train(denoiser, images, options.steps, options.batch, options.seed)
     tenth = max(1, len(losses) // 10)
     print(

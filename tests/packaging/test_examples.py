@@ -63,7 +63,7 @@ def test_soft_denoiser(tmp_path: Path) -> None:
     options = ["--steps", "120", "--sampler-steps", "10"]
     result = main([*options, "--out", str(tmp_path / "samplers.png")])
     losses, samples = result["losses"], result["samples"]
-    assert np.mean(losses[-20:]) < 0.2 * losses[0]
+    assert np.mean(losses[-20:]) < 0.3 * losses[0]
     assert picture_size(tmp_path / "samplers.png") == (20 * 10 * 6, (1 + len(samples)) * 10 * 6)
     again = main(options)["samples"]
     for name, images in samples.items():
