@@ -27,6 +27,7 @@ _LOSS = "Tensor prediction, Tensor target, Tensor blur_std, Tensor? weight, floa
 
 _SCHEMAS = {
     "dct2": "(Tensor x, bool inverse) -> Tensor",
+    "identity": "(Tensor x) -> Tensor",  # template: copy this for a new op
     "blur": "(Tensor x, Tensor blur_std, Tensor? scale, float floor) -> Tensor",
     "corrupt": (
         "(Tensor x0, Tensor blur_std, Tensor noise_std, Tensor? scale, float floor, "
@@ -51,6 +52,11 @@ _SCHEMAS = {
 
 
 def _fake_dct2(x: Tensor, inverse: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_identity(x: Tensor) -> Tensor:
+    """template: copy this for a new op. Shape, dtype and strides of the result."""
     return torch.empty_like(x)
 
 
@@ -92,6 +98,7 @@ def _fake_normal(
 
 _FAKES: dict[str, Callable[..., Any]] = {
     "dct2": _fake_dct2,
+    "identity": _fake_identity,
     "blur": _fake_blur,
     "corrupt": _fake_corrupt,
     "step": _fake_step,
@@ -140,7 +147,7 @@ def _register(name: str) -> Any:
     _library.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, direct, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, _FAKES[name], lib=_library)
-    torch.library.register_vmap(qualified, _vmap.RULES[name], lib=_library)
+    torch.library.register_vmap(qualified, _vmap.rule(name), lib=_library)
     if name in _RULES:  # normal takes no image
         rule = _RULES[name]
         rule.direct = staticmethod(direct)
@@ -149,6 +156,7 @@ def _register(name: str) -> Any:
 
 
 dct2 = _register("dct2")
+identity = _register("identity")
 blur = _register("blur")
 corrupt = _register("corrupt")
 step = _register("step")

@@ -25,21 +25,21 @@ def _front(size: int, dim: int | None, x: Tensor) -> Tensor:
     return x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
-def _image(size: int, dim: int | None, x: Any) -> Any:
-    """[N B, C, H, W]; None of None."""
-    return None if x is None else _front(size, dim, x).flatten(0, 1)
+def _image(size: int, dim: int | None, x: Tensor) -> Tensor:
+    """[N B, C, H, W]."""
+    return _front(size, dim, x).flatten(0, 1)
 
 
-def _coefficient(size: int, dim: int | None, value: Tensor | None, batch: int) -> Tensor | None:
+def _coefficient(size: int, dim: int | None, value: Tensor, batch: int) -> Tensor:
     """[1] or [N B]."""
-    if value is None or (dim is None and value.shape[0] == 1):
+    if dim is None and value.shape[0] == 1:
         return value
     return _front(size, dim, value).expand(size, batch).flatten()
 
 
-def _mask(size: int, dim: int | None, value: Tensor | None, batch: int) -> Tensor | None:
+def _mask(size: int, dim: int | None, value: Tensor, batch: int) -> Tensor:
     """Broadcasting to [N B, C, H, W]; what is the same for all images stays as it is."""
-    if value is None or (dim is None and (value.dim() < 4 or value.shape[0] == 1)):
+    if dim is None and (value.dim() < 4 or value.shape[0] == 1):
         return value
     full = _front(size, dim, value)
     full = full.reshape(size, *[1] * (5 - full.dim()), *full.shape[1:])
@@ -71,39 +71,51 @@ def _batch(dim: int | None, x: Tensor) -> int:
     return x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
 
 
-def _dct2(info: Any, dims: Any, x: Tensor, inverse: bool) -> Any:
-    size = info.batch_size
-    return _apart(size, _batch(dims[0], x), _ops.dct2.default(_image(size, dims[0], x), inverse)), 0
+# What the arguments of the schemas are, by their names. Another tensor is a coefficient.
+_IMAGES = frozenset(("x", "x0", "x_t", "x0_hat", "noise", "prediction", "target", "inputs"))
+_MASKS = frozenset(("masks", "noise_mask"))
 
 
-def _blur(info: Any, dims: Any, x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Any:
-    size = info.batch_size
-    image, batch = _image(size, dims[0], x), _batch(dims[0], x)
-    std, factor = (_coefficient(size, d, c, batch) for d, c in zip(dims[1:3], (blur_std, scale), strict=True))
-    return _apart(size, batch, _ops.blur.default(image, std, factor, floor)), 0
+def _folded(op: Any, size: int, dims: Any, arguments: Sequence[Any]) -> tuple[list[Any], int]:
+    """An op's arguments with the mapped axis in the batch axis, by the names in its schema; and B."""
+    names = [argument.name for argument in op._schema.arguments]
+    images = [
+        (d, a) for n, d, a in zip(names, dims, arguments, strict=True) if n in _IMAGES and a is not None
+    ]
+    dim, first = (images[0][0][0], images[0][1][0]) if names[0] == "inputs" else images[0]
+    batch = _batch(dim, first)
+
+    def fold(name: str, dim: Any, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):  # a list of tensors; of numbers, a key
+            return [] if name == "key" else [fold(name, d, v) for d, v in zip(dim, value, strict=True)]
+        if name == "key_rows":
+            return _key(size, dim, arguments[names.index("key")], value, batch, first.device)
+        if not isinstance(value, Tensor):
+            return value
+        if name in _IMAGES:
+            return _image(size, dim, value)
+        return (_mask if name in _MASKS else _coefficient)(size, dim, value, batch)
+
+    return [fold(*one) for one in zip(names, dims, arguments, strict=True)], batch
 
 
-def _corrupt(info: Any, dims: Any, x0: Tensor, *others: Any) -> Any:
-    *coefficients, floor, key, rows, noise, residual = others
-    size = info.batch_size
-    image, batch = _image(size, dims[0], x0), _batch(dims[0], x0)
-    folded = [_coefficient(size, d, c, batch) for d, c in zip(dims[1:4], coefficients, strict=True)]
-    table = _key(size, dims[6], key, rows, batch, image.device)
-    x_t, rest = _ops.corrupt.default(image, *folded, floor, [], table, _image(size, dims[7], noise), residual)
-    rest = _apart(size, batch, rest) if residual else rest
-    return (_apart(size, batch, x_t), rest), (0, 0 if residual else None)
+def rule(name: str) -> Callable[..., Any]:
+    """The op's batching rule: that of the table below, or else what its schema says."""
+
+    def by_schema(info: Any, dims: Any, *arguments: Any) -> Any:
+        op = getattr(_ops, name).default
+        folded, batch = _folded(op, info.batch_size, dims, arguments)
+        return _apart(info.batch_size, batch, op(*folded)), 0
+
+    return _RULES.get(name, by_schema)
 
 
-def _step(info: Any, dims: Any, x_t: Tensor | None, x0_hat: Tensor, *others: Any) -> Any:
-    *coefficients, rule, floor, key, rows, noise = others
-    size = info.batch_size
-    clean, batch = _image(size, dims[1], x0_hat), _batch(dims[1], x0_hat)
-    folded = [_coefficient(size, d, c, batch) for d, c in zip(dims[2:6], coefficients, strict=True)]
-    table = _key(size, dims[9], key, rows, batch, clean.device)
-    x_s = _ops.step.default(
-        _image(size, dims[0], x_t), clean, *folded, rule, floor, [], table, _image(size, dims[10], noise)
-    )
-    return _apart(size, batch, x_s), 0
+def _corrupt(info: Any, dims: Any, *arguments: Any) -> Any:
+    folded, batch = _folded(_ops.corrupt.default, info.batch_size, dims, arguments)
+    x_t, residual = _ops.corrupt.default(*folded)
+    wanted = arguments[-1]
+    residual = _apart(info.batch_size, batch, residual) if wanted else residual
+    return (_apart(info.batch_size, batch, x_t), residual), (0, 0 if wanted else None)
 
 
 def _step_out(info: Any, dims: Any, *arguments: Any) -> Any:
@@ -114,50 +126,24 @@ def _step_out(info: Any, dims: Any, *arguments: Any) -> Any:
             "drop out=, or map over it too"
         )
     # Written at once, when every slice has been read: out may be one of the images.
-    x_s, _ = _step(info, dims[:-1], *arguments[:-1])
+    x_s, _ = rule("step")(info, dims[:-1], *arguments[:-1])
     out.movedim(dim, 0).copy_(x_s)
     return None, None
 
 
 def _soft_score_loss(info: Any, dims: Any, *arguments: Any) -> Any:
-    size = info.batch_size
-    folded, batch, reduction = _loss_arguments(size, dims, *arguments)
-    return reduce(_apart(size, batch, _ops.soft_score_loss.default(*folded, "none")), reduction), 0
+    (*folded, reduction), batch = _folded(_ops.soft_score_loss.default, info.batch_size, dims, arguments)
+    loss = _ops.soft_score_loss.default(*folded, "none")
+    return reduce(_apart(info.batch_size, batch, loss), reduction), 0
 
 
 def _soft_score_loss_and_gradient(info: Any, dims: Any, *arguments: Any) -> Any:
-    size = info.batch_size
-    folded, batch, reduction = _loss_arguments(size, dims, *arguments)
-    loss, gradient = _ops.soft_score_loss_and_gradient.default(*folded, "none")
+    size, op = info.batch_size, _ops.soft_score_loss_and_gradient.default
+    (*folded, reduction), batch = _folded(op, size, dims, arguments)
+    loss, gradient = op(*folded, "none")
     loss, gradient = _apart(size, batch, loss), _apart(size, batch, gradient)
     each = share(reduction, batch)
     return (reduce(loss, reduction), gradient if each == 1.0 else gradient * each), (0, 0)
-
-
-def _loss_arguments(size: int, dims: Any, *arguments: Any) -> tuple[list[Any], int, str]:
-    prediction, target, blur_std, weight, floor, reduction = arguments
-    images = [_image(size, d, x) for d, x in zip(dims[:2], (prediction, target), strict=True)]
-    batch = _batch(dims[0], prediction)
-    factors = [_coefficient(size, d, c, batch) for d, c in zip(dims[2:4], (blur_std, weight), strict=True)]
-    return [*images, *factors, floor], batch, reduction
-
-
-def _spectral_mix(
-    info: Any,
-    dims: Any,
-    inputs: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    noise_mask: Tensor | None,
-    key: Sequence[int],
-    rows: Tensor | None,
-) -> Any:
-    size = info.batch_size
-    images = [_image(size, d, x) for d, x in zip(dims[0], inputs, strict=True)]
-    batch = _batch(dims[0][0], inputs[0])
-    folded = [_mask(size, d, m, batch) for d, m in zip(dims[1], masks, strict=True)]
-    table = _key(size, dims[4], key, rows, batch, images[0].device)
-    mixed = _ops.spectral_mix.default(images, folded, _mask(size, dims[2], noise_mask, batch), [], table)
-    return _apart(size, batch, mixed), 0
 
 
 def _normal(
@@ -175,14 +161,10 @@ def _normal(
     return _apart(size, batch, drawn), 0
 
 
-RULES: dict[str, Callable[..., Any]] = {
-    "dct2": _dct2,
-    "blur": _blur,
+_RULES: dict[str, Callable[..., Any]] = {
     "corrupt": _corrupt,
-    "step": _step,
     "step_out": _step_out,
     "soft_score_loss": _soft_score_loss,
     "soft_score_loss_and_gradient": _soft_score_loss_and_gradient,
-    "spectral_mix": _spectral_mix,
     "normal": _normal,
 }

@@ -4,6 +4,7 @@
 
 #include "corrupt.h"
 #include "dct2.h"
+#include "identity.h"
 #include "normal.h"
 #include "soft_score_loss.h"
 #include "spectral_mix.h"
