@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The pybind11 module softdiff_kernels._native: checks, then launches. It knows addresses, sizes and strides, and no
-// torch. Every op is a function of (threads, and what its `read` in args.h takes).
+// torch. Every op is a function of (threads, a tuple of what its `read` in args.h takes).
 #include "cpu/driver.h"
 #include "cpu/plan_cache.h"
 #include "parse.h"
@@ -46,11 +46,6 @@ class CheckedCall : public Call {
   }
 };
 
-int threads_of(const py::args& fields) {
-  if (fields.size() == 0) throw py::value_error("expected the number of threads first");
-  return static_cast<int>(integer(fields[0]));
-}
-
 std::string of_images(const std::string& op, const Shape& shape) {
   std::string sizes;
   for (int64_t size : {shape.b, shape.c, shape.h, shape.w}) sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
@@ -71,27 +66,27 @@ void launch(const std::string& op, const Args& args, int threads) {
 }
 
 template <class Args>
-void run_call(const char* op, const py::args& fields) {
+void run_call(const char* op, int threads, const py::tuple& fields) {
   CheckedCall call(op, fields);
   const Args args = Args::read(call);
-  launch(call.op(), args, threads_of(fields));
+  launch(call.op(), args, threads);
 }
 
-void step(const py::args& fields) {
+void step(int threads, const py::tuple& fields) {
   CheckedCall call("step", fields);
   const CorruptArgs args = CorruptArgs::read_step(call);
-  launch(call.op(), args, threads_of(fields));
+  launch(call.op(), args, threads);
 }
 
-// Writes the loss of each image to the last argument's address (float32, [B]).
+// Writes the loss of each image to the last field's address (float32, [B]).
 template <>
-void run_call<SoftScoreLossArgs>(const char* op, const py::args& fields) {
+void run_call<SoftScoreLossArgs>(const char* op, int threads, const py::tuple& fields) {
   CheckedCall call(op, fields);
   SoftScoreLossArgs a = SoftScoreLossArgs::read(call);
   auto* out = static_cast<float*>(address(call.next()));
   std::vector<double> planes(static_cast<size_t>(a.shape.b * a.shape.c));
   a.plane_loss = planes.data();
-  launch(op, a, threads_of(fields));
+  launch(op, a, threads);
   for (int64_t b = 0; b < a.shape.b; ++b) {
     double sum = 0.0;
     for (int64_t c = 0; c < a.shape.c; ++c) sum += planes[static_cast<size_t>(b * a.shape.c + c)];
@@ -99,10 +94,9 @@ void run_call<SoftScoreLossArgs>(const char* op, const py::args& fields) {
   }
 }
 
-void normal(const py::args& fields) {
+void normal(int threads, const py::tuple& fields) {
   CheckedCall call("normal", fields);
   const NormalArgs args = NormalArgs::read(call);
-  const int threads = threads_of(fields);
   const py::gil_scoped_release unlocked;
   run(args, threads);
 }
@@ -118,7 +112,7 @@ void set_limit(int64_t bytes) {
 PYBIND11_MODULE(_native, m) {
   using namespace softdiff;
   m.doc() = "softdiff_kernels: fused CPU kernels, free of torch.";
-#define SOFTDIFF_BIND(name, Args) m.def(#name, [](const py::args& fields) { run_call<Args>(#name, fields); });
+#define SOFTDIFF_BIND(name, Args) m.def(#name, [](int threads, const py::tuple& fields) { run_call<Args>(#name, threads, fields); });
   SOFTDIFF_KERNELS(SOFTDIFF_BIND)
 #undef SOFTDIFF_BIND
   m.def("step", &step);

@@ -92,11 +92,10 @@ inline Rule rule(const std::string& name) {
   throw py::value_error("expected rule as given, large or small, got " + name);
 }
 
-// The arguments of a call from Python, which the structs of args.h `read` one after the other. The first, `where`, says
-// where the op runs, and is the module's own.
+// The arguments of a call from Python, which the structs of args.h `read` one after the other.
 class Call {
  public:
-  Call(const char* op, const py::args& fields) : op_(op), fields_(fields) {}
+  Call(const char* op, const py::tuple& fields) : op_(op), fields_(fields) {}
 
   // The op as error messages name it.
   const std::string& op() const { return op_; }
@@ -135,8 +134,8 @@ class Call {
 
  private:
   std::string op_;
-  const py::args& fields_;
-  size_t at_ = 1;
+  const py::tuple& fields_;
+  size_t at_ = 0;
   std::vector<std::vector<Image>> lists_;
 };
 

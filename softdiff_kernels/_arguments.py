@@ -100,15 +100,15 @@ def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients")
         and (forward_ad._current_level >= 0 or _functorch.is_functorch_wrapped_tensor(value))
         and not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
     ):
-        found = _derivative_below(value)
-        if found:
-            raise not_differentiable(op, name, found, what)
+        how = _derivative_below(value)
+        if how:
+            raise not_differentiable(op, name, how, what)
 
 
-def not_differentiable(op: str, name: str, found: str, what: str) -> ValueError:
-    """found: "requires grad" or "carries a tangent"; what: "coefficients" or "masks"."""
+def not_differentiable(op: str, name: str, how: str, what: str) -> ValueError:
+    """how: "requires grad" or "carries a tangent"; what: "coefficients" or "masks"."""
     return ValueError(
-        f"{op}: {name} {found}, but the ops are not differentiable in their {what}; pass {name}.detach()"
+        f"{op}: {name} {how}, but the ops are not differentiable in their {what}; pass {name}.detach()"
     )
 
 
@@ -216,13 +216,13 @@ def numbers(op: str, name: str, values: object, what: str = "tables") -> list[fl
     """A list, an array or a tensor of one axis as finite floats. By a tensor nobody may differentiate."""
     if isinstance(values, Tensor):
         no_derivative(op, name, values, what)
-    found = listed(values)
-    if found is None:
+    items = listed(values)
+    if items is None:
         raise ValueError(f"{op}: expected {name} as a list of numbers, got {describe(values)}")
-    for position, value in enumerate(found):
+    for position, value in enumerate(items):
         if not math.isfinite(value):
             raise ValueError(f"{op}: expected {name} as finite numbers, got {value!r} at position {position}")
-    return found
+    return items
 
 
 def equals(value: object, number: float) -> bool:
@@ -257,13 +257,13 @@ def _range(nonnegative: bool, most: float) -> str:
 
 def values(op: str, name: str, value: Tensor, *, nonnegative: bool = True, most: float = math.inf) -> None:
     """Checks the numbers inside a coefficient tensor where they can be seen."""
-    found = seen(value)
-    if found is None or found.numel() == 0:
+    visible = seen(value)
+    if visible is None or visible.numel() == 0:
         return
-    low, high = (end.item() for end in found.aminmax())
+    low, high = (end.item() for end in visible.aminmax())
     if -math.inf < low and high < math.inf and (low >= 0 or not nonnegative) and high <= most:
         return  # a NaN is neither
-    flat = found.reshape(-1)
+    flat = visible.reshape(-1)
     good = torch.isfinite(flat) & (flat <= most)
     if nonnegative:
         good = good & (flat >= 0)

@@ -68,8 +68,8 @@ def listed(values: object, read: Callable[[object], Any] = plain) -> list[Any] |
         values = values.tolist()
     # A list of tensors without axes, as reading a tensor one by one gives it.
     items = [v.item() if isinstance(v, Tensor) and v.dim() == 0 else v for v in values]
-    found = [read(v) for v in items]
-    return None if any(v is None for v in found) else found
+    read_items = [read(v) for v in items]
+    return None if any(v is None for v in read_items) else read_items
 
 
 def shown(value: object) -> str:

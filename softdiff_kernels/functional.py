@@ -126,7 +126,7 @@ def _step(
     x_t: Tensor,
     x0_hat: Tensor,
     coefficients: dict[str, Coefficient],
-    mode: str,
+    rule: str,
     floor: float,
     key: NoiseKey | None,
     noise: Tensor | None,
@@ -144,9 +144,9 @@ def _step(
     ]
     packed, rows = _key(op, key, noise, x_t, silent)
     if out is not None:
-        _ops.step_out(x_t, x0_hat, *tensors, mode, floor, packed, rows, noise, out)
+        _ops.step_out(x_t, x0_hat, *tensors, rule, floor, packed, rows, noise, out)
         return out
-    return _ops.step(x_t, x0_hat, *tensors, mode, floor, packed, rows, noise)
+    return _ops.step(x_t, x0_hat, *tensors, rule, floor, packed, rows, noise)
 
 
 @_twin

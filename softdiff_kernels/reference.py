@@ -214,11 +214,11 @@ def _reverse(
     dtype = _compute_dtype(x_t)
     (rows,) = torch.broadcast_shapes(std_t.shape, std_s.shape, keep.shape)
     std_t, std_s = std_t.expand(rows), std_s.expand(rows)
-    rest = one_minus_keep.to(dtype).expand(rows)
+    one_minus_keep = one_minus_keep.to(dtype).expand(rows)
     clean = x0_hat.to(dtype)
-    gain = spectrum.reverse_gain(std_t, std_s, rest, x_t.shape[-2], x_t.shape[-1], floor=floor)
+    gain = spectrum.reverse_gain(std_t, std_s, one_minus_keep, x_t.shape[-2], x_t.shape[-1], floor=floor)
     unblurred = (_per_sample(std_t, dtype) == 0) & (_per_sample(std_s, dtype) == 0)
-    moved = torch.where(unblurred, _per_sample(rest, dtype) * clean, _filter(clean, gain))
+    moved = torch.where(unblurred, _per_sample(one_minus_keep, dtype) * clean, _filter(clean, gain))
     x_s = _per_sample(keep, dtype) * x_t.to(dtype) + moved
     x_s = x_s + _per_sample(inject, dtype) * _noise(key, noise, x_t, dtype)
     return _write(x_s.to(x_t.dtype), out)
@@ -277,9 +277,9 @@ def momentum_step(
     sigma_s = _coefficient(op, "noise_std_s", noise_std_s, x_t, dtype=torch.float64)
     args.ordered(op, "blur_std_s", std_s, "blur_std_t", std_t)
     args.ordered(op, "noise_std_s", sigma_s, "noise_std_t", sigma_t)
-    keep, rest, inject = momentum_coefficients(sigma_t, sigma_s, variance)
+    keep, one_minus_keep, inject = momentum_coefficients(sigma_t, sigma_s, variance)
     inject = inject.to(_compute_dtype(x_t))
-    return _reverse(x_t, x0_hat, std_t, std_s, keep, rest, inject, 0.0, key, noise, out)
+    return _reverse(x_t, x0_hat, std_t, std_s, keep, one_minus_keep, inject, 0.0, key, noise, out)
 
 
 def soft_score_loss(

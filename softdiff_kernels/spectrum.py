@@ -110,9 +110,9 @@ def reverse_gain(
     lam = eigenvalues_2d(height, width, dtype=blur_std_t.dtype, device=blur_std_t.device)
     step = _bounded((blur_std_t - blur_std_s) * (blur_std_t / 2 + blur_std_s / 2)).view(-1, 1, 1, 1)
     weaker = _bounded(torch.minimum(blur_std_t, blur_std_s).square().div(2)).view(-1, 1, 1, 1)
-    rest = one_minus_a.view(-1, 1, 1, 1)
+    remainder = one_minus_a.view(-1, 1, 1, 1)
     exponent = -lam * step.abs()
     lost = -torch.expm1(exponent)
-    inner = torch.where(step >= 0, lost + rest * torch.exp(exponent), rest - lost)
+    inner = torch.where(step >= 0, lost + remainder * torch.exp(exponent), remainder - lost)
     gain = torch.exp(-lam * weaker) * inner
-    return gain if floor == 0.0 else floor * rest + (1.0 - floor) * gain
+    return gain if floor == 0.0 else floor * remainder + (1.0 - floor) * gain

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The module softdiff_kernels._cuda. Importing it calls nothing of CUDA's. Every op is a function of ((place, plan), and
-// what its `read` in args.h takes). Coefficients have been checked where they lie in host memory; on the device nobody
-// looks at them, since that would wait for it.
+// The module softdiff_kernels._cuda. Importing it calls nothing of CUDA's. Every op is a function of ((place, plan), a
+// tuple of what its `read` in args.h takes). Coefficients have been checked where they lie in host memory; on the device
+// nobody looks at them, since that would wait for it.
 #include "../parse.h"
 #include "cuda_ops.h"
 #include "device.h"
@@ -54,44 +54,40 @@ py::tuple plan(const std::string& op, const py::tuple& sizes, int64_t inputs, in
   return py::make_tuple(static_cast<int>(p.engine), p.side_h, p.side_w, p.chunk, p.scratch, p.parts);
 }
 
-// The first argument of every op but `normal`: (place, plan).
-std::pair<Place, Plan> where_of(const py::args& fields) {
-  if (fields.size() == 0) throw py::value_error("expected (place, plan) first");
-  const auto where = fields[0].cast<py::tuple>();
+// Where every op but `normal` runs: (place, plan).
+std::pair<Place, Plan> where_of(const py::tuple& where) {
   expect(where, 2, "where");
   return {place_of(where[0]), plan_from(where[1])};
 }
 
 template <class Args>
-void run_call(const char* op, const py::args& fields) {
-  const auto [place, plan] = where_of(fields);
+void run_call(const char* op, const py::tuple& where, const py::tuple& fields) {
+  const auto [place, plan] = where_of(where);
   Call call(op, fields);
   const Args args = Args::read(call);
   run(call.op().c_str(), args, place, plan);
 }
 
-void step(const py::args& fields) {
-  const auto [place, plan] = where_of(fields);
+void step(const py::tuple& where, const py::tuple& fields) {
+  const auto [place, plan] = where_of(where);
   Call call("step", fields);
   const CorruptArgs args = CorruptArgs::read_step(call);
   run(call.op().c_str(), args, place, plan);
 }
 
-// Leaves the loss of each image at the last argument's address (float32, [B]).
+// Leaves the loss of each image at the last field's address (float32, [B]).
 template <>
-void run_call<SoftScoreLossArgs>(const char* op, const py::args& fields) {
-  auto [place, plan] = where_of(fields);
+void run_call<SoftScoreLossArgs>(const char* op, const py::tuple& where, const py::tuple& fields) {
+  auto [place, plan] = where_of(where);
   Call call(op, fields);
   const SoftScoreLossArgs args = SoftScoreLossArgs::read(call);
   place.loss = static_cast<float*>(address(call.next()));
   run(op, args, place, plan);
 }
 
-void normal(const py::args& fields) {
-  if (fields.size() == 0) throw py::value_error("expected a place first");
-  const Place place = place_of(fields[0].cast<py::tuple>());
+void normal(const py::tuple& where, const py::tuple& fields) {
   Call call("normal", fields);
-  run(NormalArgs::read(call), place);
+  run(NormalArgs::read(call), place_of(where));
 }
 
 bool emulated() {
@@ -110,7 +106,7 @@ PYBIND11_MODULE(_cuda, m) {
   using namespace softdiff::cuda;
   m.doc() = "softdiff_kernels: fused CUDA kernels, free of torch.";
   m.def("plan", &plan);
-#define SOFTDIFF_BIND(name, Args) m.def(#name, [](const py::args& fields) { run_call<Args>(#name, fields); });
+#define SOFTDIFF_BIND(name, Args) m.def(#name, [](const py::tuple& where, const py::tuple& fields) { run_call<Args>(#name, where, fields); });
   SOFTDIFF_KERNELS(SOFTDIFF_BIND)
 #undef SOFTDIFF_BIND
   m.def("step", &step);

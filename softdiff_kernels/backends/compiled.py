@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import memory
-from .memory import flat, image, mask
+from .memory import CODES, flat, image, mask
 from .memory import key as packed
 
 
@@ -23,29 +23,28 @@ class CompiledOps(ABC):
     """The ops of `protocol.Backend`. A subclass says how to call its module."""
 
     @abstractmethod
-    def launch(self, kernel: str, x: Tensor, *arguments: object, inputs: int = 1) -> None:
+    def launch(self, kernel: str, x: Tensor, arguments: tuple[object, ...], inputs: int = 1) -> None:
         """Calls the module's function `kernel` where x is; x has the shape of the images.
 
-        inputs: images that are transformed, each with a mask of its own.
+        arguments: as the kernel's `read` takes them. inputs: images that are transformed, each with a mask.
         """
 
-    def coefficient(self, op: str, name: str, value: Tensor | None, signed: bool = False) -> Any:
+    def coefficient(self, op: str, name: str, value: Tensor, signed: bool = False) -> Any:
         """A coefficient as the module takes it. If the module does not check its values, this does."""
-        return memory.coefficient(value)
+        return value.data_ptr(), CODES[value.dtype], value.stride(0) if value.numel() > 1 else 0
 
-    @abstractmethod
-    def check_order(self, op: str, low: str, s: Tensor, high: str, t: Tensor) -> None:
-        """Checks s <= t, if the module does not."""
+    def check_order(self, std_t: Tensor, std_s: Tensor, noise_t: Tensor, noise_s: Tensor) -> None:  # noqa: B027
+        """Checks the order of momentum_step's coefficients, if the module does not."""
 
     def dct2(self, x: Tensor, inverse: bool) -> Tensor:
         out = torch.empty_like(x)
-        self.launch("dct2", x, tuple(x.shape), image(x), image(out), inverse)
+        self.launch("dct2", x, (tuple(x.shape), image(x), image(out), inverse))
         return out
 
     def identity(self, x: Tensor) -> Tensor:
         """template: copy this for a new op. What `launch` passes on is what IdentityArgs::read takes."""
         out = torch.empty_like(x)
-        self.launch("identity", x, tuple(x.shape), image(x), image(out))
+        self.launch("identity", x, (tuple(x.shape), image(x), image(out)))
         return out
 
     def blur(self, x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Tensor:
@@ -63,15 +62,15 @@ class CompiledOps(ABC):
         key: Sequence[int],
         rows: Tensor | None,
         noise: Tensor | None,
-        residual: bool,
+        return_residual: bool,
     ) -> tuple[Tensor, Tensor]:
         out = torch.empty_like(x0, dtype=torch.float32) if x0.dtype == torch.uint8 else torch.empty_like(x0)
-        difference = torch.empty_like(out) if residual else None
+        residual = torch.empty_like(out) if return_residual else None
         rows = rows if rows is None else rows.contiguous()
         self._corrupt(
-            "corrupt", x0, blur_std, noise_std, scale, floor, packed(key, rows), noise, out, difference
+            "corrupt", x0, blur_std, noise_std, scale, floor, packed(key, rows), noise, out, residual
         )
-        return out, out.new_empty(0) if difference is None else difference
+        return out, out.new_empty(0) if residual is None else residual
 
     def _corrupt(
         self,
@@ -89,17 +88,19 @@ class CompiledOps(ABC):
         self.launch(
             "corrupt",
             x0,
-            op,
-            tuple(x0.shape),
-            image(x0),
-            self.coefficient(op, "blur_std", blur_std),
-            self.coefficient(op, "noise_std", noise_std),
-            self.coefficient(op, "scale", scale, True),
-            floor,
-            key,
-            image(noise),
-            image(out),
-            image(residual),
+            (
+                op,
+                tuple(x0.shape),
+                image(x0),
+                self.coefficient(op, "blur_std", blur_std),
+                None if noise_std is None else self.coefficient(op, "noise_std", noise_std),
+                None if scale is None else self.coefficient(op, "scale", scale, True),
+                floor,
+                key,
+                image(noise),
+                image(out),
+                image(residual),
+            ),
         )
 
     def step(
@@ -166,20 +167,21 @@ class CompiledOps(ABC):
             self.coefficient(op, names[1], second),
         )
         if rule != "given":
-            self.check_order(op, "blur_std_s", blur_std_s, "blur_std_t", blur_std_t)
-            self.check_order(op, "noise_std_s", second, "noise_std_t", first)
+            self.check_order(blur_std_t, blur_std_s, first, second)
         self.launch(
             "step",
             out,
-            rule,
-            tuple(out.shape),
-            image(x_t),
-            image(x0_hat),
-            *coefficients,
-            floor,
-            packed(key, rows),
-            image(noise),
-            image(out),
+            (
+                rule,
+                tuple(out.shape),
+                image(x_t),
+                image(x0_hat),
+                *coefficients,
+                floor,
+                packed(key, rows),
+                image(noise),
+                image(out),
+            ),
         )
 
     def soft_score_loss(
@@ -190,25 +192,27 @@ class CompiledOps(ABC):
         weight: Tensor | None,
         floor: float,
         gradient_scale: float,
-        gradient: bool,
+        return_gradient: bool,
     ) -> tuple[Tensor, Tensor | None]:
         op = "soft_score_loss"
         loss = prediction.new_empty(prediction.shape[0], dtype=torch.float32)
-        result = torch.empty_like(prediction) if gradient else None
+        gradient = torch.empty_like(prediction) if return_gradient else None
         self.launch(
             op,
             prediction,
-            tuple(prediction.shape),
-            image(prediction),
-            image(target),
-            self.coefficient(op, "blur_std", blur_std),
-            self.coefficient(op, "weight", weight),
-            floor,
-            gradient_scale,
-            image(result),
-            loss.data_ptr(),
+            (
+                tuple(prediction.shape),
+                image(prediction),
+                image(target),
+                self.coefficient(op, "blur_std", blur_std),
+                None if weight is None else self.coefficient(op, "weight", weight),
+                floor,
+                gradient_scale,
+                image(gradient),
+                loss.data_ptr(),
+            ),
         )
-        return loss, result
+        return loss, gradient
 
     def spectral_mix(
         self,
@@ -224,12 +228,14 @@ class CompiledOps(ABC):
         self.launch(
             "spectral_mix",
             out,
-            tuple(shape),
-            tuple(image(x) for x in inputs),
-            tuple(mask(m, shape) for m in masks),
-            mask(noise_mask, shape),
-            packed(key, rows),
-            image(out),
+            (
+                tuple(shape),
+                tuple(image(x) for x in inputs),
+                tuple(mask(m, shape) for m in masks),
+                mask(noise_mask, shape),
+                packed(key, rows),
+                image(out),
+            ),
             inputs=len(inputs),
         )
         return out
@@ -248,5 +254,5 @@ class CompiledOps(ABC):
         batch = shape[0]
         count = out.numel() // batch
         rows = rows if rows is None else rows.contiguous()
-        self.launch("normal", out, batch, count, packed(key, rows), flat(out, count))
+        self.launch("normal", out, (batch, count, packed(key, rows), flat(out, count)))
         return out

@@ -28,13 +28,6 @@ def mask(x: Tensor | None, shape: torch.Size) -> tuple[int, ...] | None:
     return None if x is None else image(x.expand(shape))
 
 
-def coefficient(x: Tensor | None) -> tuple[int, int, int] | None:
-    """(address, dtype code, stride), or None."""
-    if x is None:
-        return None
-    return x.data_ptr(), CODES[x.dtype], x.stride(0) if x.numel() > 1 else 0
-
-
 def key(key: Sequence[int], rows: Tensor | None) -> tuple[int, ...] | None:
     """A packed key (`noise.pack_key`). `rows` is contiguous, and the caller keeps it alive."""
     if rows is not None:

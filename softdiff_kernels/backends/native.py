@@ -60,11 +60,8 @@ class _Native(CompiledOps):
     status = staticmethod(status)
     covers = staticmethod(covers)
 
-    def launch(self, kernel: str, x: Tensor, *arguments: object, inputs: int = 1) -> None:
-        getattr(_load()[0], kernel)(torch.get_num_threads(), *arguments)
-
-    def check_order(self, op: str, low: str, s: Tensor, high: str, t: Tensor) -> None:
-        pass  # C++ does
+    def launch(self, kernel: str, x: Tensor, arguments: tuple[object, ...], inputs: int = 1) -> None:
+        getattr(_load()[0], kernel)(torch.get_num_threads(), arguments)
 
 
 BACKEND = _Native()

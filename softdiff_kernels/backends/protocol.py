@@ -44,9 +44,9 @@ class Backend(Protocol):
         key: Sequence[int],
         rows: Tensor | None,
         noise: Tensor | None,
-        residual: bool,
+        return_residual: bool,
     ) -> tuple[Tensor, Tensor]:
-        """(x_t, x0 - x_t); the second is empty without `residual`."""
+        """(x_t, x0 - x_t); the second is empty without return_residual."""
 
     def step(
         self,
@@ -91,7 +91,7 @@ class Backend(Protocol):
         weight: Tensor | None,
         floor: float,
         gradient_scale: float,
-        gradient: bool,
+        return_gradient: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """(each image's loss [B], gradient_scale times the gradient of their sum, or None)."""
 

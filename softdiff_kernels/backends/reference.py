@@ -67,10 +67,10 @@ def corrupt(
     key: Sequence[int],
     rows: Tensor | None,
     noise: Tensor | None,
-    residual: bool,
+    return_residual: bool,
 ) -> tuple[Tensor, Tensor]:
     noise_key = _key(key, rows, x0.shape[0], x0.device)
-    x_t, difference = reference.corrupt(
+    x_t, residual = reference.corrupt(
         x0,
         blur_std,
         noise_std,
@@ -80,7 +80,7 @@ def corrupt(
         noise=_noise(noise_key, noise, x0),
         return_residual=True,
     )
-    return _laid_out(x_t, x0), _laid_out(difference, x0) if residual else x_t.new_empty(0)
+    return _laid_out(x_t, x0), _laid_out(residual, x0) if return_residual else x_t.new_empty(0)
 
 
 def step(
@@ -152,12 +152,12 @@ def soft_score_loss(
     weight: Tensor | None,
     floor: float,
     gradient_scale: float,
-    gradient: bool,
+    return_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
     loss = reference.soft_score_loss(
         prediction, target, blur_std, weight=weight, floor=floor, reduction="none"
     )
-    if not gradient:
+    if not return_gradient:
         return loss, None
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     error = prediction.to(dtype) - target.to(dtype)

@@ -112,7 +112,7 @@ def _refused(place, plan):
 
     x = image(1, 1, 40, 200)
     images = memory.image(x), memory.image(torch.empty_like(x))
-    return _cuda.dct2((place, plan), (1, 1, 40, 200), *images, False)
+    return _cuda.dct2((place, plan), ((1, 1, 40, 200), *images, False))
 
 
 # More shared memory than a block can have; and a device that there is not.

@@ -83,20 +83,19 @@ class _Cuda(CompiledOps):
     status = staticmethod(status)
     covers = staticmethod(covers)
 
-    def launch(self, kernel: str, x: Tensor, *arguments: object, inputs: int = 1) -> None:
+    def launch(self, kernel: str, x: Tensor, arguments: tuple[object, ...], inputs: int = 1) -> None:
         _launch()(kernel, x, arguments, inputs)
 
-    def coefficient(self, op: str, name: str, value: Tensor | None, signed: bool = False) -> Any:
+    def coefficient(self, op: str, name: str, value: Tensor, signed: bool = False) -> Any:
         """A number from host memory goes along with the launch. What lies on the device is read there."""
-        if value is None:
-            return None
         args.host_values(op, name, value, signed=signed)
         if value.is_cpu and value.numel() == 1:
             return value.item()
         return super().coefficient(op, name, value)
 
-    def check_order(self, op: str, low: str, s: Tensor, high: str, t: Tensor) -> None:
-        args.host_order(op, low, s, high, t)
+    def check_order(self, std_t: Tensor, std_s: Tensor, noise_t: Tensor, noise_s: Tensor) -> None:
+        args.host_order("momentum_step", "blur_std_s", std_s, "blur_std_t", std_t)
+        args.host_order("momentum_step", "noise_std_s", noise_s, "noise_std_t", noise_t)
 
 
 BACKEND = _Cuda()

@@ -103,14 +103,14 @@ def device_problem(capability: Capability, facts: Facts) -> str:
 
 def without_gpu(facts: Facts) -> str:
     """Why torch sees no NVIDIA GPU; empty where it sees one."""
-    known = f"an NVIDIA driver for CUDA {version(facts.driver)} is here" if facts.driver else ""
+    driver = f"an NVIDIA driver for CUDA {version(facts.driver)} is here" if facts.driver else ""
     if facts.torch_hip is not None:
         return "torch is built for ROCm, and these kernels for NVIDIA's GPUs: Triton's run on both"
     if facts.torch_cuda is None:
-        tail = f", though {known}: install a CUDA build of torch" if known else ""
+        tail = f", though {driver}: install a CUDA build of torch" if driver else ""
         return f"torch {facts.torch_version} is built for the CPU alone{tail}"
     if not facts.torch_sees_gpu:
-        tail = f", though {known} and torch is built for CUDA {facts.torch_cuda}" if known else ""
+        tail = f", though {driver} and torch is built for CUDA {facts.torch_cuda}" if driver else ""
         return f"torch finds no GPU{tail or '; no NVIDIA driver is loaded'}"
     return ""
 
@@ -153,7 +153,7 @@ def load() -> tuple[Any, str]:
 def gather() -> Facts:
     """The facts here. Asks the driver for its GPUs only where torch sees one, and makes no context."""
     module, error = load()
-    known: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "record": installed.read(),
         "import_error": error,
         "torch_version": torch.__version__,
@@ -161,10 +161,10 @@ def gather() -> Facts:
         "torch_hip": torch.version.hip,
     }
     if module is None:
-        return Facts(**known)
+        return Facts(**facts)
     sees = torch.version.cuda is not None and torch.cuda.is_available()
     return Facts(
-        **known,
+        **facts,
         torch_sees_gpu=sees,
         devices=tuple(tuple(pair) for pair in module.devices()) if sees else (),
         architectures=tuple(module.architectures()),

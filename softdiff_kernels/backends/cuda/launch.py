@@ -7,7 +7,7 @@ Among that memory are the transform's matrices, as the kernels read them: folded
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -120,17 +120,11 @@ def _stream(device: torch.device) -> tuple[int, int]:
 
 def launch(kernel: str, x: Tensor, arguments: tuple[object, ...], inputs: int) -> None:
     """Puts a kernel of `_cuda` into the current stream of x's device: `CompiledOps.launch`."""
-    function = getattr(_cuda, kernel)
-    if kernel == "normal":
-        return _on(x.device, function, ((*_stream(x.device), 0, 0, 0, 0), *arguments))
-    call = _Call(kernel, x, inputs)
-    _on(x.device, function, (call.where, *arguments))
-
-
-def _on(device: torch.device, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    """Calls on a device, as torch changes to one: without a context on the one that it comes back to."""
+    device, call = x.device, None if kernel == "normal" else _Call(kernel, x, inputs)
+    where = (*_stream(device), 0, 0, 0, 0) if call is None else call.where
     if device.type != "cuda" or device.index == torch.cuda.current_device():
-        function(*arguments)
+        getattr(_cuda, kernel)(where, arguments)
         return
+    # As torch changes the device: without a context on the one that it comes back to.
     with torch.cuda.device(device):
-        function(*arguments)
+        getattr(_cuda, kernel)(where, arguments)

@@ -234,7 +234,7 @@ table = caches.Tables("triton tables", _build)
 MOST_CHANNELS_IN_A_PROGRAM = 8
 # Planes up to this many pixels a side are never cut into strips, however few they are.
 _ALWAYS_FUSED = 128
-# Programs of `staged.py` that a multiprocessor holds at a time; their scratch is what L2 has to hold.
+# Programs of `filter_staged` that a multiprocessor holds at a time; their scratch is what L2 has to hold.
 _PROGRAMS_A_MULTIPROCESSOR = 2
 
 
@@ -313,7 +313,7 @@ def run(
     rows, columns = plan.sizes[2:]
     constants = (*head, depth, (channels,), *tail)
     (first, along_h), (second, along_w) = table.find(height, rows, device), table.find(width, columns, device)
-    given = (along_h, along_w, None, None, None)  # what follows the tables is `staged.py`'s
+    given = (along_h, along_w, None, None, None)  # what follows the tables is for large planes
     launch(kernel, grid, (*arguments, *given), constants, config.warps, config.stages)
     if not immediate() and not (on_gpu and torch.cuda.is_current_stream_capturing()):
         more, addresses = describe(given)

@@ -140,13 +140,13 @@ def corrupt(
     key: Sequence[int],
     rows: Tensor | None,
     noise: Tensor | None,
-    residual: bool,
+    return_residual: bool,
 ) -> tuple[Tensor, Tensor]:
     _check_corrupt("corrupt", blur_std, noise_std, scale)
     out = torch.empty_like(x0, dtype=torch.float32) if x0.dtype == torch.uint8 else torch.empty_like(x0)
-    difference = torch.empty_like(out) if residual else None
-    _corrupt(x0, blur_std, noise_std, scale, floor, key, rows, noise, out, difference)
-    return out, out.new_empty(0) if difference is None else difference
+    residual = torch.empty_like(out) if return_residual else None
+    _corrupt(x0, blur_std, noise_std, scale, floor, key, rows, noise, out, residual)
+    return out, out.new_empty(0) if residual is None else residual
 
 
 def _check_corrupt(op: str, blur_std: Tensor, noise_std: Tensor | None, scale: Tensor | None) -> None:
@@ -262,26 +262,26 @@ def soft_score_loss(
     weight: Tensor | None,
     floor: float,
     gradient_scale: float,
-    gradient: bool,
+    return_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
     args.host_values("soft_score_loss", "blur_std", blur_std)
     args.host_values("soft_score_loss", "weight", weight)
     # The loss is float32 for every image, and keeps float32's digits.
     split = True
     plan = _plan("soft_score_loss", prediction, split)
-    result = torch.empty_like(prediction) if gradient else None
+    gradient = torch.empty_like(prediction) if return_gradient else None
     energies = prediction.new_empty(energies_shape(plan, prediction), dtype=torch.float32)
     std, std_step = tau(blur_std)
     factor, factor_step = coefficient(weight)
-    arguments = (prediction, target, result, std, factor, energies, float(floor), float(gradient_scale))
-    layouts = (_layout(prediction), _layout(target), _layout(result))
+    arguments = (prediction, target, gradient, std, factor, energies, float(floor), float(gradient_scale))
+    layouts = (_layout(prediction), _layout(target), _layout(gradient))
     static = (plan.sizes, (std_step, factor_step), *layouts)
     channels = prediction.shape[1] if prediction.shape[1] <= MOST_CHANNELS_IN_A_PROGRAM else 1
-    groups = 3 if gradient else 2
+    groups = 3 if return_gradient else 2
     kernel = soft_score_loss_kernel
     run(kernel, plan, prediction, arguments, (static,), (split,), channels=channels, groups=groups)
     loss = energies.view(-1) if energies.numel() == prediction.shape[0] else energies.sum(1)
-    return loss, result
+    return loss, gradient
 
 
 def spectral_mix(

@@ -57,8 +57,8 @@ def compile_for(
 ) -> Any:
     """The kernel compiled for an NVIDIA GPU of a compute capability (90 for sm_90)."""
     target = GPUTarget("cuda", capability, 32)
-    found = source(kernel, kinds, constants)
-    return triton.compile(found, target=target, options=options(warps, stages, target))
+    program = source(kernel, kinds, constants)
+    return triton.compile(program, target=target, options=options(warps, stages, target))
 
 
 def resources(compiled: Any) -> Resources:
@@ -71,16 +71,16 @@ def resources(compiled: Any) -> Resources:
             for t, flags in (("cuobjdump", ["--dump-resource-usage"]), ("nvdisasm", ["-c"]))
         )
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))  # type: ignore[index]
-    found = (_INSTRUCTION.match(line) for line in code.splitlines())
-    count = sum(1 for m in found if m and m[1] != "NOP")
+    matches = (_INSTRUCTION.match(line) for line in code.splitlines())
+    count = sum(1 for m in matches if m and m[1] != "NOP")
     return Resources(registers, stack, compiled.metadata.shared, count)
 
 
 def compile_for_amd(launch: Any, architecture: str) -> Any:
     """A launch recorded for "amd" compiled for one of its GPUs ("gfx942")."""
     target = GPUTarget("hip", architecture, 64)
-    found = source(launch.kernel, launch.kinds, launch.constants)
-    return triton.compile(found, target=target, options=options(launch.warps, launch.stages, target))
+    program = source(launch.kernel, launch.kinds, launch.constants)
+    return triton.compile(program, target=target, options=options(launch.warps, launch.stages, target))
 
 
 # What an extra case may spill: a few of a thread's 255 registers, in a size or layout that the table does not
@@ -120,18 +120,18 @@ def measure(case: Case, config: configs.Config | None = None) -> list[Row]:
     rows = []
     with configs.overridden(config):
         recorded = launches(case)
-    for found in recorded:
-        name = found.kernel.__name__
+    for launch in recorded:
+        name = launch.kernel.__name__
         try:
             compiled = compile_for(
-                found.kernel, found.kinds, found.constants, int(case.arch[3:]), found.warps, found.stages
+                launch.kernel, launch.kinds, launch.constants, int(case.arch[3:]), launch.warps, launch.stages
             )
         except Exception as error:  # whatever a compiler throws, the other kernels are still of interest
-            rows.append(Row(case, name, found.warps, found.stages, 0, 0, 0, 0.0, f"{error!r}"[-300:]))
+            rows.append(Row(case, name, launch.warps, launch.stages, 0, 0, 0, 0.0, f"{error!r}"[-300:]))
             continue
         r = resources(compiled)
-        per_pixel = r.instructions * 32 * found.warps / pixels(case)
-        rows.append(Row(case, name, found.warps, found.stages, r.registers, r.stack, r.shared, per_pixel))
+        per_pixel = r.instructions * 32 * launch.warps / pixels(case)
+        rows.append(Row(case, name, launch.warps, launch.stages, r.registers, r.stack, r.shared, per_pixel))
     return rows
 
 
@@ -147,15 +147,15 @@ def compile_all(cases: list[Case], jobs: int = 2) -> list[Row]:
 
 
 def _choose_one(case: Case) -> dict[str, int]:
-    found = []
+    passing = []
     for config in choices(case):
         rows = measure(case, config)
         if not any(r.fault() for r in rows):
             # More warps than the work needs repeat operands; the count of instructions shows that.
-            found.append((sum(r.per_pixel for r in rows), config.warps, config))
-    if not found:
+            passing.append((sum(r.per_pixel for r in rows), config.warps, config))
+    if not passing:
         raise SystemExit(f"no configuration passes the gate: {case}")
-    return asdict(min(found, key=lambda f: f[:2])[2])
+    return asdict(min(passing, key=lambda f: f[:2])[2])
 
 
 def choose(jobs: int = 2) -> dict[str, Any]:
