@@ -12,6 +12,7 @@ from checks import BACKENDS, picture, poisoned
 from torch.library import opcheck
 
 import softdiff_kernels as sk
+from softdiff_kernels.backends import triton
 from softdiff_kernels.functional import identity
 
 SHAPES = [(2, 3, 10, 14), (1, 1, 1, 1), (3, 1, 33, 7), (1, 2, 70, 130)]
@@ -101,3 +102,18 @@ def test_a_compiled_graph(backend):
     assert torch.equal(y, step(x)) and y.stride() == step(x).stride()
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(gradient, torch.full_like(x, 2))
+
+
+@pytest.mark.skipif(triton.interpreted(), reason="nothing is compiled where Triton interprets")
+@pytest.mark.parametrize("architecture", [80, 90, 100, 120])
+def test_the_triton_kernel_compiles_without_spills(architecture):
+    pytest.importorskip("triton")
+    from softdiff_kernels.backends.triton import launch, ops
+    from softdiff_kernels.backends.triton.tools import aot
+
+    with launch.recording() as launches:
+        ops.identity(picture(2, 3, 64, 64))
+        ops.identity(picture(2, 3, 33, 70, dtype=torch.bfloat16).mT)
+    for one in launches:
+        code = aot.compile_for(one.kernel, one.kinds, one.constants, architecture, one.warps)
+        assert aot.resources(code).stack == 0
