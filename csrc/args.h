@@ -164,6 +164,21 @@ struct Dct2Args {
   }
 };
 
+// template: copy this for a new op, and add it to the list below. out = in.
+struct IdentityArgs {
+  Shape shape;
+  Image in, out;
+
+  // (shape, x, out)
+  template <class Call>
+  static IdentityArgs read(Call& call) {
+    IdentityArgs a;
+    a.shape = call.shape();
+    a.in = call.image(), a.out = call.image();
+    return a;
+  }
+};
+
 // out = IDCT2(sum_k mask_k * DCT2(in_k) + noise_mask * n); a mask's broadcast axes have stride 0.
 struct SpectralMixArgs {
   Shape shape;
@@ -193,7 +208,8 @@ struct SpectralMixArgs {
   KERNEL(corrupt, CorruptArgs)                 \
   KERNEL(soft_score_loss, SoftScoreLossArgs)   \
   KERNEL(dct2, Dct2Args)                       \
-  KERNEL(spectral_mix, SpectralMixArgs)
+  KERNEL(spectral_mix, SpectralMixArgs)        \
+  KERNEL(identity, IdentityArgs)
 
 // out[b, e] for e in [0, count): contiguous.
 struct NormalArgs {

@@ -197,6 +197,26 @@ class Dct2(_Rule):
         return _ops.dct2.default(tangents[1], ctx.inverse)
 
 
+class Identity(_Rule):
+    """template: copy this for a new op."""
+
+    op = "identity"
+
+    @staticmethod
+    def forward(ctx: Any, state: _State, x: Tensor) -> Tensor:
+        Identity.begin(ctx)
+        out: Tensor = Identity.run(state, x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> Any:
+        return None, None if g is None else _ops.identity.default(g)
+
+    @staticmethod
+    def moved(ctx: Any, *tangents: Any) -> Any:
+        return _ops.identity.default(tangents[1])
+
+
 class Blur(_Rule):
     op = "blur"
     coefficients = ((2, "blur_std"), (3, "scale"))
@@ -519,6 +539,7 @@ class SpectralMix(_Rule):
 
 RULES: tuple[type[_Rule], ...] = (
     Dct2,
+    Identity,
     Blur,
     Corrupt,
     Step,

@@ -34,6 +34,7 @@ _LOSS = "Tensor prediction, Tensor target, Tensor blur_std, Tensor? weight, floa
 
 _SCHEMAS = {
     "dct2": "(Tensor x, bool inverse) -> Tensor",
+    "identity": "(Tensor x) -> Tensor",  # template: copy this for a new op
     "blur": "(Tensor x, Tensor blur_std, Tensor? scale, float floor) -> Tensor",
     "corrupt": (
         "(Tensor x0, Tensor blur_std, Tensor noise_std, Tensor? scale, float floor, "
@@ -58,6 +59,11 @@ _SCHEMAS = {
 
 
 def _fake_dct2(x: Tensor, inverse: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_identity(x: Tensor) -> Tensor:
+    """template: copy this for a new op. The result's shape, dtype and strides."""
     return torch.empty_like(x)
 
 
@@ -99,6 +105,7 @@ def _fake_normal(
 
 _FAKES: dict[str, Callable[..., Any]] = {
     "dct2": _fake_dct2,
+    "identity": _fake_identity,
     "blur": _fake_blur,
     "corrupt": _fake_corrupt,
     "step": _fake_step,
@@ -169,6 +176,12 @@ def _batch(dim: int | None, x: Tensor) -> int:
 def _vmap_dct2(info: Any, dims: Any, x: Tensor, inverse: bool) -> Any:
     size = info.batch_size
     return _apart(size, _batch(dims[0], x), _softdiff.dct2.default(_image(size, dims[0], x), inverse)), 0
+
+
+def _vmap_identity(info: Any, dims: Any, x: Tensor) -> Any:
+    """template: copy this for a new op. The result, and the place of the mapped axis in it."""
+    size = info.batch_size
+    return _apart(size, _batch(dims[0], x), _softdiff.identity.default(_image(size, dims[0], x))), 0
 
 
 def _vmap_blur(info: Any, dims: Any, x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Any:
@@ -276,6 +289,7 @@ def _vmap_normal(
 
 _BATCHING: dict[str, Callable[..., Any]] = {
     "dct2": _vmap_dct2,
+    "identity": _vmap_identity,
     "blur": _vmap_blur,
     "corrupt": _vmap_corrupt,
     "step": _vmap_step,
@@ -328,6 +342,7 @@ def _register(name: str) -> Any:
 
 
 dct2 = _register("dct2")
+identity = _register("identity")
 blur = _register("blur")
 corrupt = _register("corrupt")
 step = _register("step")

@@ -83,6 +83,12 @@ def idct2(u: Tensor) -> Tensor:
 
 
 @_twin
+def identity(x: Tensor) -> Tensor:  # template: copy this for a new op, and add its name to __all__
+    args.image("identity", "x", x)
+    return _ops.identity(x)
+
+
+@_twin
 def blur(x: Tensor, blur_std: Coefficient, *, floor: float = 0.0, scale: Coefficient = 1.0) -> Tensor:
     args.image("blur", "x", x)
     floor = args.number("blur", "floor", floor, most=1.0)

@@ -119,6 +119,12 @@ def idct2(u: Tensor) -> Tensor:
     return _transform(u.to(_compute_dtype(u)), inverse=True).to(u.dtype)
 
 
+def identity(x: Tensor) -> Tensor:
+    """`y = x`. template: copy this for a new op. x: [B, C, H, W]. Returns x's shape and dtype."""
+    args.image("identity", "x", x)
+    return x.clone()
+
+
 def _filter(x: Tensor, gain: Tensor) -> Tensor:
     return _transform(gain * _transform(x, inverse=False), inverse=True)
 

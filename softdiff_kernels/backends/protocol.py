@@ -30,6 +30,8 @@ class Backend(Protocol):
 
     def dct2(self, x: Tensor, inverse: bool) -> Tensor: ...
 
+    def identity(self, x: Tensor) -> Tensor: ...  # template: copy this for a new op
+
     def blur(self, x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Tensor: ...
 
     def corrupt(
