@@ -213,6 +213,6 @@ def uniforms(key: NoiseKey, batch: int, device: torch.device) -> Tensor:
     return uniform_from_words(words_after(key, batch, 0, 1, device)[:, 0])
 
 
-def fresh_key(stream: int | Tensor = 0) -> NoiseKey:
+def fresh_key() -> NoiseKey:
     """A key from torch's default CPU generator, so that `torch.manual_seed` determines it."""
-    return NoiseKey(int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)), stream)
+    return NoiseKey(int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)))

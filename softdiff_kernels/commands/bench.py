@@ -18,7 +18,7 @@ def run(config: BenchConfig, argv: Sequence[str]) -> int:
 
 def run_compare(config: CompareConfig, argv: Sequence[str]) -> int:
     """Prints the differences between two results."""
-    from ..bench.difference import compare
+    from ..bench.compare import compare
 
     print(compare(config))
     return 0

@@ -149,7 +149,7 @@ def _sample(
     processes: Processes,
     say: Callable[[str], None],
 ) -> list[Path]:
-    prior = model.prior
+    prior, device = model.prior, model.device
     if config.prior is not None and config.data is not None:
         prior = model.fit_prior(config.prior, config.data)
     classes = class_list(config.classes, model.classes)
@@ -173,10 +173,11 @@ def _sample(
             say(f"seeds use in turn: {class_names(classes, model.classes)}")
 
     def generate(part: list[int], **options: Any) -> Tensor:
-        with autocast(model.device, config.precision):
+        with autocast(device, config.precision):
             return model.generate(
                 part,
                 prior,
+                device=device,
                 sampler=config.sampler,
                 steps=config.steps,
                 guidance=config.guidance,

@@ -6,6 +6,7 @@
 Read in this order: `image_set` (the tensor, and `load_images`), `sources` (the list of what can be loaded,
 and its readers), `decode` (image files into an array), `labels` and `names` (what readers share). Then
 `choices` (seeds and classes as options choose them) and `sample_folder` (what `softdiff sample` writes).
+The other names exported here are for options: the list of sources in help texts, and `--image-size`.
 """
 
 from .image_set import ImageOrder, ImageSet, load_images

@@ -245,9 +245,9 @@ def path_with_nodes(distances: np.ndarray, nodes: int) -> tuple[float, list[int]
         if path is None:
             low = middle
             continue
-        off = abs(len(path) - nodes)
-        if best is None or (off, limits[middle]) < best[:2]:
-            best = (off, float(limits[middle]), path)
+        error = abs(len(path) - nodes)
+        if best is None or (error, limits[middle]) < best[:2]:
+            best = (error, float(limits[middle]), path)
         if len(path) > nodes:
             low = middle
         else:
@@ -315,7 +315,7 @@ def shortest_path_schedule(
     least_noise, most_noise, full_at = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
     covered = _share_covered(spectrum, candidates)
     best: _Candidate | None = None
-    low, high, wanted = 0.0, 1.0, full_at
+    low, high, target = 0.0, 1.0, full_at
     for _ in range(_MOST_ROUNDS):
         noise = geometric_noise_std(covered, least_noise, most_noise, full_at)
         distances = wasserstein_distances(spectrum, candidates, noise, noise_term)
@@ -325,12 +325,12 @@ def shortest_path_schedule(
         # The level at which the noise becomes full, then its time on the path.
         level = np.interp(full_at, covered, np.arange(levels))
         reached = float(np.interp(level, path, np.linspace(0.0, 1.0, len(path))))
-        off = (abs(len(path) - nodes), abs(reached - wanted))
-        if best is None or off < best.off:
-            best = _Candidate(off, epsilon, path, noise, distances)
-        if least_noise == most_noise or (off[0] == 0 and off[1] <= 0.5 / (len(path) - 1)):
+        errors = (abs(len(path) - nodes), abs(reached - target))
+        if best is None or errors < best.errors:
+            best = _Candidate(errors, epsilon, path, noise, distances)
+        if least_noise == most_noise or (errors[0] == 0 and errors[1] <= 0.5 / (len(path) - 1)):
             break
-        low, high = (full_at, high) if reached < wanted else (low, full_at)
+        low, high = (full_at, high) if reached < target else (low, full_at)
         full_at = 0.5 * (low + high)
     assert best is not None
     path = best.path
@@ -352,9 +352,9 @@ def shortest_path_schedule(
 
 
 class _Candidate(NamedTuple):
-    """A path, with off: how far its number of nodes and its time of full noise are from those wanted."""
+    """A path. errors: how far its number of nodes and its time of full noise are from the requested ones."""
 
-    off: tuple[int, float]
+    errors: tuple[int, float]
     epsilon: float
     path: list[int]
     noise: np.ndarray

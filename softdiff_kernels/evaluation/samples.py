@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..data.choices import class_list, labels_of
 from ..data.sample_folder import Load, read_samples
-from ..diffusion import generate
-from ..training.weights import LoadedModel, load_model
+from ..training.weights import load_model
 
 PROVENANCE = ("weights", "weights_digest", "step", "prior", "sampler", "steps", "seeds", "guidance", "class")
 """What may be known of how images were made, in the order of the results."""
@@ -71,20 +70,8 @@ def drawn_samples(
 
     def draw() -> Tensor:
         say(f"drawing {len(seeds)} images by the {sampler} sampler in {steps} steps")
-        return _draw(model, seeds, sampler, steps, batch)
+        labels = labels_of(seeds, class_list(None, model.classes))
+        return model.generate(seeds, sampler=sampler, steps=steps, batch=batch, labels=labels)
 
     known = {name: value for name, value in provenance.items() if value is not None}
     return Samples(len(seeds), model.shape, model.file, draw, known, seeds)
-
-
-def _draw(model: LoadedModel, seeds: list[int], sampler: str, steps: int, batch: int) -> Tensor:
-    return generate(
-        model.denoiser,
-        model.prior,
-        seeds,
-        sampler=sampler,
-        steps=steps,
-        batch=batch,
-        device=model.device,
-        labels=labels_of(seeds, class_list(None, model.classes)),
-    )

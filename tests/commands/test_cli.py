@@ -439,8 +439,8 @@ def test_a_plot_is_drawn_whole_or_not_at_all(
 ) -> None:
     figure = pytest.importorskip("matplotlib.figure")
 
-    def full(_: object, path: str, **options: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def full(_: object, file: Any, **options: Any) -> None:
+        file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(figure.Figure, "savefig", full)

@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_neither_half_a_file_nor_the_old_one_touched(
 
     monkeypatch.setattr(os, "fsync", full)
     config = DatasetConfig(str(pets), out=str(out), overwrite=True)
-    kept = "the file that it was to replace is untouched"
+    kept = "the existing file is unchanged"
     assert refusal(config) == f"cannot write {out}: No space left on device; {kept}"
     assert out.read_bytes() == b"before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pets", name]

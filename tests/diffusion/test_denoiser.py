@@ -196,8 +196,8 @@ def test_the_increment_mask_is_the_gain_of_a_sampler_step() -> None:
     share = 1 - (c.noise_std(s) / c.noise_std(t)).square()
     # Without the cancellation of the difference; in float64 either form is right to 1e-10 or better.
     gain = spectrum.reverse_gain(c.blur_std(t), c.blur_std(s), share, 12, 9)
-    wanted = gain / (t - s).view(-1, 1, 1, 1)
-    torch.testing.assert_close(LOSSES["increment"](c, t).square(), wanted, rtol=1e-9, atol=1e-12)
+    expected = gain / (t - s).view(-1, 1, 1, 1)
+    torch.testing.assert_close(LOSSES["increment"](c, t).square(), expected, rtol=1e-9, atol=1e-12)
     assert LOSSES["increment"](c, torch.tensor([0.0])).amax() == 0
     silent = Corruption.from_tables((12, 9), [0, 1], [0, 3], [0, 0])
     assert bool(LOSSES["increment"](silent, t).isfinite().all())
