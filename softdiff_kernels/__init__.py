@@ -16,9 +16,10 @@ from . import functional, reference
 from ._version import __version__
 from .backends import backends, use_backend
 from .caches import CacheInfo, cache_info, clear_caches, set_cache_limit
-from .functional import *  # noqa: F403 (the ops; its __all__ is their list)
+from .functional import *  # noqa: F403 (the ops: the names in its __all__)
 from .noise import NoiseKey
 
+# The ops' names are listed once, in functional.py.
 __all__ = [
     "CacheInfo",
     "NoiseKey",
