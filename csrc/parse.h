@@ -122,13 +122,9 @@ class Call {
   // As many images each time; they live as long as the call.
   const Image* images(int64_t& count) {
     std::vector<Image> list;
-    for (const auto& item : py::cast<py::tuple>(next())) {
-      list.push_back(softdiff::image(py::reinterpret_borrow<py::object>(item)));
-    }
+    for (const auto& item : py::cast<py::tuple>(next())) list.push_back(softdiff::image(py::reinterpret_borrow<py::object>(item)));
     count = static_cast<int64_t>(list.size());
-    if (!lists_.empty() && lists_.front().size() != list.size()) {
-      throw py::value_error(op_ + ": expected as many masks as inputs");
-    }
+    if (!lists_.empty() && lists_.front().size() != list.size()) throw py::value_error(op_ + ": as many masks as inputs");
     lists_.push_back(std::move(list));
     return lists_.back().data();
   }

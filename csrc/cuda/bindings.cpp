@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The module softdiff_kernels._cuda. Importing it calls nothing of CUDA's. Every op is a function of ((place, plan), a
-// tuple of what its `read` in args.h takes). Coefficients in host memory have been checked; those on the device are not
-// looked at, since that would wait for the device.
+// tuple of what its `read` in args.h takes). Coefficients have been checked where they lie in host memory; on the device
+// nobody looks at them, since that would wait for it.
 #include "../parse.h"
 #include "cuda_ops.h"
 #include "device.h"
@@ -106,8 +106,7 @@ PYBIND11_MODULE(_cuda, m) {
   using namespace softdiff::cuda;
   m.doc() = "softdiff_kernels: fused CUDA kernels, free of torch.";
   m.def("plan", &plan);
-#define SOFTDIFF_BIND(name, Args) \
-  m.def(#name, [](const py::tuple& where, const py::tuple& fields) { run_call<Args>(#name, where, fields); });
+#define SOFTDIFF_BIND(name, Args) m.def(#name, [](const py::tuple& where, const py::tuple& fields) { run_call<Args>(#name, where, fields); });
   SOFTDIFF_KERNELS(SOFTDIFF_BIND)
 #undef SOFTDIFF_BIND
   m.def("step", &step);
