@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept between calls, tables and compiled kernels, within one bound in bytes.
+"""The caches: tables and compiled kernels that are kept between calls, within one bound in bytes.
 
-One store holds the values of all backends and devices. The least recently used is dropped first. The
-compiled CPU kernels keep their own tables, under the same bound. Values are built outside the lock, so
-several threads that need the same value at once may each build it; the first one to finish is kept.
+One store holds all of them, for every backend and device, and drops the least recently used first. The
+compiled CPU kernels keep their own tables, under the same bound. Values are built outside the lock, so that
+threads that need the same value at once may each build it; the first to finish is kept.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def set_cache_limit(bytes: int) -> None:
 
 
 def clear_caches() -> None:
-    """Drops all that is kept, except what CUDA graphs read. The next calls build it again.
+    """Drops everything that is kept, except what CUDA graphs read; the next calls build it again.
 
     Examples:
         >>> y = sk.blur(torch.zeros(1, 1, 64, 64), 2.0)
@@ -158,7 +158,7 @@ def cache_info() -> CacheInfo:
 
 
 def attach(module: Any) -> None:
-    """Puts the tables of the compiled CPU kernels under the bound; a module without a cache is left alone."""
+    """Puts the tables of the compiled CPU kernels under the bound, if the module has a cache."""
     global _native
     bound = limit()
     if hasattr(module, "set_cache_limit"):
@@ -252,7 +252,7 @@ class Cache:
         return entry, value
 
     def clear(self) -> None:
-        """Drops what this cache holds, but for what is pinned."""
+        """Drops what this cache holds, except what is pinned."""
         with _lock:
             mine = [entry for entry in self._entries.values() if not entry.pinned]
             for entry in mine:
