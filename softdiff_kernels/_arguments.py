@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Argument checks and conversions that the public functions and their eager twins share.
 
-What can be known from shapes, dtypes, devices and Python numbers is checked here, before anything
-is computed. Values inside a coefficient tensor are checked where it is read (by the backend, and
-only on the CPU), so that nothing here synchronises with a device.
+Shapes, dtypes, devices and Python numbers are checked here, before anything is computed. Values inside a
+coefficient tensor are checked where the tensor is read, by the backend and only on the CPU, so that nothing
+here synchronises with a device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IMAGE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def describe(value: object) -> str:
-    """What was got, for an error message: its kind and, if it is short, its value."""
+    """A value as an error message names it: its type and, if it is short, the value itself."""
     if isinstance(value, (Tensor, np.ndarray)):
         return shown(value)
     return f"{type(value).__name__} {shown(value)}"
@@ -88,7 +88,7 @@ def _recorded(value: Tensor) -> bool:
 
 
 def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients") -> None:
-    """Refuses a tensor by which someone differentiates, backward or forward, at any level of torch.func.
+    """Refuses a tensor for which a derivative is asked, backward or forward, at any level of torch.func.
 
     torch.compile sees neither a tangent nor an outer level here: there the ops' own rules refuse both. Below
     autograd, where the eager backend asks again, they have done so.
@@ -113,7 +113,7 @@ def not_differentiable(op: str, name: str, how: str, what: str) -> ValueError:
 
 
 def _derivative_below(value: Tensor) -> str | None:
-    """How someone differentiates by `value`, at this level of torch.func or one below it."""
+    """How a derivative for `value` is asked for, at this level of torch.func or one below it."""
     if value.requires_grad:
         return "requires grad"
     # A batched tensor hides the tangent of the one within; vmap has no rule for looking at it.
@@ -173,7 +173,7 @@ def indexed(device: torch.device) -> torch.device:
 
 
 def on(value: Tensor, device: torch.device) -> Tensor:
-    """A coefficient on the device; a number that waits in host memory is filled in there, never copied."""
+    """A coefficient on the device; a number in host memory is filled in there, not copied."""
     if value.device == device:
         return value
     return torch.full((1,), float(value[0]), dtype=value.dtype, device=device)
@@ -212,8 +212,20 @@ def integer(op: str, name: str, value: object, *, least: int = 0) -> Any:
     return got
 
 
+def image_size(op: str, value: object) -> tuple[int, int]:
+    """(H, W) as two ints of at least 1."""
+    sides = listed(value, whole)
+    if sides is None or len(sides) != 2:
+        raise ValueError(f"{op}: expected image_size as (H, W), got {shown(value)}")
+    height, width = sides
+    if not (1 <= height < 2**31 and 1 <= width < 2**31):
+        got = f"{shown(height)} x {shown(width)}"
+        raise ValueError(f"{op}: expected image_size of at least 1 x 1 and sides under 2^31, got {got}")
+    return height, width
+
+
 def numbers(op: str, name: str, values: object, what: str = "tables") -> list[float]:
-    """A list, an array or a tensor of one axis as finite floats. By a tensor nobody may differentiate."""
+    """A list, an array or a tensor of one axis as finite floats. A tensor must not require grad."""
     if isinstance(values, Tensor):
         no_derivative(op, name, values, what)
     items = listed(values)
@@ -234,7 +246,7 @@ def equals(value: object, number: float) -> bool:
 
 
 def time(op: str, value: object, name: str = "t") -> Any:
-    """A time as a number in [0, 1], or a tensor of such, floating-point, by which nobody differentiates.
+    """A time: a number in [0, 1], or a floating-point tensor of such numbers, which must not require grad.
 
     Numbers inside a tensor are looked at where that is free (`readable`).
     """
@@ -329,7 +341,7 @@ def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.dev
 
 
 def ordered_numbers(op: str, low: str, value_low: object, high: str, value_high: object) -> None:
-    """Checks value_low <= value_high where both are plain numbers that are good each by itself."""
+    """Checks value_low <= value_high where both are plain numbers, and each is valid by itself."""
     if isinstance(value_low, Tensor) or isinstance(value_high, Tensor):
         return
     below, above = plain(value_low), plain(value_high)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept between calls, tables and compiled kernels, within one bound in bytes.
+"""The caches: tables and compiled kernels that are kept between calls, within one bound in bytes.
 
-One store holds all of it, for every backend and device; what was used longest ago is dropped first. The
+One store holds all of them, for every backend and device, and drops the least recently used first. The
 compiled CPU kernels keep their own tables, under the same bound. Values are built outside the lock, so that
-threads that need the same one at once may each build it; the first to finish is kept.
+threads that need the same value at once may each build it; the first to finish is kept.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def set_cache_limit(bytes: int) -> None:
 
 
 def clear_caches() -> None:
-    """Drops all that is kept, but for what CUDA graphs read; the next calls build it again."""
+    """Drops everything that is kept, except what CUDA graphs read; the next calls build it again."""
     with _lock:
         gone = _drop_down_to(0)
     del gone
@@ -122,7 +122,7 @@ def cache_info() -> CacheInfo:
 
 
 def attach(module: Any) -> None:
-    """Puts the tables of the compiled CPU kernels under the bound; a module without a cache is left alone."""
+    """Puts the tables of the compiled CPU kernels under the bound, if the module has a cache."""
     global _native
     bound = limit()
     if hasattr(module, "set_cache_limit"):
@@ -216,7 +216,7 @@ class Cache:
         return entry, value
 
     def clear(self) -> None:
-        """Drops what this cache holds, but for what is pinned."""
+        """Drops what this cache holds, except what is pinned."""
         with _lock:
             mine = [entry for entry in self._entries.values() if not entry.pinned]
             for entry in mine:

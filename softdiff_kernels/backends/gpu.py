@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def normals(arguments: Sequence[Any]) -> bool:
-    """Whether `normal` is taken: a block of its stream has a 32-bit number, a grid of blocks a 31-bit one."""
+    """Whether `normal` is covered: its stream's blocks have 32-bit numbers, a grid's 31-bit ones."""
     shape, dtype = arguments[0], arguments[3]
     each = math.prod(shape[1:])
     return dtype is not torch.float64 and each < 2**33 and shape[0] * (each // 4096 + 1) < 2**31
 
 
 def image(op: str, arguments: Sequence[Any], most_inputs: int) -> Tensor | None:
-    """One of a call's images, all of which have its shape; None where some tensor is float64, or too many."""
+    """One of a call's images, which all have one shape; None if a tensor is float64, or too many."""
     images = arguments
     if op == "spectral_mix":
         images, masks, noise_mask = arguments[:3]

@@ -19,7 +19,10 @@ CODES = {
 
 
 def image(x: Tensor | None) -> tuple[int, ...] | None:
-    """(address, dtype code, strides), or None."""
+    """(address, dtype code, strides of the four axes in elements), or None.
+
+    The caller keeps the tensor alive until the call returns. A dtype without a code raises KeyError.
+    """
     return None if x is None else (x.data_ptr(), CODES[x.dtype], *x.stride())
 
 

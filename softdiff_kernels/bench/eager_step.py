@@ -91,8 +91,8 @@ class EagerDenoiser(SoftDenoiser):
     """A SoftDenoiser whose loss is taken in eager PyTorch; t, schedule and weight are as they were."""
 
     def __init__(self, denoiser: SoftDenoiser, form: Form) -> None:
-        super().__init__(denoiser.inner_model, denoiser.corruption, denoiser.prediction_type, denoiser.weight)
-        args.choice("EagerDenoiser", "prediction_type", denoiser.prediction_type, ("residual",))
+        super().__init__(denoiser.inner_model, denoiser.corruption, denoiser.prediction, denoiser.weight)
+        args.choice("EagerDenoiser", "prediction", denoiser.prediction, ("residual",))
         self.form = form
 
     def loss(

@@ -34,7 +34,7 @@ def _facts() -> Facts:
 
 @lru_cache(maxsize=1)
 def status() -> tuple[bool, str]:
-    """Whether the kernels can run here, and the reason in words."""
+    """Whether the kernels can run on this machine, and the reason in words."""
     usable, reason = diagnose(_facts())
     return usable, f"{reason}, {_COVERED}" if usable else reason
 
@@ -48,14 +48,14 @@ def _takes(device: torch.device) -> bool:
     if usable and facts.emulated:
         return True
     problem = device_problem(torch.cuda.get_device_capability(device), facts) if usable else reason
-    # That kernels are passed over is news to whoever installed them and has a GPU; not without them.
+    # Without the module, nobody expects its kernels to run: no warning.
     if problem and not facts.import_error:
         warn_once(f"{problem}; images on {device} take another backend")
     return not problem
 
 
 def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
-    """Whether the kernels take a call; what they do not take goes elsewhere."""
+    """Whether the kernels take a call; other calls go to another backend."""
     if not _takes(device):
         return False
     if op == "normal":

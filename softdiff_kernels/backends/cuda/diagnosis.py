@@ -24,7 +24,7 @@ Capability = tuple[int, int]
 
 @dataclass(frozen=True)
 class Facts:
-    """What the build, the module, torch and the driver say.
+    """What the build, the module, torch and the driver report.
 
     import_error: why the module did not import, empty where it did; architectures, ptx, runtime, driver: as
     the module says, versions as CUDA writes them (13.0 is 13000), 0 without a driver; devices: compute
@@ -55,7 +55,7 @@ def listed(architectures: Sequence[int]) -> str:
 
 
 def absent(record: Record, import_error: str) -> str:
-    """Why there is no module: what the build wrote down, or else what the import said."""
+    """Why there is no module: the build's reason, or else the error of the import."""
     if record.cuda:
         return f"the CUDA kernels were built, but do not import: {import_error}"
     reason = record.cuda_reason or f"{import_error}, and the build gave no reason"
@@ -63,7 +63,7 @@ def absent(record: Record, import_error: str) -> str:
 
 
 def driver_problem(driver: int, runtime: int) -> str:
-    """What keeps a driver from running the kernels' machine code; empty if nothing does."""
+    """Why a driver cannot run the kernels' machine code; empty if it can."""
     if driver == 0:
         return "no NVIDIA driver is loaded"
     major = runtime // 1000
@@ -84,7 +84,7 @@ def runs_machine_code(capability: Capability, architectures: Sequence[int]) -> b
 
 
 def device_problem(capability: Capability, facts: Facts) -> str:
-    """What keeps one GPU from running the kernels; empty if nothing does."""
+    """Why one GPU cannot run the kernels; empty if it can."""
     if runs_machine_code(capability, facts.architectures):
         return ""
     number = 10 * capability[0] + capability[1]
@@ -102,7 +102,7 @@ def device_problem(capability: Capability, facts: Facts) -> str:
 
 
 def without_gpu(facts: Facts) -> str:
-    """Why torch sees no NVIDIA GPU; empty where it sees one."""
+    """Why torch sees no NVIDIA GPU; empty if it sees one."""
     driver = f"an NVIDIA driver for CUDA {version(facts.driver)} is here" if facts.driver else ""
     if facts.torch_hip is not None:
         return "torch is built for ROCm, and these kernels for NVIDIA's GPUs: Triton's run on both"
@@ -116,7 +116,7 @@ def without_gpu(facts: Facts) -> str:
 
 
 def diagnose(facts: Facts) -> tuple[bool, str]:
-    """Whether at least one GPU here takes the kernels, and the reason in words."""
+    """Whether at least one GPU of this machine can run the kernels, and the reason in words."""
     if facts.import_error:
         return False, absent(facts.record, facts.import_error)
     if facts.emulated:

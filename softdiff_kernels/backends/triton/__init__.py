@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fused Triton kernels: whether they work here, and which calls they take.
 
-Triton is imported when the first call arrives, never before: an import of softdiff_kernels must work
-without it, and must not decide whether it interprets (TRITON_INTERPRET=1, which runs these kernels on CPU
-tensors, for the tests).
+Triton is imported at the first call, never before: importing softdiff_kernels must work without Triton, and
+must not settle whether Triton interprets (TRITON_INTERPRET=1, which runs these kernels on CPU tensors, for
+the tests).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def interpreted() -> bool:
 
 
 def status() -> tuple[bool, str]:
-    """Whether the kernels can run here, and the reason in words. Loads Triton where it has a use."""
+    """Whether the kernels can run on this machine, and the reason. Imports Triton if it can be used."""
     return _status(interpreted())
 
 
@@ -82,7 +82,7 @@ def _takes(device: torch.device) -> bool:
 
 
 def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
-    """Whether the kernels take a call; what they do not take goes to the reference."""
+    """Whether the kernels take a call; other calls go to the reference."""
     if not (interpreted() if device.type == "cpu" else _takes(device)):
         return False
     if op == "normal":

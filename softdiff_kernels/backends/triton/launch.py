@@ -68,7 +68,7 @@ _recorded: list[Launch] | None = None
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Inside, launches are written down instead of made: what a call would compile and enqueue."""
+    """Inside, launches are recorded instead of made: what a call would compile and enqueue."""
     global _recorded
     before, _recorded = _recorded, []
     try:
@@ -122,7 +122,7 @@ def options(warps: int, stages: int, target: GPUTarget) -> dict[str, Any]:
 
 
 def immediate() -> bool:
-    """Whether `launch` needs the arguments themselves: to interpret the kernel, or to write it down."""
+    """Whether `launch` needs the arguments themselves: to interpret the kernel, or to record the launch."""
     return INTERPRETED or _recorded is not None
 
 
@@ -198,7 +198,7 @@ _kernels = caches.Cache("triton kernels", _compile, lambda loaded: 2 * len(loade
 
 
 def _listens(hook: Any) -> bool:
-    """Whether anybody is behind a hook, which is absent, a chain that may be empty, or a function."""
+    """Whether a hook is set: it is None, a chain that may be empty, or a function."""
     return hook is not None and bool(getattr(hook, "calls", True))
 
 
