@@ -108,10 +108,11 @@ def test_a_compiled_graph(backend):
 @pytest.mark.parametrize("architecture", [80, 90, 100, 120])
 def test_the_triton_kernel_compiles_without_spills(architecture):
     pytest.importorskip("triton")
-    from softdiff_kernels.backends.triton import launch, ops
+    from softdiff_kernels.backends.triton import ops
+    from softdiff_kernels.backends.triton.launch import recording
     from softdiff_kernels.backends.triton.tools import aot
 
-    with launch.recording() as launches:
+    with recording() as launches:
         ops.identity(picture(2, 3, 64, 64))
         ops.identity(picture(2, 3, 33, 70, dtype=torch.bfloat16).mT)
     for one in launches:
