@@ -120,7 +120,19 @@ def idct2(u: Tensor) -> Tensor:
 
 
 def identity(x: Tensor) -> Tensor:
-    """`y = x`. template: copy this for a new op. x: [B, C, H, W]. Returns x's shape and dtype."""
+    """`y = x`. template: copy this for a new op.
+
+    Args:
+        x: Images [B, C, H, W].
+
+    Returns:
+        A copy, of x's shape and dtype.
+
+    Examples:
+        >>> x = sk.normal([2, 3, 8, 8], sk.NoiseKey(0))
+        >>> torch.equal(sk.functional.identity(x), x)
+        True
+    """
     args.image("identity", "x", x)
     return x.clone()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 import softdiff_kernels
+from softdiff_kernels import diffusion
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -63,3 +65,12 @@ def test_every_relative_link_leads_to_a_file():
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize(("package", "page"), [(softdiff_kernels, "ops.md"), (diffusion, "diffusion.md")])
+def test_every_public_name_is_on_its_page(package: ModuleType, page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    documented = set(re.findall(r"(?m)^::: [\w.]*\.(\w+)$", text)) | set(
+        re.findall(r"`(?:sk\.)?(\w+)`", text)
+    )
+    assert set(package.__all__) - {"__version__"} <= documented
