@@ -19,11 +19,14 @@ PUBLIC = [
     for name in package.__all__
     if callable(getattr(package, name))
 ]
+NEED_SCIPY = {"Schedule", "shortest_path_schedule"}
 PUBLIC.append(pytest.param(sk.functional, "identity", id="the template of an op"))
 
 
 @pytest.mark.parametrize(("package", "name"), PUBLIC)
 def test_the_example_of_a_public_name(package: ModuleType, name: str) -> None:
+    if name in NEED_SCIPY:
+        pytest.importorskip("scipy")
     # Rule: a public name has an example, a class one in its own docstring or in those of its methods.
     names = {"sk": sk, "torch": torch, **{n: getattr(diffusion, n) for n in diffusion.__all__}}
     tests = doctest.DocTestFinder().find(getattr(package, name), name, globs=names)
