@@ -20,7 +20,9 @@ class CheckedCall : public Call {
  public:
   using Call::Call;
 
-  Coefficient coefficient(const char* name, double absent = 1.0) { return checked(name, Call::coefficient(name, absent), false); }
+  Coefficient coefficient(const char* name, double absent = 1.0) {
+    return checked(name, Call::coefficient(name, absent), false);
+  }
   Coefficient signed_coefficient(const char* name) { return checked(name, Call::signed_coefficient(name), true); }
 
   void ordered(const char* low, const Coefficient& s, const char* high, const Coefficient& t) {
@@ -112,7 +114,8 @@ void set_limit(int64_t bytes) {
 PYBIND11_MODULE(_native, m) {
   using namespace softdiff;
   m.doc() = "softdiff_kernels: fused CPU kernels, free of torch.";
-#define SOFTDIFF_BIND(name, Args) m.def(#name, [](int threads, const py::tuple& fields) { run_call<Args>(#name, threads, fields); });
+#define SOFTDIFF_BIND(name, Args) \
+  m.def(#name, [](int threads, const py::tuple& fields) { run_call<Args>(#name, threads, fields); });
   SOFTDIFF_KERNELS(SOFTDIFF_BIND)
 #undef SOFTDIFF_BIND
   m.def("step", &step);

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from softdiff_kernels.bench.clock import Timing
 from torch import Tensor
 
 import softdiff_kernels as sk
 from softdiff_kernels.bench import cases, clock
 from softdiff_kernels.bench.cases import Case
-from softdiff_kernels.bench.clock import Timing
 
 from . import rivals
 from .engines import using

@@ -129,10 +129,8 @@ void planes(const Args& args, int threads, Op op) {
 
 }  // namespace
 
-#define SOFTDIFF_RUN(name, Args)                              \
-  void run(const Args& args, int threads) {                   \
-    planes(args, threads, [](const Kernels& k) { return k.name; }); \
-  }
+#define SOFTDIFF_RUN(name, Args) \
+  void run(const Args& args, int threads) { planes(args, threads, [](const Kernels& k) { return k.name; }); }
 SOFTDIFF_KERNELS(SOFTDIFF_RUN)
 #undef SOFTDIFF_RUN
 

@@ -13,23 +13,22 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterable
-from importlib import metadata
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from .. import _machine
+from ..errors import UserError, install
 
 EXTRAS = ("diffusers", "tyro", "tqdm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "matplotlib")
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def _package() -> str:
-    try:
-        return metadata.version("softdiff_kernels")
-    except metadata.PackageNotFoundError:
-        return "not installed (run from its sources)"
+    return _machine.package_version("softdiff_kernels") or "not installed (run from its sources)"
 
 
 def _python() -> str:
-    return f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"
+    return f"{platform.python_version()} on {_machine.system()}, {sys.executable}"
 
 
 def _torch() -> str:
@@ -43,12 +42,12 @@ def _gpu() -> str:
 
     if torch.version.cuda is None and torch.version.hip is None:
         return "none: this torch is built for the CPU alone"
-    if not torch.cuda.is_available():
+    names = [
+        f"{gpu['name']} (sm_{gpu['capability'].replace('.', '')}, {gpu['memory_gib']:.0f} GiB)"
+        for gpu in _machine.gpus()
+    ]
+    if not names:
         return f"none usable (torch built for CUDA {torch.version.cuda})"
-    names = []
-    for i in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(i)
-        names.append(f"{found.name} (sm_{found.major}{found.minor}, {found.total_memory / 2**30:.0f} GiB)")
     return f"{', '.join(names)}; CUDA {torch.version.cuda}"
 
 
@@ -94,9 +93,7 @@ def _cuda_module() -> str:
 def _threads() -> str:
     import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    usable = len(affinity(0)) if affinity else os.cpu_count()
-    return f"torch uses {torch.get_num_threads()} of {usable} usable cores"
+    return f"torch uses {torch.get_num_threads()} of {_machine.cores()} usable cores"
 
 
 def _openmp() -> str:
@@ -107,12 +104,6 @@ def _openmp() -> str:
     return built + "".join(f"; {name}={value}" for name, value in variables.items())
 
 
-def _vector_units() -> str:
-    import torch
-
-    return str(torch.backends.cpu.get_cpu_capability())
-
-
 def _extras() -> str:
     present, absent = [], []
     for module in EXTRAS:
@@ -120,9 +111,7 @@ def _extras() -> str:
         if importlib.util.find_spec(module) is None:
             absent.append(name)
         else:
-            present.append(f"{name} {metadata.version(name)}")
-    from ..errors import install
-
+            present.append(f"{name} {_machine.package_version(name) or 'of unknown version'}")
     return ", ".join(present) + (f"; missing: {', '.join(absent)} ({install()})" if absent else "")
 
 
@@ -135,7 +124,7 @@ PROBES: tuple[tuple[str, Callable[[], str]], ...] = (
     ("compiler", _compiler),
     ("compiled modules", _compiled_modules),
     ("CUDA module", _cuda_module),
-    ("vector units", _vector_units),
+    ("vector units", _machine.vector_units),
     ("threads", _threads),
     ("OpenMP", _openmp),
     ("trainer's packages", _extras),
@@ -170,6 +159,14 @@ def _table(rows: Iterable[tuple[str, ...]], indent: str = "") -> list[str]:
         indent + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
         for row in rows
     ]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prints the report."""
+    if argv:
+        raise UserError(f"doctor takes no options, got {' '.join(argv)}")
+    print(report())
+    return 0
 
 
 def report() -> str:
