@@ -20,9 +20,9 @@ def using(candidate: str) -> Iterator[None]:
         with sk.use_backend(candidate):
             yield
         return
-    from softdiff_kernels.backends.cuda import ops
+    from softdiff_kernels.backends.cuda import launch
 
-    with sk.use_backend("cuda"), ops.clusters(False):
+    with sk.use_backend("cuda"), launch.clusters(False):
         yield
 
 
@@ -30,6 +30,6 @@ def candidates(backends: tuple[str, ...], op: str, size: int, device: torch.devi
     """The backends, and the passes beside the clusters that take images of this size."""
     if "cuda" not in backends or op == "normal":
         return backends
-    from softdiff_kernels.backends.cuda import ops
+    from softdiff_kernels.backends.cuda import launch
 
-    return (*backends, PASSES) if ops.takes_clusters(size, size, device.index or 0) else backends
+    return (*backends, PASSES) if launch.takes_clusters(size, size, device.index or 0) else backends

@@ -54,7 +54,7 @@ _MODULES = {
     "correctness cuda": "benchmarks.gpu.correctness",
     "sanitizer triton": "benchmarks.gpu.sanitizer",
     "sanitizer cuda": "benchmarks.gpu.sanitizer",
-    "tune": "softdiff_kernels.backends.triton.tune",
+    "tune": "softdiff_kernels.backends.triton.tools.tune",
     "bench": "benchmarks.gpu.bench",
     "tuned bench": "benchmarks.gpu.bench",
     "ncu": "benchmarks.gpu.ncu",
