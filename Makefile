@@ -18,14 +18,14 @@ REPORT_ARGS ?=
 PY := $(VENV)/bin/python
 # The ops' tests again with the Triton kernels interpreted on the CPU; one thread a process, two processes.
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1
-OPS_TESTS := $(wildcard tests/test_ops_*.py tests/test_noise*.py) tests/test_backends.py
-TRITON_TESTS := $(OPS_TESTS) tests/test_triton_interpreted.py
+OPS_TESTS := tests/ops
+TRITON_TESTS := $(OPS_TESTS) tests/backends/test_triton_interpreted.py
 # ... and with the CUDA kernels executed on the CPU (tests/cuda_shim), the sanitizer's run among them.
 EMULATED := SOFTDIFF_CUDA_SHIM=1 OMP_NUM_THREADS=1
-CUDA_TESTS := $(OPS_TESTS) tests/test_cuda_emulated.py tests/test_cuda_clusters.py tests/test_cuda_mistakes.py
+CUDA_TESTS := $(OPS_TESTS) $(addprefix tests/backends/test_cuda_,emulated.py clusters.py mistakes.py)
 # What measures time runs by itself; all else two processes at once with one thread each, which takes half as long
-# as two threads: those of a small op mostly wait for each other. tests/test_threads.py sets its own numbers.
-TIMED_TESTS := $(wildcard tests/test_bench*.py) $(addprefix tests/test_,baselines.py threads.py triton_launches.py)
+# as two threads: those of a small op mostly wait for each other. tests/backends/test_threads.py sets its own numbers.
+TIMED_TESTS := tests/bench $(addprefix tests/backends/test_,threads.py triton_launches.py)
 SOURCES := setup.py build_cuda.py build_modules.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
 .DEFAULT_GOAL := help
@@ -65,7 +65,7 @@ triton-versions: $(VENV)/.installed
 	  wanted=triton==$$version; test $$version != newest || wanted=triton; \
 	  test -d $$folder || $(PY) -m pip install --quiet --no-deps --target $$folder "$$wanted" || exit 1; \
 	  PYTHONPATH=$$folder $(INTERPRETED) $(PY) -m pytest -n 2 -k triton $(TRITON_TESTS) || exit 1; \
-	  PYTHONPATH=$$folder $(PY) -m pytest tests/test_triton_compiled.py tests/test_triton_launches.py || exit 1; \
+	  PYTHONPATH=$$folder $(PY) -m pytest tests/backends/test_triton_compiled.py tests/backends/test_triton_launches.py || exit 1; \
 	  PYTHONPATH=$$folder $(PY) -m softdiff_kernels.backends.triton.aot --out benchmarks/results || exit 1; \
 	done
 

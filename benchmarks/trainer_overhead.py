@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import torch
 
+from softdiff_kernels.data.image_set import ImageSet, load_images
 from softdiff_kernels.diffusion import Corruption
 from softdiff_kernels.training.config import TrainConfig
-from softdiff_kernels.training.data import ImageSet, load_images
 from softdiff_kernels.training.meter import Meter
 from softdiff_kernels.training.presets import preset
 from softdiff_kernels.training.trainer import Trainer

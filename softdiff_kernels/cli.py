@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from . import __version__, _interrupt
-from .training.errors import UserError, need, reason
+from .errors import UserError, need, reason
 
 COMMANDS = {
     "train": "train a model on a folder of images, a .zip or .npz file, or the built-in digits",
@@ -55,7 +55,7 @@ def parse(
     positional: what has no default stands without a flag.
     """
     tyro = need("tyro", f"softdiff {command}")
-    from .training.paths import expanded
+    from .files import expanded
 
     described = io.StringIO()
     try:
@@ -110,7 +110,7 @@ def _flag(argv: Sequence[str], name: str) -> str | None:
 
 def _train(argv: Sequence[str]) -> int:
     from .training.config import TrainConfig
-    from .training.processes import rank, world_size
+    from .training.distributed import rank, world_size
 
     first = rank() == 0
     default, given = None, argv
@@ -122,8 +122,8 @@ def _train(argv: Sequence[str]) -> int:
         argv = merged(argv, beginning(_flag(argv, "--preset"), _flag(argv, "--config")))
     if not helped and (resume := _flag(argv, "--resume")) is not None:
         need("safetensors", "softdiff train")
+        from .files import at_home
         from .training.loop import with_resume_defaults
-        from .training.paths import at_home
 
         outdir = _flag(argv, "--outdir")
         outdir = None if outdir is None else at_home(outdir, "outdir")
@@ -160,19 +160,19 @@ def _train(argv: Sequence[str]) -> int:
 
 
 def _sample(argv: Sequence[str]) -> int:
-    from .training.command_configs import SampleConfig
+    from .commands.configs import SampleConfig
 
     config = parse(SampleConfig, "sample", argv)
     for module in ("safetensors", "PIL", "diffusers"):
         need(module, "softdiff sample")
-    from .training.sampling import sample
+    from .commands.sample import sample
 
     sample(config)
     return 0
 
 
 def _dataset(argv: Sequence[str]) -> int:
-    from .training.dataset import DatasetConfig, convert
+    from .commands.dataset import DatasetConfig, convert
 
     config = parse(DatasetConfig, "dataset", argv, positional=True)
     need("PIL", "softdiff dataset")
@@ -181,22 +181,22 @@ def _dataset(argv: Sequence[str]) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
-    from .training.evaluate_config import EvaluateConfig
+    from .commands.evaluate_config import EvaluateConfig
 
     config = parse(EvaluateConfig, "evaluate", argv)
     for module in ("safetensors", "PIL", *(("diffusers",) if config.weights is not None else ())):
         need(module, "softdiff evaluate")
-    from .training.evaluate import evaluate
+    from .commands.evaluate import evaluate
 
     evaluate(config)
     return 0
 
 
 def _schedule(argv: Sequence[str]) -> int:
-    from .training.command_configs import ScheduleConfig
+    from .commands.configs import ScheduleConfig
 
     config = parse(ScheduleConfig, "schedule", argv)
-    from .training.schedule import make_schedule
+    from .commands.schedule import make_schedule
 
     make_schedule(config)
     return 0
@@ -221,12 +221,12 @@ def _bench(argv: Sequence[str]) -> int:
 
 
 def _demo(argv: Sequence[str]) -> int:
-    from .training.command_configs import DemoConfig
+    from .commands.configs import DemoConfig
 
     config = parse(DemoConfig, "demo", argv)
     for module in ("safetensors", "PIL", "diffusers", "sklearn"):
         need(module, "softdiff demo")
-    from .training.demo import demo
+    from .commands.demo import demo
 
     demo(config)
     return 0
@@ -238,7 +238,7 @@ def _doctor(argv: Sequence[str]) -> int:
         return 0
     if argv:
         raise UserError(f"doctor takes no options, got {' '.join(argv)}")
-    from .training.doctor import report
+    from .commands.doctor import report
 
     print(report())
     return 0
@@ -304,7 +304,7 @@ def _lost_output() -> OSError | None:
 
 def _told(error: Exception) -> str:
     """The sentence for an error of the machine; any other is raised again, with its traceback."""
-    from .training.memory import is_out_of_memory, out_of_memory
+    from .memory import is_out_of_memory, out_of_memory
 
     if is_out_of_memory(error):
         return out_of_memory(error)

@@ -17,6 +17,8 @@ Truth is the eager twin in float64. The rules, image by image (along the first a
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +38,10 @@ SMALLEST_NORMAL = {torch.float16: 2.0**-14, torch.bfloat16: 2.0**-126}
 SLACK = 1e-6  # what the accuracy contract adds to twice the eager twin's error
 
 NATIVE, WHY_NOT = native.status()
+_COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, _COMPILERS)), reason="inductor needs a C++ compiler, and none was found"
+)
 needs_native = pytest.mark.skipif(not NATIVE, reason=WHY_NOT)
 # The Triton kernels run here where Triton interprets them (TRITON_INTERPRET=1), or on a GPU.
 INTERPRETED = triton.interpreted() and triton.status()[0]

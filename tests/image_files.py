@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softdiff_kernels.training.data import load_images
-from softdiff_kernels.training.errors import UserError
+from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.errors import UserError
 
 
 def random_pixels(seed: int = 0, shape: tuple[int, ...] = (4, 6, 3)) -> np.ndarray:

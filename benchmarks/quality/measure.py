@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softdiff_kernels.data.image_set import ImageSet, load_images
 from softdiff_kernels.diffusion import Corruption, time_steps
+from softdiff_kernels.diffusion.generate import generate
+from softdiff_kernels.evaluation.classifier import Classifier, load_classifier, train_classifier
+from softdiff_kernels.evaluation.frechet import FeatureStatistics
+from softdiff_kernels.images import save_png, tile
 from softdiff_kernels.training.checkpoint import checkpoint_name
-from softdiff_kernels.training.classifier import Classifier, load_classifier, train_classifier
-from softdiff_kernels.training.data import ImageSet, load_images
-from softdiff_kernels.training.frechet import FeatureStatistics
-from softdiff_kernels.training.generate import generate
-from softdiff_kernels.training.images import save_png, tile
-from softdiff_kernels.training.loaded import LoadedModel, load_model
+from softdiff_kernels.training.weights import LoadedModel, load_model
 
 from .plan import IMAGES, PARTS, SEEDS, Drawing
 

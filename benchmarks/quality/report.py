@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from softdiff_kernels.training.images import labelled, save_png
+from softdiff_kernels.images import labelled, save_png
 
 from .measure import grid_name, read
 from .plan import IMAGES, NAMES, NETWORKS, PARTS, PLAIN, SAMPLERS, Drawing

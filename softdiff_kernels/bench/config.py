@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..training.errors import UserError
-from ..training.paths import PathText
+from ..errors import UserError
+from ..files import PathText
 
 Op = Literal[
     "corrupt",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import functional
 from ..diffusion.corruption import paper_blur_std_max
-from ..training.errors import UserError, need
+from ..errors import UserError, need
 from . import baselines
 from .dominated_rows import absent, compete
 from .eager_step import FORMS_OF_A_BATCH, decoded, forms

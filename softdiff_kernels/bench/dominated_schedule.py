@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import functional
 from ..diffusion import PowerSpectrum, power_spectrum, wasserstein_distances
 from ..diffusion.corruption import paper_blur_std_max
-from ..training.errors import UserError, need
+from ..errors import UserError, need
 from .dominated_rows import absent, compete
 from .eager_step import decoded, placed
 from .forms import DctForm, FftDct, FourProduct, ScipyDct, TwoProduct

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..diffusion import Corruption
-from ..training.errors import need
+from ..errors import need
 from .pictures import SEED, natural_images
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def make_trainer(network: Network, size: int, batch: int, device: torch.device) 
     """
     for package in ("diffusers", "safetensors"):
         need(package, "timing whole steps")
+    from ..data.image_set import ImageSet
     from ..training.config import TrainConfig
-    from ..training.data import ImageSet
     from ..training.trainer import Trainer
 
     config = TrainConfig(

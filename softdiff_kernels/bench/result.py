@@ -10,8 +10,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..training.errors import UserError, user_errors
-from ..training.run_folder import save_json
+from ..errors import UserError, user_errors
+from ..files import save_json
 from .rows import Row
 
 FORMAT = "softdiff bench 1"

@@ -18,9 +18,9 @@ import torch
 
 import softdiff_kernels as sk
 
-from ..training.errors import UserError, need
-from ..training.progress import Progress
-from ..training.sampling import pick_device
+from ..commands.sample import pick_device
+from ..errors import UserError, need
+from ..progress import Progress
 from . import breakdown, cases, dominated, end_to_end, machine, measure, memory, result, rows, sweeps
 from .config import BenchConfig
 from .document import document

@@ -12,72 +12,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from .errors import UserError, user_errors
-from .memory import is_out_of_memory
+from ..errors import UserError, user_errors
+from ..files import PARTIAL, write_atomically
+from ..memory import is_out_of_memory
 
 VERSION = 2
-PARTIAL = ".partial"
 KINDS = {"weights": "weights", "state": "training state", "classifier": "classifier"}
 RUN_KINDS = ("weights", "state")
 """The kinds that a run writes, numbers and prunes."""
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Puts a rename on the disk; systems that cannot open a folder (Windows) need and allow none."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def whole_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write that lies beside `path` under a temporary name, and gets its name once it is whole and
-    on the disk.
-
-    At every instant `path` is the old file or the whole new one. Raises UserError where it cannot
-    be written; what was there before is then still there. sync=False does not wait for the disk, so
-    that a power cut, though no kill, may lose the file: for pictures, of which there can be thousands.
-    """
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-        if sync:
-            _fsync_folder(path.parent)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            kept = "; the file that it was to replace is untouched" if path.exists() else ""
-            raise UserError(f"cannot write {path}: {error.strerror or error}{kept}") from error
-        raise
-
-
-def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Writes these bytes as a `whole_file`."""
-    with whole_file(path, sync=sync) as file:
-        file.write(data)
 
 
 def _digest(meta: str, tensors: Mapping[str, Tensor]) -> str:

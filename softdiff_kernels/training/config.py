@@ -14,8 +14,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import UserError
-from .paths import PathText
+from ..errors import UserError
+from ..files import PathText
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from ..data.image_set import ImageSet
 from ..diffusion import Corruption, Schedule, shortest_path_schedule
+from ..errors import UserError, need, user_errors
 from .config import TrainConfig, schedule_file
-from .data import ImageSet
-from .errors import UserError, need, user_errors
 
 PAPER_NOISE_STD_MAX = 0.1
 FARTHEST_OF = 2000

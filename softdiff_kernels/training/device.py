@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from .errors import UserError
-from .memory import is_out_of_memory
+from ..errors import UserError
+from ..memory import is_out_of_memory
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -14,8 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..commands.sample import PRIOR_NAMES
+from ..data.image_set import ImageSet, load_images
 from ..diffusion import PRIORS, Corruption, prior_from_state
+from ..diffusion.generate import SAMPLING_SEED, generate
+from ..errors import UserError, user_errors
+from ..files import HF, save_text, seen_from
+from ..images import save_png, tile, to_uint8
 from ..noise import NoiseKey
+from ..progress import Progress, StopFlag, stop_on_signals
 from .checkpoint import (
     checkpoint_name,
     find,
@@ -29,19 +36,12 @@ from .checkpoint import (
 )
 from .config import SCHEDULES, TrainConfig, check_resumed
 from .corruptions import make_corruption
-from .data import ImageSet, load_images
 from .device import autocast, pick_device, set_precision
-from .errors import UserError, user_errors
-from .generate import SAMPLING_SEED, generate
-from .images import save_png, tile, to_uint8
-from .log import Log
+from .distributed import Processes, abandon, join
 from .meter import Meter
+from .metrics import Log
 from .options import describe, share, to_yaml
-from .paths import HF, seen_from
-from .processes import Processes, abandon, join
-from .progress import Progress, StopFlag, stop_on_signals
-from .run_folder import drop_stats_after, fresh_folder, next_run_folder, save_text
-from .sampling import PRIOR_NAMES
+from .run_folder import drop_stats_after, fresh_folder, next_run_folder
 from .trainer import Trainer
 
 SHOWN_TIMES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)

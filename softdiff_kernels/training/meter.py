@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .errors import UserError
-from .processes import Processes
+from ..errors import UserError
+from .distributed import Processes
 from .trainer import Advance, Trainer, learning_rate
 
 QUARTILES = 4

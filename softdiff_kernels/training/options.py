@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError, need, user_errors
+from ..files import at_home
 from .config import TrainConfig, check_known, schedule_file
-from .errors import UserError, need, user_errors
-from .paths import at_home
 from .presets import preset
 
 ONCE = ("config", "outdir", "resume", "dry_run", "allow_changes")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .errors import UserError
+from ..errors import UserError
 
 
 class Setting(NamedTuple):

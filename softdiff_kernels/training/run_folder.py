@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import RUN_KINDS, numbered, remove_partial, write_atomically
-from .errors import UserError, user_errors
+from ..errors import UserError, user_errors
+from ..files import write_atomically
+from .checkpoint import RUN_KINDS, numbered, remove_partial
 
 RUNS = Path("runs")
 STATS = "stats.jsonl"
@@ -51,33 +52,6 @@ def fresh_folder(path: str) -> Path:
         if (folder / STATS).exists():
             (folder / STATS).replace(folder / STATS_BEFORE)
     return folder
-
-
-def check_free(flag: str, path: str | Path | None, *, overwrite: bool) -> None:
-    """Refuses, before any work, a file to write that exists already or has no folder to lie in."""
-    if path is None:
-        return
-    check_no_folder(flag, path)
-    if Path(path).exists() and not overwrite:
-        raise UserError(f"{path} exists already: choose another {flag}, or add --overwrite")
-    if not Path(path).parent.is_dir():
-        raise UserError(f"{flag}: cannot write {path}: there is no folder {Path(path).parent}")
-
-
-def check_no_folder(flag: str, path: str | Path | None) -> None:
-    """Refuses, before any work, a folder as the name of a file to write."""
-    if path is not None and Path(path).is_dir():
-        raise UserError(f"{flag}: expected the name of a file to write, got the folder {path}")
-
-
-def save_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    write_atomically(path, text.encode())
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Writes indented JSON, whole or not at all."""
-    save_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def append_stats(folder: Path, line: dict[str, Any]) -> None:

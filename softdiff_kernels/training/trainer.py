@@ -18,18 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .. import functional
+from ..data.image_set import ImageOrder, ImageSet
 from ..diffusion import Corruption, SoftDenoiser, TrainingLoss
 from ..diffusion._stream import uniforms
+from ..errors import UserError
+from ..memory import is_out_of_memory
 from ..noise import NoiseKey
+from .build import build_model, scales
 from .checkpoint import Checkpoint
 from .config import TrainConfig
-from .data import ImageOrder, ImageSet
 from .device import autocast
-from .errors import UserError
-from .memory import is_out_of_memory
-from .model import build_model, scales
+from .distributed import Processes
 from .options import share
-from .processes import Processes
 
 FLIP_DRAW, CLASS_DRAW = 1, 2
 """The corruption and t use draw 0 of an image's stream."""

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark's baselines compute what the ops compute, and its clock is read fairly."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+pytest.importorskip("scipy")
+
+from softdiff_kernels.bench import baselines, cases, measure, rows
+
+# A baseline in float64 rounds at 1.1e-16. Its sums have at most 4 x 20 terms, an FFT's growth is below that,
+# and the largest weight of the reverse mask's plain difference is under 1, so that 1e-13 holds with much
+# room; a wrong scaling, twiddle or sign is over 1e-3.
+BOUND = 1e-13
+SIZES = [(16, 16), (12, 20), (9, 7), (1, 5)]
+WITH_NOISE = ("corrupt", "momentum_step", "reverse_step")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("op", [op for op in baselines.OPS if op != "normal"])
+def test_every_baseline_equals_the_specification(op: str, size: tuple[int, int]) -> None:
+    """Rule: on the same float64 numbers and noise, every baseline equals the reference to rounding.
+
+    But for what is only the nearest thing of another package: tests/bench/test_bench_peers.py.
+    """
+    case = cases.silent(cases.make(op, *size, 3, dtype=torch.float64))
+    exact = cases.truth(case)
+    given = {"noise": case.noise} if op in WITH_NOISE else {}
+    for baseline in baselines.baselines(op, *size, dtype=torch.float64):
+        if not baseline.same:
+            continue
+        result = baseline.call(*case.arguments.values(), **given)
+        assert cases.relative_error(result, exact) < BOUND, baseline.name
+
+
+def test_the_comparison_sees_a_small_error() -> None:
+    """Rule: a blur off by one part in a thousand fails the bound above."""
+    case = cases.make("blur", 16, 16, 3, dtype=torch.float64)
+    exact = cases.truth(case)
+    x, blur_std = case.arguments.values()
+    for baseline in baselines.baselines("blur", 16, 16, dtype=torch.float64):
+        assert cases.relative_error(baseline.call(x, 1.001 * blur_std), exact) > 1e3 * BOUND, baseline.name
+
+
+@pytest.mark.parametrize("op", WITH_NOISE)
+def test_baselines_draw_noise_when_none_is_given(op: str) -> None:
+    """Rule: without given noise a baseline adds fresh standard normals under the op's own standard deviation.
+
+    The noise is what is left after the noise-free result. Of n = 6144 values the mean has standard
+    deviation 1/sqrt(n) = 0.013 and the standard deviation 1/sqrt(2 n) = 0.009: 0.08 is six of the larger.
+    """
+    case = cases.make(op, 32, 64, 1, dtype=torch.float32)
+    values = case.arguments
+    std = {
+        "corrupt": lambda: values["noise_std"],
+        "momentum_step": lambda: (values["noise_std_t"].square() - values["noise_std_s"].square()).sqrt(),
+        "reverse_step": lambda: values["b"],
+    }[op]()
+    assert case.noise is not None
+    for baseline in baselines.baselines(op, 32, 64):
+        still = baseline.call(*values.values(), noise=torch.zeros_like(case.noise))
+        first, second = ((baseline.call(*values.values()) - still) / std.view(-1, 1, 1, 1) for _ in range(2))
+        assert abs(first.mean()) < 0.08 and abs(first.std() - 1) < 0.08, baseline.name
+        assert not torch.equal(first, second), baseline.name
+
+
+def test_noise_baselines_are_standard_normal() -> None:
+    """Rule: as above for the baselines of `normal`, with n = 6144."""
+    like = torch.empty(1, 3, 32, 64)
+    for baseline in baselines.baselines("normal", 32, 64):
+        drawn = baseline.call(like)
+        assert drawn.shape == like.shape and drawn.dtype == torch.float32
+        assert abs(drawn.mean()) < 0.08 and abs(drawn.std() - 1) < 0.08, baseline.name
+
+
+def test_unknown_op_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected one of corrupt, .*, got 'sharpen'"):
+        baselines.baselines("sharpen", 8, 8)
+    with pytest.raises(ValueError, match="got 'sharpen'"):
+        cases.make("sharpen", 8, 8, 1)
+
+
+class Clock:
+    """A clock that only the timed calls move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def call(self, name: str, seconds: float) -> measure.Call:
+        def run() -> None:
+            self.now += seconds
+            self.log.append(name)
+
+        return run
+
+
+def test_calls_are_interleaved_and_ratios_are_of_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: each call gets its budget or `least` rounds, spread over the run, and its own time."""
+    clock = Clock()
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock.now)
+    calls = {"fast": clock.call("fast", 2.0), "slow": clock.call("slow", 64.0)}
+    timings = measure.interleaved(calls, budget=80.0, least=4, most=1000)
+    assert (timings["fast"].rounds, timings["slow"].rounds) == (40, 4)
+    assert timings["slow"].median == timings["slow"].low == timings["slow"].high == 64.0
+    assert measure.ratios(timings, "fast") == {"fast": 1.0, "slow": 32.0}
+    places = [i for i, name in enumerate(clock.log[4:]) if name == "slow"]
+    gaps = [b - a for a, b in itertools.pairwise(places)]
+    assert all(10 <= gap <= 12 for gap in gaps), places
+
+
+def test_quantiles() -> None:
+    """Rule: the 20 % and 80 % quantiles of 0..10 are 2 and 8, whatever the order."""
+    taken = measure.summary([float((7 * i) % 11) for i in range(11)])
+    assert (taken.low, taken.median, taken.high, taken.rounds) == (2.0, 5.0, 8.0, 11)
+
+
+def test_nothing_to_time_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one call"):
+        measure.interleaved({})
+
+
+def test_threads_are_put_back() -> None:
+    before = torch.get_num_threads()
+    with measure.threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_a_baseline_that_fails_to_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: a baseline that cannot be compiled is listed with its reason, and the others are timed."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no compiler\nand more")
+
+    late = baselines.Baseline("broken", "main", "a test", broken)
+    same = [one for one in baselines.baselines("corrupt", 8, 8) if one.same]
+    monkeypatch.setattr(rows, "baselines", lambda *_: same)
+    monkeypatch.setattr(rows, "compiled", lambda *_: [late])
+    row = rows.compare("corrupt", 8, rows.Place(budget=1e-4), batch=2)
+    assert row.failures == {"broken": "RuntimeError: no compiler"}
+    assert "broken" not in row.timings and row.fastest in row.timings
+    assert row.ratio == pytest.approx(row.fastest_ns / row.ours)
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: what differs from the specification stops the comparison, by name."""
+    wrong = baselines.Baseline("wrong", "main", "a test", lambda x, blur_std: 1.01 * x)
+    monkeypatch.setattr(rows, "baselines", lambda *_: [wrong])
+    with pytest.raises(AssertionError, match="wrong"):
+        rows.compare("blur", 8, rows.Place(budget=1e-4), batch=2, compile=False)

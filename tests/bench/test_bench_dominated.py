@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cases where the ops dominate: rows that make sense, twins that are right, a table that follows them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("scipy")
+
+from softdiff_kernels.bench import dominated as module
+from softdiff_kernels.bench import dominated_pipeline, dominated_schedule, forms, turns
+from softdiff_kernels.bench import dominated_rows as made
+from softdiff_kernels.bench.dominated_cold import cold_loop
+from softdiff_kernels.bench.dominated_pipeline import pipeline
+from softdiff_kernels.bench.dominated_schedule import sheet, statistics
+from softdiff_kernels.bench.dominated_small import launches, tiny_network
+from softdiff_kernels.bench.measure import Timing
+from softdiff_kernels.errors import UserError
+
+CPU = torch.device("cpu")
+Case = Callable[[torch.device], list[dict[str, Any]]]
+CASES: dict[str, Case] = {
+    "statistics": partial(statistics, size=8, count=40, budget=0.001),
+    "sheet": partial(sheet, size=8, images=2, count=6, budget=0.001),
+    "pipeline": partial(pipeline, size=16, count=6, batch=4, budget=0.001),
+    "tiny network": partial(tiny_network, size=8, batch=2, budget=0.001),
+    "launches": partial(launches, size=8, batch=2, budget=0.001),
+    "cold loop": partial(cold_loop, size=8, batch=2, steps=3, budget=0.001),
+}
+KEYS = {*("case", "what", "size", "batch", "ours", "other", "other_name", "unit", "ratio", "noise", "note")}
+
+
+def on_cuda(*_: object) -> None:
+    raise AssertionError("CUDA was used")
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_rows(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: numbers are finite and positive, a ratio is that of the two times and beyond the noise, what was
+    not timed says why, the rows are JSON, and on a CPU nothing touches CUDA."""
+    for name in ("_lazy_init", "synchronize", "Event", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, on_cuda)
+    rows = case(CPU)
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+    timed = [row for row in rows if row["ours"] is not None]
+    assert len(timed) >= 2 and all(set(row) == KEYS for row in rows)
+    for row in timed:
+        assert all(math.isfinite(row[name]) and row[name] > 0 for name in ("ours", "other"))
+        assert row["noise"] >= 0 and row["size"] > 0 and row["batch"] > 0
+        if row["ratio"] is not None:
+            quotient = row["other"] / row["ours"]
+            expected = 1 / quotient if row["unit"] == "images/s" else quotient
+            assert row["ratio"] == pytest.approx(expected)
+            assert abs(math.log(row["ratio"])) > row["noise"]
+    for row in rows:
+        if row["ours"] is None:
+            assert row["other"] is None and row["ratio"] is None and "CUDA" in row["note"]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_wrong_twin_is_not_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: where the operators or gains of a form are 1 % off, the case ends with WrongTwin, untimed."""
+    monkeypatch.setattr(turns, "in_turn", on_cuda)
+    gains, dct2 = forms.Form.gains, forms.FourProduct.dct2
+    monkeypatch.setattr(forms.Form, "gains", lambda self, std: tuple(1.01 * g for g in gains(self, std)))
+    monkeypatch.setattr(forms.FourProduct, "dct2", lambda self, x: 1.01 * dct2(self, x))
+    with pytest.raises(turns.WrongTwin, match="relative error"):
+        case(CPU)
+
+
+@pytest.mark.parametrize("name", ["statistics", "pipeline"])
+def test_without_scipy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: where scipy is missing the others are timed, and its row says what to install."""
+
+    def missing(package: str, purpose: str) -> Any:
+        raise UserError(f"{purpose} needs {package}")
+
+    for where in (dominated_schedule, dominated_pipeline):
+        monkeypatch.setattr(where, "need", missing)
+    rows = CASES[name](CPU)
+    absent = [row for row in rows if "scipy" in row["other_name"]]
+    assert len(absent) == 1 and absent[0]["ours"] is None and "needs scipy" in absent[0]["note"]
+    assert len([row for row in rows if row["ours"] is not None]) >= 2
+
+
+def test_a_gaussian_filter_with_another_boundary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: scipy's filter with images mirrored about the centres of edge pixels is not our blur."""
+    import scipy.ndimage
+
+    right = scipy.ndimage.gaussian_filter
+    monkeypatch.setattr(
+        scipy.ndimage, "gaussian_filter", lambda x, std, **kw: right(x, std, **{**kw, "mode": "mirror"})
+    )
+    with pytest.raises(turns.WrongTwin, match="gaussian_filter"):
+        CASES["pipeline"](CPU)
+
+
+def still(seconds: float) -> Timing:
+    return Timing(seconds, seconds, seconds, 9, 0.01)
+
+
+def row(case: str, other: float, floor: float, unit: str = "ms", name: str = "eager") -> dict[str, Any]:
+    about = {"case": case, "what": "a step", "size": 64, "batch": 4}
+    timings = {turns.OURS: still(1.0), name: still(other)}
+    return made.rows(about, timings, {name: floor}, unit=unit, count=2.0)[0]
+
+
+def test_units_and_noise() -> None:
+    """Rule: a call of two steps of 1 s is 500 ms a step or 2 images/s; a ratio below its floor is none."""
+    assert (row("a", 3.0, 0.1)["ours"], row("a", 3.0, 0.1)["other"]) == (500.0, 1500.0)
+    rate = row("a", 4.0, 0.1, "images/s")
+    assert (rate["ours"], rate["other"], rate["ratio"]) == (2.0, 0.5, 4.0)
+    assert row("a", 1.05, 0.1)["ratio"] is None and row("a", 0.9, 0.05)["ratio"] == 0.9
+
+
+def test_the_table_follows_the_numbers() -> None:
+    """Rule: a case is judged by the fastest other; ahead, level and behind are each said so, and what could
+    not be timed is in the table with its reason but counts for nothing."""
+    about = {"case": "graphs", "what": "a step", "size": 64, "batch": 4}
+    rows = [
+        row("ahead", 9.0, 0.1),
+        row("ahead", 3.0, 0.1, name="compiled"),
+        row("rate", 5.0, 0.1, "images/s"),
+        row("rate", 2.0, 0.1, "images/s", name="compiled"),
+        row("level", 1.05, 0.1),
+        row("behind", 0.5, 0.1),
+        made.absent(about, "eager in a graph", "us", "no device"),
+    ]
+    text = made.table(rows)
+    assert "ahead: 3 times as fast; rate: 2 times as fast; level: no different within the noise" in text
+    assert "behind: slower, 0.5 of its speed." in text and "graphs:" not in text
+    assert "| no device |" in text and "| none |" in text and "| 9.00 |" in text
+    assert "Nothing was timed" in made.table(rows[-1:])
+
+
+def test_every_case_runs_and_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: the rows of all cases come in order, each announced before it runs; quick has its own plan."""
+    plan = [(name, lambda device, name=name: [row(name, 2.0, 0.1)]) for name in ("one", "two")]
+    monkeypatch.setattr(module, "_full", lambda: plan)
+    monkeypatch.setattr(module, "_quick", lambda: plan[:1])
+    said: list[str] = []
+    assert [r["case"] for r in module.dominated("cpu", say=said.append)] == ["one", "two"]
+    assert [r["case"] for r in module.dominated("cpu", quick=True)] == ["one"] and len(said) == 2
