@@ -1,149 +1,175 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the tests marked `gpu`, each function in processes of its own: a crash of one spares the others.
+"""Runs the tests marked `gpu` by pytest, each function in processes of its own: a crash spares the others.
 
-python -m benchmarks.gpu.correctness --out JSON [--backend cuda] [--seconds N] [--workers N] [--plain]
+The core cases come first: `CORE` at 32 to 256 px in float32 and bfloat16.
 """
 
 from __future__ import annotations
 
-import argparse
-import ast
+import importlib.util
 import os
+import re
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .parts import execute, read, tail, write
-from .runner import HAS_PYTEST
+from softdiff_kernels.files import save_json
 
-TESTS = Path(__file__).resolve().parents[2] / "tests" / "gpu"
-_SLOWEST = 150.0  # seconds that one test function may take
+from .parts import ROOT, execute, tail
+from .targets import BACKENDS
+
+NO_PYTEST = "pytest is not installed"
+TESTS = ROOT / "tests" / "gpu"
+CORE = ("test_corrupt", "test_momentum_step", "test_loss_and_gradient")
+_CORE_CASE = re.compile(r"\d+x\d+x(32x32|64x64|128x128|256x256)-(float32|bfloat16)\b")
+# Cases of one process. Triton compiles a kernel or more for each; some start a process for each.
+_CASES = {"triton": 12, "cuda": 60}
+_CASES_OF = {"test_the_first_call_of_a_process_inside_a_capture": 6}
+_CORE_CASES = {"triton": 4, "cuda": 60}
+_SLOWEST = 150.0  # seconds that one process may take
+_LONGEST = 1500  # characters of a failure that are kept
+_STATUSES = {"PASSED": "passed", "FAILED": "failed", "ERROR": "failed", "SKIPPED": "skipped"}
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Some cases of one test function: those of one process."""
+    """The cases of one process, by their pytest ids."""
 
-    file: Path
-    function: str
-    shard: tuple[int, int] = (0, 1)
-
-    @property
-    def name(self) -> str:
-        part = f" {self.shard[0] + 1}/{self.shard[1]}" if self.shard[1] > 1 else ""
-        return f"{self.file.name}::{self.function}{part}"
+    name: str
+    ids: tuple[str, ...]
+    core: bool = False
 
 
-def units(folder: Path, backend: str | None = None) -> list[Unit]:
-    """All test functions of a folder, found without importing anything; those cut into shards go first.
-
-    A file says how many by `SHARDS = {"test_...": 4}`: for Triton's sake, which compiles; CUDA's is compiled.
-    """
-    found = []
-    for file in sorted(folder.glob("test_*.py")):
-        tree = ast.parse(file.read_text(), filename=str(file))
-        shards: dict[str, int] = {}
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SHARDS":
-                shards = ast.literal_eval(node.value)
-        names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]
-        for name in names:
-            count = 1 if backend == "cuda" else shards.get(name, 1)
-            found += [Unit(file, name, (i, count)) for i in range(count)]
-    return sorted(found, key=lambda unit: -unit.shard[1])
+def missing() -> bool:
+    """Whether there is no pytest."""
+    return importlib.util.find_spec("pytest") is None
 
 
-def one(unit: Unit, *, seconds: float, scratch: Path, plain: bool) -> dict[str, Any]:
-    """Runs a unit; its cases, and the one in which it died if it did."""
-    stem = f"{unit.file.stem}.{unit.function}.{unit.shard[0]}"
-    log, result = scratch / f"{stem}.log", scratch / f"{stem}.json"
-    command = [sys.executable, "-m", "benchmarks.gpu.runner", str(unit.file), unit.function]
-    command += ["--out", str(result), "--shard", "{}/{}".format(*unit.shard), *["--plain"] * plain]
-    code, took = execute(command, seconds=seconds, log=log)
-    found = read(result)
-    cases = found.get("cases", [])
-    text = log.read_text(errors="replace")
-    if code not in (0, 1):
-        where = found.get("running") or "between cases"
-        status = "timeout" if code is None else "failed"
-        why = "was killed" if code is None else f"ended with status {code}"
-        message = f"{why} after {took:.0f} s: {tail(text, 6)}"
-        cases.append({"id": where, "status": status, "message": message, "seconds": 0.0})
-    sys.stdout.write(f"---- {unit.name}, {took:.1f} s\n{text}\n")
-    sys.stdout.flush()
-    counts = {s: sum(c["status"] == s for c in cases) for s in ("passed", "failed", "skipped", "timeout")}
-    bad = [c for c in cases if c["status"] in ("failed", "timeout")]
-    reasons = sorted({c["message"] for c in cases if c["status"] == "skipped"})
-    return {
-        "name": unit.name,
-        "seconds": round(took, 1),
-        **counts,
-        "failures": bad[:8],
-        "skip_reasons": reasons[:4],
-    }
+def _pytest(
+    folder: Path, log: Path, backend: str, seconds: float, *words: str
+) -> tuple[int | None, str, float]:
+    """(exit status, or None if it was killed; output; seconds) of pytest in a folder of tests."""
+    # Not the project's own settings, which ask for plugins that need not be here.
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(folder)]
+    command += ["-o", "markers=gpu: needs a CUDA device", "-o", "console_output_style=classic"]
+    command += ["-p", "no:cacheprovider", "--tb=short", *words]
+    # Tests that need both backends are among CUDA's, whose part begins when the CUDA module is there.
+    asked = "triton" if backend == "triton" else " ".join(BACKENDS)
+    variables = {"SOFTDIFF_GPU_TESTS_BACKENDS": asked, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    variables |= {"COLUMNS": "500", "PYTHONUNBUFFERED": "1"}  # whole reasons; each line at once
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
+    # In the folder, relative to which pytest prints the ids.
+    environment = {**os.environ, **variables}
+    code, took = execute(command, seconds=seconds, log=log, environment=environment, folder=folder)
+    return code, re.sub(r"([=_])\1{8,}", r"\1" * 8, log.read_text(errors="replace")), took
 
 
-def run(
-    found: Sequence[Unit], out: Path, *, seconds: float, workers: int, plain: bool = False
-) -> dict[str, Any]:
-    """Runs all, `workers` at a time, until the time is over; the totals, which `out` holds as they grow."""
+def _section(text: str, title: str) -> str:
+    """What pytest prints under a title; the end of it all where there is no such title."""
+    match = re.search(rf"^_+ {re.escape(title)} _+\n(.*?)(?=^(?:_+ .* _+|=+ .* =+)$|\Z)", text, re.S | re.M)
+    return (match[1] if match else tail(text, 6)).strip()[-_LONGEST:]
+
+
+def collect(folder: Path, log: Path, backend: str, seconds: float) -> tuple[list[str], dict[str, str]]:
+    """(the ids of a backend's cases, the message of each file that does not import)."""
+    code, text, _ = _pytest(folder, log, backend, seconds, "--collect-only", "-q", ".")
+    if code not in (0, 2, 5):
+        return [], {"collection": f"pytest ended with status {code}: {tail(text, 6)}"}
+    listed, _, rest = text.partition("= ERRORS =")
+    files = re.findall(r"^ERROR (\S+?\.py)", rest, re.M)
+    (other,) = set(BACKENDS) - {backend}
+    others = re.compile(rf"[\[-]{other}\]$|^test_gpu_{other}\.py")
+    ids = [line for line in listed.splitlines() if "::" in line and not others.search(line)]
+    return ids, {file: _section(rest, f"ERROR collecting {file}") for file in files}
+
+
+def units(ids: Sequence[str], backend: str) -> list[Unit]:
+    """The processes in the order in which they run: core cases, then the functions with most processes."""
+
+    def cut(name: str, own: Sequence[str], most: int, core: bool = False) -> Iterator[Unit]:
+        count = -(-len(own) // most)
+        for i in range(count):
+            yield Unit(f"{name} {i + 1}/{count}" if count > 1 else name, tuple(own[i::count]), core)
+
+    core, groups = [], {}
+    for name in ids:
+        function = name.partition("[")[0]
+        if function.split("::")[-1] in CORE and _CORE_CASE.search(name):
+            core.append(name)
+        else:
+            groups.setdefault(function, []).append(name)
+    most = _CASES[backend]
+    each = [list(cut(n, own, _CASES_OF.get(n.split("::")[-1], most))) for n, own in groups.items()]
+    others = (unit for group in sorted(each, key=len, reverse=True) for unit in group)
+    return [*cut("core", core, _CORE_CASES[backend], True), *others]
+
+
+def one(unit: Unit, folder: Path, backend: str, seconds: float, log: Path) -> dict[str, Any]:
+    """Runs a unit: its counts and failures. The case in which the process died, if it did, is a failure."""
+    code, text, took = _pytest(folder, log, backend, seconds, "-v", *unit.ids)
+    print(f"---- {unit.name}, {took:.1f} s\n{text}", flush=True)
+    counts = dict.fromkeys(("passed", "failed", "timeout", "skipped", "undone"), 0)
+    failures, reasons = [], set()
+    for name in unit.ids:
+        line = re.search(rf"^{re.escape(name)} (\w*)(?: \((.*)\))?", text, re.M)
+        status = _STATUSES.get(line[1], "timeout" if code is None else "failed") if line else "undone"
+        counts[status] += 1
+        if status == "skipped" and line:
+            reasons.add(line[2] or "")
+        elif status in ("failed", "timeout"):
+            died = "" if line and line[1] else f"ended with status {code} after {took:.0f} s: {tail(text, 6)}"
+            failures.append({"id": name, "message": died or _section(text, name.partition("::")[2])})
+    if counts["undone"] == len(unit.ids) and code is not None:
+        counts["failed"] += 1
+        failures.append({"id": unit.name, "message": f"no case ran, status {code}: {tail(text, 6)}"})
+    about = {"name": unit.name, "core": unit.core, "seconds": round(took, 1), **counts}
+    return {**about, "failures": failures[:8], "skip_reasons": sorted(reasons)[:4]}
+
+
+def run(folder: Path, out: Path, backend: str, scratch: Path, seconds: float, workers: int) -> None:
+    """Runs all, `workers` at a time, until the time is over; `out` holds the totals as they grow."""
+    if missing():
+        save_json(out, {"status": "absent", "detail": NO_PYTEST})
+        return
     deadline = time.monotonic() + seconds
-    results: list[dict[str, Any]] = []
+    ids, broken = collect(folder, scratch / "collection.log", backend, max(seconds, 60.0))
+    results: list[dict[str, Any]] = [
+        {"name": file, "failed": 1, "failures": [{"id": "collection", "message": message}]}
+        for file, message in broken.items()
+    ]
+    save_json(out, summary(results))
     lock = threading.Lock()
 
-    def job(unit: Unit) -> None:
+    def job(number: int, unit: Unit) -> None:
         left = deadline - time.monotonic()
-        if left < 2.0:
-            done = {"name": unit.name, "unfinished": "no time was left"}
-        else:
-            done = one(unit, seconds=min(left, _SLOWEST), scratch=Path(scratch), plain=plain)
+        done: dict[str, Any] = {"name": unit.name, "core": unit.core, "undone": len(unit.ids)}
+        if left > 2.0:
+            done = one(unit, folder, backend, min(left, _SLOWEST), scratch / f"{number}.log")
         with lock:
             results.append(done)
-            write(out, summary(results, plain))
+            save_json(out, summary(results))
 
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(workers) as pool:
-        list(pool.map(job, found))
-    return summary(results, plain)
+    every = units(ids, backend)
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(job, range(len(every)), every))
 
 
-def summary(results: Sequence[dict[str, Any]], plain: bool = False) -> dict[str, Any]:
+def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Totals and the part's status: failed where anything failed, died or was left undone."""
-    totals = {s: sum(r.get(s, 0) for r in results) for s in ("passed", "failed", "skipped", "timeout")}
-    undone = [r["name"] for r in results if "unfinished" in r]
-    status = "failed" if totals["failed"] or totals["timeout"] or undone or not totals["passed"] else "ok"
-    detail = ", ".join(f"{n} {s}" for s, n in totals.items() if n) or "nothing ran"
-    return {
-        "status": status,
-        "detail": detail + (f", {len(undone)} not run" if undone else ""),
-        "runner": "pytest" if HAS_PYTEST and not plain else "own runner: pytest is not installed",
-        **totals,
-        "undone": undone,
-        "units": list(results),
-    }
 
+    def counted(some: Sequence[dict[str, Any]]) -> dict[str, int]:
+        return {
+            s: sum(r.get(s, 0) for r in some) for s in ("passed", "failed", "timeout", "skipped", "undone")
+        }
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=200.0)
-    parser.add_argument("--backend", choices=("triton", "cuda"), help="the tests of this backend alone")
-    parser.add_argument("--workers", type=int, default=max(1, min(13, (os.cpu_count() or 2) - 3)))
-    parser.add_argument("--folder", type=Path, default=TESTS)
-    parser.add_argument("--plain", action="store_true", help="without pytest, even where there is one")
-    args = parser.parse_args(argv)
-    if args.backend is not None:
-        os.environ["SOFTDIFF_GPU_TESTS_BACKENDS"] = args.backend
-    found = units(args.folder, args.backend)
-    done = run(found, args.out, seconds=args.seconds, workers=args.workers, plain=args.plain)
-    write(args.out, done)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    totals, core = counted(results), counted([r for r in results if r.get("core")])
+    bad = totals["failed"] or totals["timeout"] or totals["undone"] or not totals["passed"]
+    first, words = (", ".join(f"{n} {s}" for s, n in counts.items() if n) for counts in (core, totals))
+    detail = f"core: {first}; all: {words}" if first else words or "nothing ran"
+    status = "failed" if bad else "ok"
+    return {"status": status, "detail": detail, **totals, "core": core, "units": list(results)}
