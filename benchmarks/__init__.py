@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timings of the ops beside what a user would otherwise write or install. `python benchmarks/run.py`."""
+"""Timings outside of `softdiff bench`, over the same engine: whole steps, workloads, launches, a GPU."""

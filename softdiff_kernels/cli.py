@@ -207,7 +207,7 @@ def _bench(argv: Sequence[str]) -> int:
         from .bench.config import CompareConfig
 
         comparison = parse(CompareConfig, "bench compare", argv[1:], positional=True)
-        from .bench.difference import compare
+        from .bench.compare import compare
 
         print(compare(comparison))
         return 0

@@ -1,69 +1,288 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The baselines of each op: what a user would write in eager PyTorch, compile, or install.
+"""The list of what each op is timed against: what a user would write in eager PyTorch, compile, or install.
 
-A baseline is an op's function over the arguments of `cases.py`, made for one image size. Where an op draws
-noise, `noise=None` means that the baseline draws its own, as it would in use; the tests give it. Of bfloat16
-and float16 images a baseline computes in float32, as it must for their digits.
+A baseline is an op's function over the arguments of `cases.py`, in order, made for one image size. Where an
+op draws noise, `noise=None` means that the baseline draws its own, as it would in use; the tests pass theirs.
+Of bfloat16 and float16 images a baseline computes in float32, as it must to keep their digits.
+
+To add a baseline: a transform or blur is a `Form`, added to `FORMS` or `PACKAGES`, which gives it every op
+that it can compute. A formula for one op is a function below, added to `_special`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from . import forms as _forms
-from .builders import (
-    HALVES,
-    Baseline,
-    Op,
-    algorithm_2,
-    by,
-    corrupt,
-    corrupt_in_one_product,
-    loss,
-    loss_and_gradient,
-    loss_and_gradient_by_hand,
-    numpy_noise,
-    of,
-    one_line_momentum,
-    reverse_step,
-    spectral_mix,
-    torch_noise,
-    widened,
-    with_gradient,
-)
+from . import packages
 from .config import OPS
-from .folded import FoldedTwoProduct
-from .forms import FftDct, Form, FourProduct, ScipyDct, TwoProductBmm
-from .peers import absent, peers
+from .forms import (
+    DctForm,
+    FftDct,
+    FoldedTwoProduct,
+    Form,
+    FourProduct,
+    RealFftDct,
+    TwoProduct,
+    TwoProductBmm,
+)
 
-__all__ = [
-    "OPS",
-    "Baseline",
-    "Op",
-    "absent",
-    "algorithm_2",
-    "baselines",
-    "compiled",
-    "corrupt",
-    "loss_and_gradient",
-    "loss_and_gradient_by_hand",
-    "numpy_noise",
-    "one_line_momentum",
-    "peers",
-    "reverse_step",
-    "spectral_mix",
-    "torch_noise",
-    "widened",
-]
-
-FORMS: tuple[type[Form], ...] = (*_forms.FORMS, FoldedTwoProduct)
+Op = Callable[..., Any]
+HALVES = (torch.bfloat16, torch.float16)
+# Written in PyTorch, for any device.
+FORMS: tuple[type[Form], ...] = (
+    *(TwoProduct, TwoProductBmm, FourProduct, FftDct, RealFftDct),
+    FoldedTwoProduct,
+)
+# Installed: each takes part where it is importable and fast enough.
+PACKAGES: tuple[type[packages.Package], ...] = (
+    *(packages.ScipyDct, packages.Fftw, packages.Ducc, packages.CupyDct, packages.VkFft),
+    *(packages.TorchDct, packages.DcTorch),
+    *(packages.ScipyNdimageBlur, packages.KorniaBlur, packages.TorchvisionBlur, packages.DeepinvBlur),
+)
 # The forms that torch.compile is tried on, beside the FFT-DCT: the fastest few.
 COMPILED: tuple[type[Form], ...] = (TwoProductBmm, FoldedTwoProduct, FourProduct)
+_NEAREST_OPS = ("blur", "corrupt")
+_GENERATOR = np.random.default_rng(0)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One way to compute an op.
+
+    group: "main" for those that the ratio is taken to; "fft" for the FFT-based DCT in PyTorch, which has a
+    ratio of its own; "extra" for what few would write: shown, also where it is the fastest; "nearest" for
+    what another package calls a Gaussian blur.
+    same: whether it computes the op. If not, `difference` says what it computes instead, its error is shown
+    however large it is, and no ratio is taken to it.
+    """
+
+    name: str
+    group: str
+    source: str
+    call: Op
+    same: bool = True
+    difference: str = ""
+    compiled: bool = False
+
+
+def _column(value: Tensor) -> Tensor:
+    return value.view(-1, 1, 1, 1)
+
+
+def torch_noise(like: Tensor) -> Tensor:
+    return torch.randn_like(like)
+
+
+def numpy_noise(like: Tensor) -> Tensor:
+    """numpy's float32 normals, PCG64 and a ziggurat: what comes with scipy."""
+    return torch.from_numpy(_GENERATOR.standard_normal(tuple(like.shape), dtype=np.float32))
+
+
+def widened(op: Op) -> Op:
+    """The op in float32 on bfloat16 and float16 images, its image results rounded once to their dtype.
+
+    What one writes to keep the digits; coefficients become float32, too. Other images pass as they are.
+    """
+
+    def narrow(result: Any, dtype: torch.dtype) -> Any:
+        if isinstance(result, tuple):
+            return tuple(narrow(part, dtype) for part in result)
+        return result.to(dtype) if result.dim() == 4 else result
+
+    def call(*arguments: Tensor, noise: Tensor | None = None) -> Any:
+        dtype = arguments[0].dtype
+        half = dtype in HALVES
+        wide = [a.float() for a in arguments] if half else arguments
+        given = {} if noise is None else {"noise": noise.float() if half else noise}
+        result = op(*wide, **given)
+        return narrow(result, dtype) if half else result
+
+    return call
+
+
+def corrupt(form: Form, draw: Callable[[Tensor], Tensor] = torch_noise) -> Op:
+    """`blur(x0) + noise_std n`, the sum in one pass. Daras et al. 2022, eq. 1."""
+
+    def call(x0: Tensor, blur_std: Tensor, noise_std: Tensor, noise: Tensor | None = None) -> Tensor:
+        noise = draw(x0) if noise is None else noise
+        return torch.addcmul(form.blur(x0, blur_std), _column(noise_std), noise)
+
+    return call
+
+
+def corrupt_in_one_product(form: TwoProductBmm) -> Op:
+    """The same with the sum in the second product: `torch.baddbmm` onto the noise, scaled in place."""
+
+    def call(x0: Tensor, blur_std: Tensor, noise_std: Tensor, noise: Tensor | None = None) -> Tensor:
+        a_h, a_w = form.operators(blur_std)
+        batch, channels, height, width = x0.shape
+        sigma = _column(noise_std)
+        scaled = torch.randn_like(x0).mul_(sigma) if noise is None else noise * sigma
+        y = torch.bmm(x0.reshape(batch, channels * height, width), a_w).view(-1, height, width)
+        a_h = a_h.repeat_interleave(channels, 0)
+        return scaled.reshape(-1, height, width).baddbmm_(a_h, y).view(x0.shape)
+
+    return call
+
+
+def algorithm_2(form: Form) -> Op:
+    """The Momentum Sampler's step as it is printed: two blurs. Daras et al. 2022, Algorithm 2."""
+
+    def call(
+        x_t: Tensor,
+        x0_hat: Tensor,
+        blur_std_t: Tensor,
+        blur_std_s: Tensor,
+        noise_std_t: Tensor,
+        noise_std_s: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        var_t, var_s = _column(noise_std_t).square(), _column(noise_std_s).square()
+        y_hat_t = form.blur(x0_hat, blur_std_t)
+        eta = torch.randn_like(x_t) if noise is None else noise
+        eps_hat = y_hat_t - x_t
+        z = x_t - (var_s - var_t) / var_t * eps_hat + (var_t - var_s).sqrt() * eta
+        y_hat_s = form.blur(x0_hat, blur_std_s)
+        return z + (y_hat_s - y_hat_t)
+
+    return call
+
+
+def one_line_momentum(form: DctForm) -> Op:
+    """The same step with one mask, `r x_t + (C_s - r C_t) x0_hat + ...`, once that form is known."""
+    step = reverse_step(form)
+
+    def call(
+        x_t: Tensor,
+        x0_hat: Tensor,
+        blur_std_t: Tensor,
+        blur_std_s: Tensor,
+        noise_std_t: Tensor,
+        noise_std_s: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        var_t, var_s = noise_std_t.square(), noise_std_s.square()
+        return step(x_t, x0_hat, blur_std_t, blur_std_s, var_s / var_t, (var_t - var_s).sqrt(), noise)
+
+    return call
+
+
+def reverse_step(form: Form) -> Op:
+    """`a x_t + (C_s - a C_t) x0_hat + b n`: one mask where the form has a transform, else two blurs."""
+
+    def call(
+        x_t: Tensor,
+        x0_hat: Tensor,
+        blur_std_t: Tensor,
+        blur_std_s: Tensor,
+        a: Tensor,
+        b: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        keep = _column(a)
+        if isinstance(form, DctForm):
+            mask = form.gain(blur_std_s) - keep * form.gain(blur_std_t)
+            moved = form.idct2(mask * form.dct2(x0_hat))
+        else:
+            moved = torch.addcmul(form.blur(x0_hat, blur_std_s), -keep, form.blur(x0_hat, blur_std_t))
+        noise = torch.randn_like(x_t) if noise is None else noise
+        return torch.addcmul(torch.addcmul(moved, keep, x_t), _column(b), noise)
+
+    return call
+
+
+def losses(form: Form) -> Op:
+    """Each image's loss, over the frequencies where the form has them. Daras et al. 2022, eq. 12."""
+
+    def call(prediction: Tensor, target: Tensor, blur_std: Tensor, weight: Tensor) -> Tensor:
+        error = prediction - target
+        filtered = (
+            form.gain(blur_std) * form.dct2(error)
+            if isinstance(form, DctForm)
+            else form.blur(error, blur_std)
+        )
+        return weight * filtered.square().sum(dim=(1, 2, 3))
+
+    return call
+
+
+def loss(form: Form) -> Op:
+    """The mean loss of a batch."""
+    each = losses(form)
+    return lambda *arguments: each(*arguments).mean()
+
+
+def with_gradient(value: Op) -> Op:
+    """A loss and its gradient by autograd."""
+
+    def call(prediction: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = prediction.detach().requires_grad_()
+        result = value(leaf, *others)
+        return result.detach(), torch.autograd.grad(result, leaf)[0]
+
+    return call
+
+
+def loss_and_gradient(form: Form) -> Op:
+    """The mean loss and its gradient by autograd."""
+    return with_gradient(loss(form))
+
+
+def loss_and_gradient_by_hand(form: DctForm) -> Op:
+    """The same without autograd: the gradient is `2 w IDCT2(m^2 DCT2(error)) / B`."""
+
+    def call(prediction: Tensor, target: Tensor, blur_std: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        gain = form.gain(blur_std)
+        filtered = form.dct2(prediction - target).mul_(gain)
+        loss = (weight * filtered.square().sum(dim=(1, 2, 3))).mean()
+        return loss, form.idct2(filtered.mul_(_column(weight * (2.0 / len(weight))) * gain))
+
+    return call
+
+
+def spectral_mix(form: DctForm) -> Op:
+    """`IDCT2(m_t DCT2(x_t) + m_0 DCT2(x0_hat) + d n)`. Hoogeboom & Salimans 2022, appendix A."""
+
+    def call(
+        x_t: Tensor,
+        x0_hat: Tensor,
+        mask_t: Tensor,
+        mask_0: Tensor,
+        noise_mask: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        total = torch.addcmul(mask_t * form.dct2(x_t), mask_0, form.dct2(x0_hat))
+        return form.idct2(torch.addcmul(total, noise_mask, torch.randn_like(x_t) if noise is None else noise))
+
+    return call
+
+
+_OVER_FORM: dict[str, Callable[[Any], Op]] = {
+    "corrupt": corrupt,
+    "momentum_step": algorithm_2,
+    "reverse_step": reverse_step,
+    "soft_score_loss": loss_and_gradient,
+    "blur": lambda form: form.blur,
+    "dct2": lambda form: form.dct2,
+    "idct2": lambda form: form.idct2,
+    "spectral_mix": spectral_mix,
+}
+_NEEDS_TRANSFORM = ("dct2", "idct2", "spectral_mix")
+
+
+def of(op: str, form: Form) -> Op | None:
+    """An op by a form as one writes it first; None where the form lacks what the op needs."""
+    if op in _NEEDS_TRANSFORM and not isinstance(form, DctForm):
+        return None
+    if op == "soft_score_loss" and not form.autograd:
+        return loss_and_gradient_by_hand(form) if isinstance(form, DctForm) else None
+    return _OVER_FORM[op](form)
 
 
 def _known(op: str) -> None:
@@ -75,13 +294,6 @@ def _computed(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALVES else dtype
 
 
-def _fit(found: Sequence[Baseline], dtype: torch.dtype) -> list[Baseline]:
-    """Baselines of float32 as those of a narrower dtype."""
-    if dtype not in HALVES:
-        return list(found)
-    return [replace(one, call=widened(one.call)) for one in found]
-
-
 def baselines(
     op: str,
     height: int,
@@ -89,52 +301,73 @@ def baselines(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> list[Baseline]:
-    """The eager baselines of an op for images of one size, other packages' at the end.
+    """The eager baselines of an op for images of one size, those of other packages at the end.
 
     Raises ValueError for an unknown op.
     """
     _known(op)
-    on_cpu = torch.device(device).type == "cpu"
-    with_scipy = on_cpu and find_spec("scipy") is not None
+    device = torch.device(device)
     if op == "normal":
-        found = [Baseline("torch.randn", "main", "ATen", torch_noise)]
-        if on_cpu:
-            found.append(Baseline("numpy standard_normal", "main", "numpy.random", numpy_noise))
-        return _fit(found, dtype)
-    kinds = [kind for kind in FORMS if with_scipy or kind is not ScipyDct]
-    forms = [kind(height, width, _computed(dtype)).to(device) for kind in kinds]
-    if op == "soft_score_loss":
-        forms = [form for form in forms if not isinstance(form, ScipyDct)]
-    found = [by(form, call) for form in forms if (call := of(op, form)) is not None]
-    found += _more(op, height, width, _computed(dtype), device, with_scipy)
-    return [*_fit(found, dtype), *peers(op, height, width, dtype, device)]
+        listed = [Baseline("torch.randn", "main", "ATen", torch_noise)]
+        if device.type == "cpu":
+            listed.append(Baseline("numpy standard_normal", "main", "numpy.random", numpy_noise))
+    else:
+        size = (height, width, _computed(dtype), device)
+        listed = [*_by_forms(op, FORMS, *size), *_special(op, *size), *_by_forms(op, PACKAGES, *size)]
+    if dtype in HALVES:
+        listed = [replace(one, call=widened(one.call)) for one in listed]
+    return listed
 
 
-def _more(
-    op: str, height: int, width: int, dtype: torch.dtype, device: torch.device | str, with_scipy: bool
-) -> list[Baseline]:
-    """What belongs to one op alone."""
+def _by_forms(op: str, kinds: Sequence[type[Form]], *size: Any) -> Iterator[Baseline]:
+    for kind in kinds:
+        form, _ = packages.make(kind, *size)
+        if form is not None and (form.same or op in _NEAREST_OPS):
+            yield from _by_form(op, form)
+
+
+def _by_form(op: str, form: Form) -> list[Baseline]:
+    call = of(op, form)
+    if call is None:
+        return []
+    name = form.label() if isinstance(form, packages.Package) else form.name
+    made = Baseline(name, form.group, form.source, call, form.same, form.difference)
+    if op == "soft_score_loss" and not form.autograd:
+        source = f"{form.source}; the gradient written out"
+        return [replace(made, name=f"{name} by hand", group="extra", source=source)]
+    if op == "corrupt" and isinstance(form, packages.ScipyDct):
+        source = "scipy.fft, numpy.random"
+        return [
+            made,
+            replace(made, name="scipy, numpy noise", source=source, call=corrupt(form, numpy_noise)),
+        ]
+    return [made]
+
+
+def _special(op: str, height: int, width: int, dtype: torch.dtype, device: torch.device) -> list[Baseline]:
+    """Formulas in PyTorch that belong to one op."""
+    four = FourProduct(height, width, dtype).to(device)
     if op == "corrupt":
         onto = corrupt_in_one_product(TwoProductBmm(height, width, dtype).to(device))
-        own = Baseline("two-product baddbmm", "main", "torch.baddbmm onto the scaled noise", onto)
-        if not with_scipy:
-            return [own]
-        call = corrupt(ScipyDct(height, width, dtype), numpy_noise)
-        return [own, Baseline("scipy, numpy noise", "main", "scipy.fft, numpy.random", call)]
-    four = FourProduct(height, width, dtype).to(device)
+        return [Baseline("two-product baddbmm", "main", "torch.baddbmm onto the scaled noise", onto)]
     if op == "momentum_step":
-        one_line = one_line_momentum(four)
-        return [Baseline("one mask, four-product", "extra", "algebra on Algorithm 2", one_line)]
+        return [
+            Baseline("one mask, four-product", "extra", "algebra on Algorithm 2", one_line_momentum(four))
+        ]
     if op == "soft_score_loss":
-        own = Baseline(
-            "four-product by hand", "main", "the gradient written out", loss_and_gradient_by_hand(four)
-        )
-        if not with_scipy:
-            return [own]
-        scipy = ScipyDct(height, width, dtype)
-        call = loss_and_gradient_by_hand(scipy)
-        return [own, Baseline("scipy by hand", "extra", "scipy.fft, no autograd", call)]
+        by_hand = loss_and_gradient_by_hand(four)
+        return [Baseline("four-product by hand", "main", "the gradient written out", by_hand)]
     return []
+
+
+def absent(height: int = 1, width: int = 1, device: torch.device | str = "cpu") -> dict[str, str]:
+    """The packages that `baselines` leaves out at a size and on a device, each with the reason in words."""
+    reasons = {}
+    for kind in PACKAGES:
+        form, reason = packages.make(kind, height, width, torch.float32, torch.device(device))
+        if form is None:
+            reasons[kind.name or (kind.module if kind.package == "scipy" else kind.package)] = reason
+    return reasons
 
 
 def compiled(
@@ -148,11 +381,11 @@ def compiled(
 ) -> list[Baseline]:
     """The PyTorch baselines of an op under torch.compile, compiled at their first call; none of `normal`.
 
-    fft: whether the FFT-DCT is among them; None: for `corrupt` alone. Its code takes several times as long to
+    fft: whether the FFT-DCT is among them; None: for `corrupt` only. Its code takes several times as long to
     compile as any other, and has been slower than the eager form wherever it was measured on a CPU.
 
-    On a CPU random numbers are left to ATen: the generated code's own made the whole of `corrupt` take four
-    times as long (64 px, one thread). Another size compiles anew. Raises ValueError for an unknown op.
+    On a CPU random numbers are left to ATen: with the generated code's own, `corrupt` took four times as
+    long (64 px, one thread). Another size compiles again. Raises ValueError for an unknown op.
     """
     _known(op)
     with_fft = op == "corrupt" if fft is None else fft
@@ -164,21 +397,21 @@ def compiled(
         whole = widened(call) if dtype in HALVES else call
         return torch.compile(whole, dynamic=False, backend=backend, options=options)
 
-    found = []
+    listed = []
     for kind in kinds if op != "normal" else ():
         form = kind(height, width, _computed(dtype)).to(device)
         if op == "soft_score_loss":
             # The loss is compiled, and its backward pass with it; autograd's call is the user's.
-            found.append(_late(form, form.name, with_gradient(late(loss(form)))))
+            listed.append(_late(form, form.name, with_gradient(late(loss(form)))))
             if isinstance(form, FourProduct):
                 by_hand = late(loss_and_gradient_by_hand(form))
-                found.append(_late(form, f"{form.name} by hand", by_hand))
+                listed.append(_late(form, f"{form.name} by hand", by_hand))
         elif (call := of(op, form)) is not None:
-            found.append(_late(form, form.name, late(call)))
+            listed.append(_late(form, form.name, late(call)))
         if op == "momentum_step" and isinstance(form, FourProduct):
             one_line = _late(form, f"one mask, {form.name}", late(one_line_momentum(form)))
-            found.append(replace(one_line, group="extra"))
-    return found
+            listed.append(replace(one_line, group="extra"))
+    return listed
 
 
 def _late(form: Form, name: str, call: Op) -> Baseline:

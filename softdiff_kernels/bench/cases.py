@@ -1,27 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs that are timed, our call on them, and what each result is compared with."""
+"""The inputs that are timed, our call on them, what each result is compared with, and the cost of an op."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import softdiff_kernels as sk
 
-SIZES = (32, 64, 128, 256)
 CHANNELS = 3
 SEED = 20220911
-_ELEMENTS = 3 * 2**18  # a call's values, 0.79 M: enough to hide what a call costs, few enough for the caches
+HEADLINE = ("corrupt", "momentum_step", "soft_score_loss")  # the ops of a training and of a sampling step
+NOISY = ("corrupt", "momentum_step", "reverse_step", "spectral_mix", "normal")
+_ELEMENTS = 3 * 2**18  # a call's values, 0.79 M: enough to hide the cost of a call, few enough for the caches
+# For one value of the result, in units of N multiply-adds by dense matrix products: two products for a blur
+# or a transform, so 2 x 2 N operations; the loss needs two and its gradient two more; spectral_mix three
+# transforms.
+_DENSE = {"soft_score_loss": 8, "spectral_mix": 12, "normal": 0}
+# Bytes that a float32 op has to read and write for one value: images in and out; spectral_mix also has three
+# masks that three channels share.
+_BYTES = {"momentum_step": 12, "reverse_step": 12, "soft_score_loss": 12, "spectral_mix": 16, "normal": 4}
+
+
+def dense_operations(op: str, px: int) -> int:
+    """Floating-point operations for one value by dense matrix products, at `px` a side."""
+    return _DENSE.get(op, 4) * px
+
+
+def bytes_of(op: str) -> int:
+    """Bytes that the op has to read and write for one float32 value."""
+    return _BYTES.get(op, 8)
 
 
 @dataclass(frozen=True)
 class Case:
-    """An op on a batch. `arguments` are those of the baselines, in order, with one row for each sample."""
+    """An op on a batch. `arguments` are those of the baselines, in order, one row for each sample."""
 
     op: str
     height: int
@@ -115,16 +134,12 @@ def ours(case: Case, *, noise: Tensor | None = None, module: Any = sk) -> Any:
     """The library's op on the case. Without `noise` it draws its own, where it has noise."""
     a = case.arguments
     given = {} if noise is None else {"noise": noise}
-    if case.op == "corrupt":
-        return module.corrupt(a["x0"], a["blur_std"], a["noise_std"], **given)
-    if case.op in ("momentum_step", "reverse_step"):
+    if case.op in ("corrupt", "momentum_step", "reverse_step"):
         return getattr(module, case.op)(**a, **given)
     if case.op == "soft_score_loss":
         leaf = a["prediction"].detach().requires_grad_()
         loss = module.soft_score_loss(leaf, a["target"], a["blur_std"], weight=a["weight"])
         return loss.detach(), torch.autograd.grad(loss, leaf)[0]
-    if case.op == "blur":
-        return module.blur(a["x"], a["blur_std"])
     if case.op == "spectral_mix":
         masks = (a["mask_t"], a["mask_0"])
         return module.spectral_mix((a["x_t"], a["x0_hat"]), masks, noise_mask=a["noise_mask"])
@@ -139,25 +154,30 @@ def silent(case: Case) -> Case:
     if case.op != "spectral_mix":
         return case
     arguments = {**case.arguments, "noise_mask": torch.zeros_like(case.arguments["noise_mask"])}
-    return Case(case.op, case.height, case.width, arguments, None)
-
-
-def doubled(case: Case) -> Case:
-    """The case in float64: the same numbers."""
-    arguments = {name: value.double() for name, value in case.arguments.items()}
-    return Case(
-        case.op, case.height, case.width, arguments, None if case.noise is None else case.noise.double()
-    )
+    return replace(case, arguments=arguments)
 
 
 def truth(case: Case) -> Any:
     """The specification in float64 on the case's numbers, with its noise given or silent."""
-    exact = doubled(silent(case))
-    return ours(exact, noise=exact.noise, module=sk.reference)
+    quiet = silent(case)
+    arguments = {name: value.double() for name, value in quiet.arguments.items()}
+    noise = None if quiet.noise is None else quiet.noise.double()
+    return ours(replace(quiet, arguments=arguments, noise=noise), noise=noise, module=sk.reference)
+
+
+def synthetic_photographs(count: int, size: int, seed: int = SEED) -> Tensor:
+    """uint8 [count, 3, size, size] with the 1/f amplitudes of photographs and random phases."""
+    generator = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
+    frequency[0, 0] = 1.0 / size
+    white = generator.standard_normal((count, CHANNELS, size, size), dtype=np.float32)
+    shaped = np.fft.irfft2(np.fft.rfft2(white) / frequency, s=(size, size))
+    spread = shaped.std(axis=(1, 2, 3), keepdims=True)
+    return torch.from_numpy(np.clip(127.5 + 55.0 * shaped / spread, 0, 255).astype(np.uint8))
 
 
 def relative_error(result: Any, exact: Any) -> float:
-    """|result - exact| / |exact| in the L2 norm, the largest of them where there are several results."""
+    """|result - exact| / |exact| in the L2 norm, the largest where there are several results."""
     if isinstance(result, tuple):
         return max(relative_error(r, e) for r, e in zip(result, exact, strict=True))
     return float((result.double() - exact).norm() / exact.norm())

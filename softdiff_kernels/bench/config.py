@@ -20,7 +20,7 @@ Op = Literal[
     "spectral_mix",
     "normal",
 ]
-Section = Literal["ops", "sweeps", "end-to-end", "dominated", "memory"]
+Section = Literal["ops", "sweeps", "memory"]
 DType = Literal["float32", "bfloat16", "float16"]
 BackendName = Literal["auto", "reference", "native", "triton", "cuda"]
 OPS: tuple[Op, ...] = Op.__args__  # type: ignore[attr-defined]
@@ -33,39 +33,39 @@ QUICK_SIZES = (32, 64)
 class BenchConfig:
     """Time every op beside what people write or install, and beside the limits of this machine.
 
-    A full run takes under 10 minutes on a CPU, --quick under one. Close other programs: a busy machine
-    makes ratios unsteady. `softdiff bench compare A.json B.json` shows what changed between two runs.
+    A full run takes under 10 minutes on a CPU, --quick under one. Close other programs: on a loaded machine
+    the ratios are unreliable. `softdiff bench compare A.json B.json` shows what changed between two runs.
     """
 
     out: PathText | None = None
     """Folder for bench.json, bench.md and the plots. Default: benchmark-results/DATE-DEVICE."""
     quick: bool = False
-    """Few sizes, small batches, little time for each, no torch.compile, no large networks: to see that it
-    works. Its times are rough."""
+    """Few sizes, small batches, little time for each, no torch.compile: to see that it works. The times are
+    rough."""
     ops: tuple[Op, ...] = ()
-    """Ops to time. Default: all. Naming ops, sizes, a batch, dtypes or backends leaves out all sections
-    but ops, unless --sections says otherwise."""
+    """Ops to time. Default: all. If ops, sizes, a batch, dtypes or backends are given, only the section ops
+    is run, unless --sections says otherwise."""
     sizes: tuple[int, ...] = ()
     """Pixels along a side. Default: 32 64 128 256 512."""
     batch: int | None = None
-    """Images a call. Default: as many as make 3/4 million values on a CPU, 64 MiB on a GPU."""
+    """Images in a call. Default: as many as make 3/4 million values on a CPU, 64 MiB on a GPU."""
     dtypes: tuple[DType, ...] = ()
     """Dtypes of the images. Default: float32, on a GPU also bfloat16."""
     backends: tuple[BackendName, ...] = ()
-    """Which of our kernels to time. Default: auto, what a user gets; on a GPU each fused one that works."""
+    """Backends of ours to time. Default: auto, what a user gets; on a GPU each fused one that works."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     threads: tuple[int, ...] = ()
     """Thread counts on a CPU. Default: 1 and all cores."""
     compile: Literal["none", "some", "all"] = "some"
-    """Baselines under torch.compile: some are those of the three ops of training and sampling at 64 px, on a
-    CPU also at 256 px, at the largest thread count; each takes seconds to compile."""
+    """Baselines under torch.compile. "some": those of the three ops of training and sampling at 64 px, on a
+    CPU also at 256 px, at the largest thread count. Each takes seconds to compile."""
     sections: tuple[Section, ...] = ()
-    """Parts of the run: ops; sweeps over blur_std, batch size and host time; end-to-end steps of the
-    trainer; cases where the ops dominate; memory. Default: all."""
+    """Parts of the run: ops; sweeps over blur_std, batch size and host time; memory. Default: all. Whole
+    steps and workloads: `python -m benchmarks.steps`, `python -m benchmarks.workloads`, from the sources."""
     default_allocator: bool = False
-    """Leave the C library's allocator as it is. By default it is told to keep what is freed, as a process
-    that has run for long mostly does, so that results do not come with page faults, or without, by chance."""
+    """Leave the C library's allocator as it is. By default it is told to keep freed memory, as a process that
+    has run for long mostly does; otherwise new results cost page faults, or not, by chance."""
     isa: Literal["avx512", "avx2", "portable"] | None = None
     """Instruction set of our CPU kernels; PyTorch keeps its own."""
     plots: bool = True
@@ -74,7 +74,7 @@ class BenchConfig:
     """Draw a progress bar on a terminal; lines otherwise."""
 
     def __post_init__(self) -> None:
-        """Refuses numbers that no run could mean."""
+        """Refuses numbers below 1."""
         for name in ("sizes", "threads"):
             if any(value < 1 for value in getattr(self, name)):
                 raise UserError(f"--{name}: expected numbers of at least 1, got {getattr(self, name)}")
@@ -93,8 +93,7 @@ class BenchConfig:
         """The parts of the run."""
         if self.sections:
             return self.sections
-        narrowed = self.ops or self.sizes or self.batch or self.dtypes or self.backends
-        if narrowed:
+        if self.ops or self.sizes or self.batch or self.dtypes or self.backends:
             return ("ops",)
         return tuple(s for s in SECTIONS if not (self.quick and s == "memory"))
 

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways to blur by the heat operator, or to take a 2-D DCT, that people write or install.
+"""The ways to blur by the heat operator, or to take a 2-D DCT, that people write in PyTorch.
 
-Each is made once for an image size and may keep the DCT basis, the eigenvalues and twiddle factors; what
-depends on blur_std is made at each call. Images are float32 or float64 [B, C, H, W], blur_std is [B].
+A form is made once for an image size. It may keep the DCT basis, the eigenvalues and twiddle factors; what
+depends on blur_std is computed at each call. Images are float32 or float64 [B, C, H, W], blur_std is [B].
+The forms that other packages provide are in `packages.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from softdiff_kernels.spectrum import dct_basis, eigenvalues
+from ..spectrum import dct_basis, eigenvalues
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,10 +29,10 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 
 
 class Form:
-    """What all forms keep, and the separable gain of the blur.
+    """The tables that all forms keep, and the separable gain of the blur.
 
-    group: which ratio the form counts in, see `baselines.Baseline`, where same and difference are explained,
-    too.
+    name, source, group, same, difference: see `baselines.Baseline`. autograd: whether PyTorch can
+    differentiate through it.
     """
 
     name = ""
@@ -41,6 +40,7 @@ class Form:
     source = ""
     same = True
     difference = ""
+    autograd = True
 
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         self.height, self.width, self.dtype = height, width, dtype
@@ -102,6 +102,57 @@ class TwoProductBmm(TwoProduct):
         return torch.bmm(a_h.repeat_interleave(channels, 0), y).view(x.shape)
 
 
+class FoldedTwoProduct(Form):
+    """`A x A` by halves: A is centrosymmetric, so that even and odd parts do not mix.
+
+    Along an axis the sum and the difference of the two ends are multiplied by matrices of half the size. That
+    is half the operations of the products, and a quarter of those that make A.
+    """
+
+    name = "folded two-product"
+    source = "centrosymmetric matrices, Cantoni & Butler 1976; torch.bmm on even and odd parts"
+
+    def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(height, width, dtype)
+        self.parts_h, self.parts_w = self._parts(self.basis_h), self._parts(self.basis_w)
+
+    @staticmethod
+    def _parts(basis: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """For even and odd frequencies: the basis over the first half, out, and in.
+
+        The middle sample of an odd size is its own mirror image, and its sum counts it twice.
+        """
+        size = basis.shape[1]
+        out = basis[:, : (size + 1) // 2]
+        into = out.clone()
+        if size % 2:
+            into[:, -1] *= 0.5
+        return tuple((out[i::2].T.contiguous(), into[i::2].contiguous()) for i in (0, 1))
+
+    @staticmethod
+    def _operators(parts: tuple[tuple[Tensor, Tensor], ...], gains: Tensor) -> list[Tensor]:
+        return [out @ (gains[:, i::2, None] * into) for i, (out, into) in enumerate(parts)]
+
+    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
+        along_h, along_w = self.gains(blur_std)
+        over_h = self._operators(self.parts_h, along_h)
+        over_w = over_h if self.height == self.width else self._operators(self.parts_w, along_w)
+        batch, channels, height, width = x.shape
+        half_h, half_w = (height + 1) // 2, (width + 1) // 2
+        head, tail = x[..., :half_w], x[..., width // 2 :].flip(-1)
+        rows = (batch, channels * height, half_w)
+        even = torch.bmm((head + tail).view(rows), over_w[0].mT)
+        odd = torch.bmm((head - tail).view(rows), over_w[1].mT)
+        # Both parts side by side, as they are, through the other axis.
+        y = torch.cat([even, odd], dim=-1).view(batch * channels, height, 2 * half_w)
+        head, tail = y[:, :half_h], y[:, height // 2 :].flip(1)
+        even = torch.bmm(over_h[0].repeat_interleave(channels, 0), head + tail)
+        odd = torch.bmm(over_h[1].repeat_interleave(channels, 0), head - tail)
+        y = torch.cat([even + odd, (even - odd)[:, : height // 2].flip(1)], dim=1)
+        even, odd = y[..., :half_w], y[..., half_w:]
+        return torch.cat([even + odd, (even - odd)[..., : width // 2].flip(-1)], dim=-1).view(x.shape)
+
+
 class DctForm(Form):
     """A form that has the transform itself; the blur is `idct2(gain * dct2(x))`."""
 
@@ -128,7 +179,23 @@ class FourProduct(DctForm):
         return self.basis_h.T @ u @ self.basis_w
 
 
-class FftDct(DctForm):
+class AxisDct(DctForm):
+    """A transform along the last axis, then along the other one."""
+
+    def _dct(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _idct(self, u: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def dct2(self, x: Tensor) -> Tensor:
+        return self._dct(self._dct(x).transpose(-1, -2)).transpose(-1, -2)
+
+    def idct2(self, u: Tensor) -> Tensor:
+        return self._idct(self._idct(u).transpose(-1, -2)).transpose(-1, -2)
+
+
+class FftDct(AxisDct):
     """The DCT by a complex FFT of the reordered signal and a twiddle, with the same passes as torch-dct."""
 
     name = "FFT-DCT"
@@ -168,14 +235,8 @@ class FftDct(DctForm):
         x[:, 1::2] += v[:, half:].flip(1)
         return x.view(u.shape)
 
-    def dct2(self, x: Tensor) -> Tensor:
-        return self._dct(self._dct(x).transpose(-1, -2)).transpose(-1, -2)
 
-    def idct2(self, u: Tensor) -> Tensor:
-        return self._idct(self._idct(u).transpose(-1, -2)).transpose(-1, -2)
-
-
-class RealFftDct(DctForm):
+class RealFftDct(AxisDct):
     """The DCT by a real FFT, half the work of `FftDct`: X[k] and X[n - k] are two parts of one number."""
 
     name = "real-FFT DCT"
@@ -209,43 +270,3 @@ class RealFftDct(DctForm):
         x[..., ::2] = v[..., :half]
         x[..., 1::2] = v[..., half:].flip(-1)
         return x
-
-    def dct2(self, x: Tensor) -> Tensor:
-        return self._dct(self._dct(x).transpose(-1, -2)).transpose(-1, -2)
-
-    def idct2(self, u: Tensor) -> Tensor:
-        return self._idct(self._idct(u).transpose(-1, -2)).transpose(-1, -2)
-
-
-class ScipyDct(DctForm):
-    """scipy.fft.dctn and idctn with as many workers as PyTorch has threads; no autograd."""
-
-    name = "scipy"
-    source = "scipy.fft (pocketfft), norm='ortho', type 2"
-
-    def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
-        import scipy.fft  # here, for machines without scipy where the other forms are timed
-
-        super().__init__(height, width, dtype)
-        self.forward, self.inverse = scipy.fft.dctn, scipy.fft.idctn
-
-    def dct2(self, x: Tensor) -> Tensor:
-        return self._call(self.forward, x.numpy(), False)
-
-    def idct2(self, u: Tensor) -> Tensor:
-        return self._call(self.inverse, u.numpy(), False)
-
-    def blur(self, x: Tensor, blur_std: Tensor) -> Tensor:
-        u = self.dct2(x).numpy()
-        u *= self.gain(blur_std).numpy()
-        return self._call(self.inverse, u, True)
-
-    @staticmethod
-    def _call(transform: Callable[..., np.ndarray], x: np.ndarray, overwrite: bool) -> Tensor:
-        workers = torch.get_num_threads()
-        return torch.from_numpy(
-            transform(x, axes=(-2, -1), norm="ortho", workers=workers, overwrite_x=overwrite)
-        )
-
-
-FORMS: tuple[type[Form], ...] = (TwoProduct, TwoProductBmm, FourProduct, FftDct, RealFftDct, ScipyDct)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import breakdown, result
+from .cases import HEADLINE, NOISY, bytes_of, dense_operations
+from .report import load
 from .rows import AGAIN, OURS, Row
-from .tables import HEADLINE
 
 # One colour for one way to compute, in all plots.
 _COLOURS = {
@@ -19,10 +19,12 @@ _COLOURS = {
     "four-product": "#e09f3e",
     "scipy": "#3f8f5f",
     "FFT-DCT": "#7d5ba6",
+    "FFTW": "#5f6f1f",
+    "DUCC": "#2aa198",
 }
 _LIMITS = "#444444"
 _OTHERS = "#9a9a9a"
-_NAMED = ("two-product bmm", "four-product", "scipy", "FFT-DCT")
+_NAMED = ("two-product bmm", "four-product", "scipy", "FFTW", "DUCC", "FFT-DCT")
 
 
 def _axis(ax: Any, title: str, x: str, y: str, ticks: Sequence[float] = ()) -> None:
@@ -63,11 +65,11 @@ def _line(ax: Any, x: Sequence[float], y: Sequence[float], name: str) -> None:
 
 def _labels(axes: Sequence[Any]) -> tuple[list[Any], list[str]]:
     """Every label of some axes once."""
-    known: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            known.setdefault(label, handle)
-    return list(known.values()), list(known)
+            handles.setdefault(label, handle)
+    return list(handles.values()), list(handles)
 
 
 def _plain(rows: Sequence[Row]) -> list[Row]:
@@ -83,12 +85,12 @@ def _seen(rows: Sequence[Row]) -> list[str]:
     return [op for op in HEADLINE if op in ops] or ops[:3]
 
 
-def _limits_of(found: dict[str, Any], row: Row) -> dict[str, float] | None:
-    limits: dict[str, Any] = found["limits"]
+def _limits_of(result: dict[str, Any], row: Row) -> dict[str, float] | None:
+    limits: dict[str, Any] = result["limits"]
     return limits.get("gpu" if row.device == "cuda" else str(row.threads))
 
 
-def time_per_value(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
+def time_per_value(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """ns per value against size, with what the machine allows drawn in."""
     plain = _plain(rows)
     ops = _seen(plain)
@@ -100,16 +102,16 @@ def time_per_value(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> N
             points = [(r.px, r.timings[name]["median"]) for r in chosen if name in r.timings]
             if points:
                 _line(ax, [x for x, _ in points], [y for _, y in points], name)
-        limits = _limits_of(found, chosen[0])
+        limits = _limits_of(result, chosen[0])
         if limits is not None:
-            bytes_a_value = breakdown.bytes_of(op)
+            bytes_a_value = bytes_of(op)
             ax.axhline(bytes_a_value / limits["copy_gb_s"], color=_LIMITS, linewidth=1.1, label="memory copy")
-            dense = [breakdown.dense_operations(op, px) / limits["gemm_gflop_s"] for px in sizes]
+            dense = [dense_operations(op, px) / limits["gemm_gflop_s"] for px in sizes]
             if any(dense):
                 ax.plot(
                     sizes, dense, color=_LIMITS, linewidth=1.1, linestyle="--", label="dense products at peak"
                 )
-            if op in breakdown.NOISY:
+            if op in NOISY:
                 ax.axhline(
                     limits["normal_ns"], color=_LIMITS, linewidth=1.1, linestyle=":", label="noise alone"
                 )
@@ -118,7 +120,7 @@ def time_per_value(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> N
     figure.legend(*_labels(axes), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
 
 
-def ratio(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
+def ratio(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """How many times as long the fastest baseline takes, at each thread count."""
     floats = [r for r in rows if r.dtype == "float32"] or list(rows)
     counts = sorted({r.threads for r in floats})
@@ -147,9 +149,9 @@ def ratio(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     figure.legend(*_labels(axes), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
 
 
-def by_blur(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
+def by_blur(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """Cost against blur_std."""
-    entries = found["sweeps"]["blur"]
+    entries = result["sweeps"]["blur"]
     sizes = sorted({e["px"] for e in entries})
     axes = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for ax, px in zip(axes, sizes, strict=True):
@@ -165,9 +167,9 @@ def by_blur(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     axes[0].legend(fontsize=8, frameon=False)
 
 
-def by_batch(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
+def by_batch(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """Cost of an image against the batch size."""
-    entries = found["sweeps"]["batch"]
+    entries = result["sweeps"]["batch"]
     ops = list(dict.fromkeys(e["op"] for e in entries))
     axes = figure.subplots(1, len(ops), sharey=True, squeeze=False)[0]
     for ax, op in zip(axes, ops, strict=True):
@@ -180,9 +182,9 @@ def by_batch(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     axes[0].legend(fontsize=8, frameon=False)
 
 
-def host(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
+def host(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """Host microseconds of a call."""
-    entries = found["sweeps"]["host"]
+    entries = result["sweeps"]["host"]
     ax = figure.subplots()
     for i, entry in enumerate(entries):
         bars = [(OURS, entry["ours"], _COLOURS[OURS])]
@@ -199,12 +201,12 @@ def host(found: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     ax.legend(fontsize=8, frameon=False)
 
 
-def _has_rows(found: dict[str, Any], rows: Sequence[Row]) -> bool:
+def _has_rows(result: dict[str, Any], rows: Sequence[Row]) -> bool:
     return bool(rows)
 
 
 def _swept(name: str) -> Callable[[dict[str, Any], Sequence[Row]], bool]:
-    return lambda found, rows: bool(found["sweeps"][name])
+    return lambda result, rows: bool(result["sweeps"][name])
 
 
 PLOTS: dict[str, tuple[Callable[..., None], Callable[..., bool], tuple[float, float]]] = {
@@ -221,17 +223,17 @@ def draw(path: Path, folder: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found, rows = result.load(str(path))
+    result, rows = load(str(path))
     for row in rows:
         row.timings.pop(AGAIN, None)
     drawn = []
     for name, (plot, has_data, size) in PLOTS.items():
-        if not has_data(found, rows):
+        if not has_data(result, rows):
             continue
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        plot(found, rows, figure)
-        machine = found["machine"]
+        plot(result, rows, figure)
+        machine = result["machine"]
         about = (machine["gpu"] or {}).get("name") or f"{machine['cpu']}, {machine['instruction_set']}"
         figure.suptitle(f"{about}, {machine['date'][:10]}", fontsize=8, x=0.99, ha="right", color="#666666")
         file = folder / f"{name}.png"

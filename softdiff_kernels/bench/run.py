@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole run: what is measured in which order, and what becomes of it if it is stopped."""
+"""A run of `softdiff bench`: what is measured in which order, and what is kept if it is stopped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,12 @@ import torch
 
 import softdiff_kernels as sk
 
-from ..commands.sample import pick_device
 from ..errors import UserError, need
 from ..progress import Progress
-from . import breakdown, cases, dominated, end_to_end, machine, measure, memory, result, rows, sweeps
+from ..training.device import pick_device
+from . import cases, machine, report, rows, sweeps, timing
+from .baselines import absent
 from .config import BenchConfig
-from .document import document
-from .peers import absent
-from .tables import HEADLINE, comparison
 
 COMPILED_SIZES = {"cpu": (64, 256), "cuda": (64,)}
 _GPU_IMAGES = 64 * 2**20  # bytes of one image batch
@@ -40,10 +38,6 @@ class Step:
     call: Callable[[], object]
     threads: int | None = None
 
-    def within(self) -> AbstractContextManager[None]:
-        """The thread count of the step."""
-        return nullcontext() if self.threads is None else measure.threads(self.threads)
-
 
 class Run:
     """What is asked for, and what has been measured of it so far."""
@@ -52,50 +46,47 @@ class Run:
         self.config = config
         self.device = pick_device(config.device)
         self.gpu = self.device.type == "cuda"
-        self.threads = self._threads()
-        # Seconds for each call of a row, in each pass. A GPU's calls are so short that less has rounds enough
-        # in it, and its clock is steady. On a CPU other programs and the machine's own moods last seconds:
-        # two visits, minutes apart, see more of them than one that is twice as long.
-        self.full = 0.03 if config.quick else 0.05 if self.gpu else 0.12
+        about = machine.description(self.device)
+        # Thread counts. On a GPU they make no difference.
+        self.threads = config.threads or tuple(sorted({1, about["cores"]}))
+        if self.gpu:
+            self.threads = (torch.get_num_threads(),)
+        # Seconds for each call of a row, in each pass. A GPU's calls are so short that less time has enough
+        # rounds in it, and its clock is steady. On a CPU other programs disturb for seconds: two passes,
+        # minutes apart, see more of that than one pass of twice the length.
+        self.budget = 0.03 if config.quick else 0.05 if self.gpu else 0.12
         self.passes = 1 if config.quick or self.gpu else 2
-        self.found: dict[tuple[Any, ...], rows.Found] = {}  # what a later pass comes back to
-        self.lines: dict[tuple[Any, ...], rows.Row] = {}
-        self.noise: dict[tuple[int, int], float] = {}  # ns of a normal, by size and threads
+        self.measurements: dict[tuple[Any, ...], rows.Measurement] = {}  # for the next pass
+        self.rows: dict[tuple[Any, ...], rows.Row] = {}
+        self.normal_ns: dict[tuple[int, int], float] = {}  # of one standard normal, by size and threads
         self.started = time.monotonic()
         self.result: dict[str, Any] = {
             "command": command,
             "config": asdict(config),
-            "machine": machine.description(self.device),
+            "machine": about,
             "backends": {name: [b.usable, b.reason] for name, b in sk.backends().items()},
             "seed": cases.SEED,
             "memory_kept": False,
-            "absent": absent(),
+            "absent": absent(device=self.device),
             "complete": False,
             "seconds": 0.0,
             "limits": {},
             "shares": [],
             "parts": [],
             "sweeps": {"blur": [], "batch": [], "host": []},
-            "end_to_end": [],
-            "dominated": [],
             "memory": [],
             "problems": {},
             "step_seconds": {},
         }
 
-    def _threads(self) -> tuple[int, ...]:
-        if self.gpu:
-            return (torch.get_num_threads(),)
-        return self.config.threads or tuple(sorted({1, machine.cores()}))
-
-    def places(self) -> list[rows.Place]:
+    def conditions(self) -> list[rows.Conditions]:
         """Every dtype by every backend that is asked for."""
         usable = [name for name in ("triton", "cuda") if sk.backends()[name].usable] if self.gpu else []
         backends: Sequence[str | None] = self.config.backends or usable or (None,)
         dtypes = self.config.dtypes or (("float32", "bfloat16") if self.gpu else ("float32",))
-        l2 = getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0) if self.gpu else 0
+        l2 = self.result["machine"]["gpu"]["l2_bytes"] if self.gpu else 0
         least = 3 if self.config.quick else 4
-        base = rows.Place(self.device, budget=self.full, least=least, l2_bytes=l2)
+        base = rows.Conditions(self.device, budget=self.budget, least=least, l2_bytes=l2)
         return [
             replace(base, dtype=getattr(torch, dtype), backend=None if backend == "auto" else backend)
             for dtype in dtypes
@@ -108,18 +99,12 @@ class Run:
         for turn in range(self.passes if "ops" in sections else 0):
             for count in self.threads:
                 yield from self._op_steps(count, turn)
-        for count in self.threads:
-            if "memory" in sections and not self.gpu:
+        if "memory" in sections and not self.gpu:
+            for count in self.threads:
                 for size in self.config.chosen_sizes():
                     yield Step(f"memory, {size} px, {count} threads", partial(self._memory, size, count))
-        last = self.threads[-1]
         if "sweeps" in sections:
-            yield from self._sweep_steps(last)
-        quick = self.config.quick
-        if "end-to-end" in sections:
-            yield Step("steps of the trainer", partial(self._end_to_end, quick), last)
-        if "dominated" in sections:
-            yield Step("cases where the ops dominate", partial(self._dominated, quick), last)
+            yield from self._sweep_steps(self.threads[-1])
 
     def _op_steps(self, count: int, turn: int) -> Iterator[Step]:
         if turn == 0:
@@ -129,24 +114,24 @@ class Run:
                 name = f"parts of corrupt, {size} px, {count} threads"
                 yield Step(name, partial(self._parts, size, count), count)
             for op in self.config.chosen_ops():
-                for place in self.places():
-                    kind = "" if place.dtype == torch.float32 else f", {str(place.dtype).split('.')[1]}"
-                    by = "" if place.backend is None else f", {place.backend}"
+                for conditions in self.conditions():
+                    dtype = str(conditions.dtype).removeprefix("torch.")
+                    kind = "" if dtype == "float32" else f", {dtype}"
+                    by = "" if conditions.backend is None else f", {conditions.backend}"
                     name = f"{op}, {size} px{kind}{by}, {count} threads" + (", again" if turn else "")
                     compile = self._compiles(op, size, count)
-                    yield Step(name, partial(self._row, op, size, place, compile, turn), count)
+                    yield Step(name, partial(self._row, op, size, conditions, compile, turn), count)
 
     def _sweep_steps(self, count: int) -> Iterator[Step]:
-        place = replace(self.places()[0], dtype=torch.float32, budget=self.full / 2)
+        conditions = replace(self.conditions()[0], dtype=torch.float32, budget=self.budget / 2)
         for size in (64,) if self.config.quick else (64, 256):
-            yield Step(
-                f"blur_std, {size} px", partial(self._sweep, "blur", sweeps.by_blur, size, place), count
-            )
+            by_blur = partial(self._sweep, "blur", sweeps.by_blur, size, conditions)
+            yield Step(f"blur_std, {size} px", by_blur, count)
         batches = (1, 4, 16) if self.config.quick else (1, 2, 4, 8, 16, 32, 64, 128, 256)
-        for op in HEADLINE:
-            by_batch = partial(self._sweep, "batch", sweeps.by_batch, op, 64, place, batches)
+        for op in cases.HEADLINE:
+            by_batch = partial(self._sweep, "batch", sweeps.by_batch, op, 64, conditions, batches)
             yield Step(f"batch size, {op}", by_batch, count)
-            yield Step(f"host time, {op}", partial(self._sweep, "host", sweeps.host_time, op, place), 1)
+            yield Step(f"host time, {op}", partial(self._sweep, "host", sweeps.host_time, op, conditions), 1)
 
     def _sweep(self, name: str, sweep: Callable[..., list[dict[str, Any]]], *args: Any) -> None:
         self.result["sweeps"][name] += sweep(*args)
@@ -155,69 +140,86 @@ class Run:
         if self.config.compile != "some":
             return self.config.compile == "all"
         sizes = COMPILED_SIZES[self.device.type]
-        chosen = op in HEADLINE and size in sizes and count == self.threads[-1]
+        chosen = op in cases.HEADLINE and size in sizes and count == self.threads[-1]
         return chosen and not self.config.quick
 
     def _limits(self, count: int) -> None:
         key = "gpu" if self.gpu else str(count)
-        self.result["limits"][key] = machine.limits(self.full, self.device)
+        self.result["limits"][key] = machine.limits(self.budget, self.device)
 
     def _parts(self, size: int, count: int) -> None:
-        parts = breakdown.parts(size, budget=self.full / 2)
-        self.noise[size, count] = parts["noise alone"]
+        parts = machine.parts_of_corrupt(size, budget=self.budget / 2)
+        self.normal_ns[size, count] = parts["noise alone"]
         self.result["parts"].append({"px": size, "threads": count, **parts})
 
-    def _batch(self, size: int, place: rows.Place) -> int:
+    def _batch(self, size: int, dtype: torch.dtype) -> int:
         if self.config.batch is not None:
             return self.config.batch
         if not self.gpu:
             whole = cases.batch_of(size)
             return max(1, whole // 8) if self.config.quick else whole
-        return max(1, _GPU_IMAGES // (cases.CHANNELS * size * size * place.dtype.itemsize))
+        return max(1, _GPU_IMAGES // (cases.CHANNELS * size * size * dtype.itemsize))
 
-    def _row(self, op: str, size: int, place: rows.Place, compile: bool, turn: int) -> str:
-        if op not in HEADLINE:
-            place = replace(place, budget=place.budget / 2)
-        key = (op, size, place.dtype, place.backend, torch.get_num_threads())
-        found = self.found.pop(key, None)
-        if found is None:
-            found = rows.prepare(op, size, place, batch=self._batch(size, place), compile=compile)
-        found.time()
-        row = self.lines[key] = found.row()
+    def _row(self, op: str, size: int, conditions: rows.Conditions, compile: bool, turn: int) -> str:
+        if op not in cases.HEADLINE:
+            conditions = replace(conditions, budget=conditions.budget / 2)
+        key = (op, size, conditions.dtype, conditions.backend, torch.get_num_threads())
+        measurement = self.measurements.pop(key, None)
+        if measurement is None:
+            batch = self._batch(size, conditions.dtype)
+            measurement = rows.prepare(op, size, conditions, batch=batch, compile=compile)
+        measurement.time()
+        row = self.rows[key] = measurement.row()
         if turn + 1 < self.passes:
-            self.found[key] = found
+            self.measurements[key] = measurement
         return f"{row.ours:.2f} ns/px, {row.ratio:.2f} times as fast as {row.fastest}"
 
-    def _shares(self, timed: Sequence[rows.Row]) -> list[dict[str, Any]]:
-        shares = []
-        for row in timed:
+    def _memory(self, size: int, count: int) -> None:
+        extra = sweeps.memory(size, count)
+        if extra is not None:
+            self.result["memory"].append({"px": size, "threads": count, **extra})
+
+    def _shares(self) -> Iterator[dict[str, Any]]:
+        for row in self.rows.values():
             limits = self.result["limits"].get("gpu" if self.gpu else str(row.threads))
             if limits is not None and row.dtype == "float32":
-                normal = self.noise.get((row.px, row.threads), limits["normal_ns"])
-                shares.append(breakdown.shares(row, limits, normal))
-        return shares
+                normal = self.normal_ns.get((row.px, row.threads), limits["normal_ns"])
+                yield report.share(row, limits, normal)
 
-    def _memory(self, size: int, count: int) -> None:
-        found = memory.extra(size, count)
-        if found is not None:
-            self.result["memory"].append({"px": size, "threads": count, **found})
+    def take(self, step: Step, progress: Progress) -> None:
+        """Does a step; one that fails is written down and costs no other."""
+        start = time.monotonic()
+        try:
+            with nullcontext() if step.threads is None else timing.threads(step.threads):
+                outcome = step.call()
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            self.result["problems"][step.name] = why
+            progress.say(f"{step.name}: {why}")
+        else:
+            line = f"{step.name}: {outcome}" if outcome else step.name
+            progress.numbers(line, line)
+        self.result["step_seconds"][step.name] = time.monotonic() - start
+        progress.advance()
 
-    def _end_to_end(self, quick: bool) -> None:
-        need("diffusers", "the trainer's steps", "train")
-        self.result["end_to_end"] = end_to_end.end_to_end(self.device, quick=quick)
-
-    def _dominated(self, quick: bool) -> None:
-        self.result["dominated"] = dominated.dominated(self.device, quick=quick)
-
-    def finish(self, folder: Path) -> tuple[Path, str]:
-        """Writes what there is; the Markdown, too."""
-        timed = list(self.lines.values())
+    def finish(self, folder: Path) -> Path:
+        """Writes what has been measured, as JSON and Markdown. The path of bench.json."""
+        timed = list(self.rows.values())
         self.result["seconds"] = time.monotonic() - self.started
-        self.result["shares"] = self._shares(timed)
-        path = result.save(folder, self.result, timed)
-        text = document(self.result, timed)
-        (folder / result.MARKDOWN).write_text(text, encoding="utf-8")
-        return path, text
+        self.result["shares"] = list(self._shares())
+        path = report.save(folder, self.result, timed)
+        (folder / report.MARKDOWN).write_text(report.document(self.result, timed), encoding="utf-8")
+        return path
+
+    def print_summary(self, folder: Path) -> None:
+        """The comparison and the failed steps, on the terminal."""
+        timed = list(self.rows.values())
+        if timed:
+            print(report.comparison(timed))
+        problems = self.result["problems"]
+        if problems:
+            print(f"{len(problems)} of the steps failed: {', '.join(problems)}", file=sys.stderr)
+        print(f"{self.result['seconds']:.0f} s; the results are in {folder}, the tables in {report.MARKDOWN}")
 
 
 def _use_instruction_set(isa: str) -> None:
@@ -229,9 +231,9 @@ def _use_instruction_set(isa: str) -> None:
 
 def _check(config: BenchConfig) -> None:
     for name in config.backends:
-        found = sk.backends().get(name)
-        if found is not None and not found.usable:
-            raise UserError(f"--backends: {name} does not work here: {found.reason}")
+        backend = sk.backends().get(name)
+        if backend is not None and not backend.usable:
+            raise UserError(f"--backends: {name} does not work here: {backend.reason}")
     for module in ("scipy", "tqdm") if config.progress else ("scipy",):
         need(module, "softdiff bench", "bench")
     if config.isa is not None:
@@ -239,63 +241,41 @@ def _check(config: BenchConfig) -> None:
 
 
 def bench(config: BenchConfig, argv: Sequence[str] = ()) -> Path:
-    """Measures what the options ask for; writes bench.json, bench.md and the plots. The folder.
+    """Measures what the options ask for; writes bench.json, bench.md and the plots. Returns the folder.
 
-    A step that fails is written down and the others go on. Ctrl-C keeps what has been measured.
+    A step that fails is written down and the others continue. Ctrl-C keeps what has been measured.
     """
     _check(config)
     run = Run(config, shlex.join(["softdiff", "bench", *argv]))
     if not config.default_allocator:
-        run.result["memory_kept"] = measure.keep_memory()
-    folder = result.new_folder(config.out, run.device.type)
+        run.result["memory_kept"] = timing.keep_memory()
+    folder = report.new_folder(config.out, run.device.type)
     if not run.gpu and not config.backends and not sk.backends()["native"].usable:
         print(f"Timing plain PyTorch: {sk.backends()['native'].reason}", file=sys.stderr)
     load = run.result["machine"]["load_average"]
     if load is not None and load > _BUSY:
-        print(f"load average {load:.1f}: ratios mean little on a busy machine", file=sys.stderr)
+        print(f"load average {load:.1f}: ratios are unreliable on a loaded machine", file=sys.stderr)
     torch.manual_seed(cases.SEED)
     steps = list(run.steps())
     progress = Progress(len(steps), 0, bar=config.progress)
     try:
         for step in steps:
-            _take(run, step, progress)
+            run.take(step, progress)
         run.result["complete"] = True
     finally:
         progress.close()
-        path, _ = run.finish(folder)
-    _tell(run, config, folder, path)
+        path = run.finish(folder)
+    if config.plots:
+        _plot(path, folder)
+    run.print_summary(folder)
     return folder
 
 
-def _take(run: Run, step: Step, progress: Progress) -> None:
-    start = time.monotonic()
+def _plot(path: Path, folder: Path) -> None:
+    from .plots import draw
+
     try:
-        with step.within():
-            told = step.call()
-    except Exception as error:  # one step must not cost the others
-        why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        run.result["problems"][step.name] = why
-        progress.say(f"{step.name}: {why}")
-    else:
-        line = f"{step.name}: {told}" if told else step.name
-        progress.numbers(line, line)
-    run.result["step_seconds"][step.name] = time.monotonic() - start
-    progress.advance()
-
-
-def _tell(run: Run, config: BenchConfig, folder: Path, path: Path) -> None:
-    timed = list(run.lines.values())
-    if timed:
-        print(comparison(timed))
-    if config.plots:
-        from .plots import draw
-
-        try:
-            need("matplotlib", "the plots", "bench")
-            draw(path, folder)
-        except UserError as error:
-            print(f"no plots: {error}", file=sys.stderr)
-    problems = run.result["problems"]
-    if problems:
-        print(f"{len(problems)} of the steps failed: {', '.join(problems)}", file=sys.stderr)
-    print(f"{run.result['seconds']:.0f} s; everything is in {folder}, the tables in {result.MARKDOWN}")
+        need("matplotlib", "the plots", "bench")
+        draw(path, folder)
+    except UserError as error:
+        print(f"no plots: {error}", file=sys.stderr)

@@ -14,22 +14,20 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from typing import Any
+
+from .. import _machine
 
 EXTRAS = ("diffusers", "tyro", "tqdm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "matplotlib")
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def _package() -> str:
-    try:
-        return metadata.version("softdiff_kernels")
-    except metadata.PackageNotFoundError:
-        return "not installed (run from its sources)"
+    return _machine.package_version("softdiff_kernels") or "not installed (run from its sources)"
 
 
 def _python() -> str:
-    return f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"
+    return f"{platform.python_version()} on {_machine.system()}, {sys.executable}"
 
 
 def _torch() -> str:
@@ -43,12 +41,12 @@ def _gpu() -> str:
 
     if torch.version.cuda is None and torch.version.hip is None:
         return "none: this torch is built for the CPU alone"
-    if not torch.cuda.is_available():
+    names = [
+        f"{gpu['name']} (sm_{gpu['capability'].replace('.', '')}, {gpu['memory_gib']:.0f} GiB)"
+        for gpu in _machine.gpus()
+    ]
+    if not names:
         return f"none usable (torch built for CUDA {torch.version.cuda})"
-    names = []
-    for i in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(i)
-        names.append(f"{found.name} (sm_{found.major}{found.minor}, {found.total_memory / 2**30:.0f} GiB)")
     return f"{', '.join(names)}; CUDA {torch.version.cuda}"
 
 
@@ -93,9 +91,7 @@ def _cuda_module() -> str:
 def _threads() -> str:
     import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    usable = len(affinity(0)) if affinity else os.cpu_count()
-    return f"torch uses {torch.get_num_threads()} of {usable} usable cores"
+    return f"torch uses {torch.get_num_threads()} of {_machine.cores()} usable cores"
 
 
 def _openmp() -> str:
@@ -106,12 +102,6 @@ def _openmp() -> str:
     return built + "".join(f"; {name}={value}" for name, value in variables.items())
 
 
-def _vector_units() -> str:
-    import torch
-
-    return str(torch.backends.cpu.get_cpu_capability())
-
-
 def _extras() -> str:
     present, absent = [], []
     for module in EXTRAS:
@@ -119,7 +109,7 @@ def _extras() -> str:
         if importlib.util.find_spec(module) is None:
             absent.append(name)
         else:
-            present.append(f"{name} {metadata.version(name)}")
+            present.append(f"{name} {_machine.package_version(name) or 'of unknown version'}")
     from ..errors import install
 
     return ", ".join(present) + (f"; missing: {', '.join(absent)} ({install()})" if absent else "")
@@ -134,7 +124,7 @@ PROBES: tuple[tuple[str, Callable[[], str]], ...] = (
     ("compiler", _compiler),
     ("compiled modules", _compiled_modules),
     ("CUDA module", _cuda_module),
-    ("vector units", _vector_units),
+    ("vector units", _machine.vector_units),
     ("threads", _threads),
     ("OpenMP", _openmp),
     ("trainer's packages", _extras),

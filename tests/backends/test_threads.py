@@ -16,7 +16,7 @@ from checks import NATIVE, WHY_NOT, picture, std_range
 
 import softdiff_kernels as sk
 from softdiff_kernels.backends import native
-from softdiff_kernels.bench.measure import threads
+from softdiff_kernels.bench.timing import threads
 
 pytestmark = pytest.mark.skipif(not NATIVE, reason=WHY_NOT)
 

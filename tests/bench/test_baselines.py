@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 pytest.importorskip("scipy")
 
-from softdiff_kernels.bench import baselines, cases, measure, rows
+from softdiff_kernels.bench import baselines, cases, rows, timing
 
 # A baseline in float64 rounds at 1.1e-16. Its sums have at most 4 x 20 terms, an FFT's growth is below that,
 # and the largest weight of the reverse mask's plain difference is under 1, so that 1e-13 holds with much
@@ -95,7 +95,7 @@ class Clock:
         self.now = 0.0
         self.log: list[str] = []
 
-    def call(self, name: str, seconds: float) -> measure.Call:
+    def call(self, name: str, seconds: float) -> timing.Call:
         def run() -> None:
             self.now += seconds
             self.log.append(name)
@@ -103,15 +103,14 @@ class Clock:
         return run
 
 
-def test_calls_are_interleaved_and_ratios_are_of_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_interleaved_and_ratios_are_of_medians() -> None:
     """Rule: each call gets its budget or `least` rounds, spread over the run, and its own time."""
     clock = Clock()
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock.now)
     calls = {"fast": clock.call("fast", 2.0), "slow": clock.call("slow", 64.0)}
-    timings = measure.interleaved(calls, budget=80.0, least=4, most=1000)
+    timings = timing.interleaved(calls, timing.Clock(lambda: clock.now), budget=80.0, least=4, most=1000)
     assert (timings["fast"].rounds, timings["slow"].rounds) == (40, 4)
     assert timings["slow"].median == timings["slow"].low == timings["slow"].high == 64.0
-    assert measure.ratios(timings, "fast") == {"fast": 1.0, "slow": 32.0}
+    assert timing.ratios(timings, "fast") == {"fast": 1.0, "slow": 32.0}
     places = [i for i, name in enumerate(clock.log[4:]) if name == "slow"]
     gaps = [b - a for a, b in itertools.pairwise(places)]
     assert all(10 <= gap <= 12 for gap in gaps), places
@@ -119,18 +118,18 @@ def test_calls_are_interleaved_and_ratios_are_of_medians(monkeypatch: pytest.Mon
 
 def test_quantiles() -> None:
     """Rule: the 20 % and 80 % quantiles of 0..10 are 2 and 8, whatever the order."""
-    taken = measure.summary([float((7 * i) % 11) for i in range(11)])
+    taken = timing.summary([float((7 * i) % 11) for i in range(11)])
     assert (taken.low, taken.median, taken.high, taken.rounds) == (2.0, 5.0, 8.0, 11)
 
 
 def test_nothing_to_time_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one call"):
-        measure.interleaved({})
+        timing.interleaved({}, timing.Clock())
 
 
 def test_threads_are_put_back() -> None:
     before = torch.get_num_threads()
-    with measure.threads(before + 1):
+    with timing.threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 
@@ -145,7 +144,7 @@ def test_a_baseline_that_fails_to_compile_is_named(monkeypatch: pytest.MonkeyPat
     same = [one for one in baselines.baselines("corrupt", 8, 8) if one.same]
     monkeypatch.setattr(rows, "baselines", lambda *_: same)
     monkeypatch.setattr(rows, "compiled", lambda *_: [late])
-    row = rows.compare("corrupt", 8, rows.Place(budget=1e-4), batch=2)
+    row = rows.measure("corrupt", 8, rows.Conditions(budget=1e-4), batch=2)
     assert row.failures == {"broken": "RuntimeError: no compiler"}
     assert "broken" not in row.timings and row.fastest in row.timings
     assert row.ratio == pytest.approx(row.fastest_ns / row.ours)
@@ -156,4 +155,4 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = baselines.Baseline("wrong", "main", "a test", lambda x, blur_std: 1.01 * x)
     monkeypatch.setattr(rows, "baselines", lambda *_: [wrong])
     with pytest.raises(AssertionError, match="wrong"):
-        rows.compare("blur", 8, rows.Place(budget=1e-4), batch=2, compile=False)
+        rows.measure("blur", 8, rows.Conditions(budget=1e-4), batch=2, compile=False)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("tyro")
 
-from softdiff_kernels.bench import difference, result, rows
+from softdiff_kernels.bench import compare, report, rows
 from softdiff_kernels.cli import main
 
 MACHINE = {
@@ -60,34 +60,34 @@ def row(ours: float = 1.0, others: tuple[float, ...] = (5.0, 6.0, 7.0), noise: f
 
 def test_a_change_beyond_the_noise() -> None:
     """Rule: under unchanged baselines 10 % less time is faster, 10 % more slower, 2 % either way none."""
-    assert difference.change(row(1.0), row(0.9)).verdict == "faster"
-    assert difference.change(row(1.0), row(1.1)).verdict == "slower"
-    assert difference.change(row(1.0), row(0.98)).verdict == "none"
-    assert difference.change(row(1.0), row(1.02)).verdict == "none"
+    assert compare.change(row(1.0), row(0.9)).verdict == "faster"
+    assert compare.change(row(1.0), row(1.1)).verdict == "slower"
+    assert compare.change(row(1.0), row(0.98)).verdict == "none"
+    assert compare.change(row(1.0), row(1.02)).verdict == "none"
 
 
 def test_the_floor_adds_both_noises() -> None:
     """Rule: the floor is the root of the sum of squares: of 3 % and 4 % it is 5 %."""
-    assert difference.change(row(noise=0.03), row(noise=0.04)).floor == pytest.approx(0.05)
+    assert compare.change(row(noise=0.03), row(noise=0.04)).floor == pytest.approx(0.05)
 
 
 def test_a_slower_machine_is_no_change() -> None:
     """Rule: where everything takes 1.5 times as long, ours has not changed, and the factor is named."""
-    found = difference.change(row(1.0), row(1.5, (7.5, 9.0, 10.5)))
-    assert found.verdict == "none"
-    assert (found.time, found.machine, found.net) == pytest.approx((1.5, 1.5, 1.0))
+    change = compare.change(row(1.0), row(1.5, (7.5, 9.0, 10.5)))
+    assert change.verdict == "none"
+    assert (change.time, change.machine, change.net) == pytest.approx((1.5, 1.5, 1.0))
 
 
 def test_baselines_that_disagree_widen_the_floor() -> None:
     """Rule: where the baselines moved by up to a half against each other, a tenth cannot be told."""
-    found = difference.change(row(1.0), row(0.9, (5.0, 9.0, 4.5)))
-    assert found.verdict == "none" and found.floor > 0.1
+    change = compare.change(row(1.0), row(0.9, (5.0, 9.0, 4.5)))
+    assert change.verdict == "none" and change.floor > 0.1
 
 
 def write(folder: Path, timed: list[rows.Row], **machine: Any) -> str:
     """A result as `softdiff bench` writes it."""
     folder.mkdir()
-    result.save(folder, {"machine": {**MACHINE, **machine}, "complete": True}, timed)
+    report.save(folder, {"machine": {**MACHINE, **machine}, "complete": True}, timed)
     return str(folder)
 
 
@@ -101,7 +101,7 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert "| faster |" in told and "-20.0%" in told
     assert "Of 1 rows 1 are faster and 0 slower beyond the noise, 0 are the same within it." in told
-    assert "1 rows are in one of the two alone." in told
+    assert "1 rows are in only one of the two." in told
     assert "different machines" not in told
 
     assert main(["bench", "compare", one, one]) == 0
@@ -112,7 +112,7 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_other_machines_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rule: another CPU or version is told, and that times of two machines mean little."""
+    """Rule: another CPU or version is told, and that the times of two machines cannot be compared."""
     one = write(tmp_path / "one", [row()])
     two = write(tmp_path / "two", [row()], cpu="slide rule", versions={"torch": "2.14.1"})
     assert main(["bench", "compare", one, two]) == 0

@@ -3,23 +3,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
+import types
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("scipy")
 
-from softdiff_kernels.bench import baselines, builders, cases, peers
+from softdiff_kernels.bench import baselines, cases, packages, timing
 
-SAME = [kind for kind in peers.PEERS if kind.same]
-NEAREST = [kind for kind in peers.PEERS if not kind.same]
+SAME = [kind for kind in baselines.PACKAGES if kind.same]
+NEAREST = [kind for kind in baselines.PACKAGES if not kind.same]
+
+
+CPU = torch.device("cpu")
+
+
+def from_packages(op):
+    """The baselines of an op that other packages provide, for images of 8 x 8."""
+    return list(baselines._by_forms(op, baselines.PACKAGES, 8, 8, torch.float32, CPU))
 
 
 def made(kind, height, width, dtype=torch.float64):
     """The package's form; skips the test, with the reason, where the package is not there."""
-    form, reason = peers._made(kind, height, width, dtype, torch.device("cpu"))
+    form, reason = packages.make(kind, height, width, dtype, CPU)
     if form is None:
         pytest.skip(f"{kind.package}: {reason}")
     return form
@@ -31,7 +42,7 @@ def test_a_package_with_the_same_transform_gives_the_same_ops(kind):
     form = made(kind, 12, 20)
     for op in baselines.OPS[:-1]:
         case = cases.silent(cases.make(op, 12, 20, 3, dtype=torch.float64))
-        call = builders.of(op, form)
+        call = baselines.of(op, form)
         given = {} if case.noise is None else {"noise": case.noise}
         assert call is not None
         result = call(*case.arguments.values(), **given)
@@ -100,8 +111,71 @@ def test_kernels_stay_inside_what_padding_permits(kind):
     assert float((blurred[0] - x[0]).abs().max()) < 1e-2
 
 
+@pytest.mark.parametrize("kind", [packages.Fftw, packages.Ducc], ids=lambda kind: kind.name)
+def test_fftw_and_ducc_follow_the_threads_and_leave_the_input(kind):
+    """Rule: at each number of threads the result is the transform, in memory of its own; the input stays."""
+    form = made(kind, 12, 20)
+    x = cases.make("dct2", 12, 20, 3, dtype=torch.float64).arguments["x"]
+    before, exact = x.clone(), cases.truth(cases.Case("dct2", 12, 20, {"x": x}, None))
+    for count in (1, 2):
+        with timing.threads(count):
+            first, second = form.dct2(x), form.dct2(x)
+        assert cases.relative_error(first, exact) < 1e-13 and torch.equal(first, second)
+        assert len({t.data_ptr() for t in (x, first, second)}) == 3
+        u = first.clone()
+        assert cases.relative_error(form.idct2(u), before) < 1e-13 and torch.equal(u, first)
+    assert torch.equal(x, before)
+
+
+def test_fftw_keeps_its_plans():
+    """Rule: a shape, a direction and a number of threads is planned once, by FFTW_MEASURE."""
+    form = made(packages.Fftw, 8, 8, torch.float32)
+    planned, real = [], form.functions.FFTW
+    form.functions = types.SimpleNamespace(FFTW=lambda *a, **k: planned.append(k["flags"]) or real(*a, **k))
+    x, std = torch.rand(2, 3, 8, 8), torch.ones(2)
+    for _ in range(3):
+        form.blur(x, std)
+    assert planned == [("FFTW_MEASURE",)] * 2
+    with timing.threads(2):
+        form.dct2(x)
+    form.dct2(torch.rand(1, 3, 8, 8))
+    assert len(planned) == 4
+
+
+@pytest.mark.parametrize("kind", [packages.CupyDct, packages.VkFft], ids=lambda kind: kind.name)
+def test_gpu_packages_by_stand_ins(kind, monkeypatch):
+    """Rule: with scipy in the place of the GPU's transform, normalised as the package documents it, every op
+    equals the specification; each call is on PyTorch's current stream. Not a test of the packages."""
+    streams, fft = [], importlib.import_module("scipy.fft")
+    stream = contextlib.contextmanager(lambda pointer: (yield streams.append(pointer)))
+    cupy = types.SimpleNamespace(
+        from_dlpack=np.from_dlpack, cuda=types.SimpleNamespace(ExternalStream=stream)
+    )
+
+    def vkfft(name):
+        def transform(a, ndim, norm, cuda_stream):
+            assert (ndim, norm, cuda_stream) == (2, 1, 7)
+            return getattr(fft, name)(a, axes=(-2, -1))
+
+        return transform
+
+    pyvkfft = types.SimpleNamespace(dctn=vkfft("dctn"), idctn=vkfft("idctn"))
+    modules = {"cupy": cupy, "cupyx.scipy.fft": fft, "pyvkfft.fft": pyvkfft}
+    monkeypatch.setattr(importlib, "import_module", modules.__getitem__)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=7))
+    form = kind(12, 20, torch.float64)
+    for op in baselines.OPS[:-1]:
+        case = cases.silent(cases.make(op, 12, 20, 3, dtype=torch.float64))
+        (baseline,) = baselines._by_form(op, form)
+        given = {} if case.noise is None else {"noise": case.noise}
+        result = baseline.call(*case.arguments.values(), **given)
+        assert cases.relative_error(result, cases.truth(case)) < 1e-13, op
+        assert baseline.group == ("extra" if op == "soft_score_loss" else "main") and baseline.same
+    assert set(streams) == {7}
+
+
 def test_each_says_what_it_is():
-    for kind in peers.PEERS:
+    for kind in baselines.PACKAGES:
         assert kind.package in kind.source and kind.group == ("nearest" if not kind.same else kind.group)
         assert bool(kind.difference) != kind.same
         if not kind.same:
@@ -111,12 +185,11 @@ def test_each_says_what_it_is():
 
 def test_nearest_blurs_stand_beside_blur_and_corrupt_alone():
     for op in baselines.OPS:
-        found = peers.peers(op, 8, 8)
-        assert any(not one.same for one in found) == (op in ("blur", "corrupt")), op
-        assert all(one.group == "nearest" for one in found if not one.same)
-        assert [one.name for one in baselines.baselines(op, 8, 8)][-len(found) or 99 :] == [
-            one.name for one in found
-        ]
+        listed = [] if op == "normal" else from_packages(op)
+        assert any(not one.same for one in listed) == (op in ("blur", "corrupt")), op
+        assert all(one.group == "nearest" for one in listed if not one.same)
+        names = [one.name for one in baselines.baselines(op, 8, 8)]
+        assert names[-len(listed) or 99 :] == [one.name for one in listed]
 
 
 def test_missing_and_broken_packages_are_named_with_the_reason(monkeypatch):
@@ -124,6 +197,10 @@ def test_missing_and_broken_packages_are_named_with_the_reason(monkeypatch):
     real = importlib.import_module
 
     def load(name, package=None):
+        if name == "pyfftw":
+            raise ModuleNotFoundError("No module named 'pyfftw'", name="pyfftw")
+        if name == "ducc0.fft":
+            raise ImportError("libm.so: cannot open shared object file")
         if name == "torch_dct":
             raise ModuleNotFoundError("No module named 'torch_dct'", name="torch_dct")
         if name == "dctorch.functional":
@@ -137,7 +214,7 @@ def test_missing_and_broken_packages_are_named_with_the_reason(monkeypatch):
         return real(name, package)
 
     monkeypatch.setattr(importlib, "import_module", load)
-    reasons = peers.absent(8, 8)
+    reasons = baselines.absent(8, 8)
     assert reasons["torch-dct"] == "not installed: pip install torch-dct"
     assert reasons["dctorch"] == "does not import: No module named 'scipy.fft'"
     assert reasons["torchvision"] == (
@@ -146,10 +223,13 @@ def test_missing_and_broken_packages_are_named_with_the_reason(monkeypatch):
     assert reasons["kornia"].startswith("does not import: OSError: libsomething.so")
     assert reasons["deepinv"] == "does not import: ImportError: deepinv needs Python 4"
     assert "scipy.ndimage" not in reasons
-    assert [one.name.split()[0] for one in peers.peers("blur", 8, 8)] == ["scipy.ndimage"]
-    assert not peers.peers("dct2", 8, 8)
+    assert reasons["FFTW"] == "not installed: pip install pyfftw"
+    assert reasons["DUCC"].startswith("does not import: ImportError")
+    assert reasons["CuPy"] == reasons["VkFFT"] == "runs on CUDA GPUs alone"
+    assert [one.name.split()[0] for one in from_packages("blur")] == ["scipy", "scipy.ndimage"]
+    assert [one.name for one in from_packages("dct2")] == ["scipy"]
 
 
 def test_what_is_too_slow_or_on_the_wrong_device_is_named():
-    assert "512 px" in peers.absent(1024, 1024)["scipy.ndimage"]
-    assert peers.absent(8, 8, "meta")["scipy.ndimage"] == "runs on the CPU alone"
+    assert "512 px" in baselines.absent(1024, 1024)["scipy.ndimage"]
+    assert baselines.absent(8, 8, "meta")["scipy.ndimage"] == "runs on the CPU alone"

@@ -13,7 +13,7 @@ from checks import BACKENDS, needs_native
 
 import softdiff_kernels as sk
 from softdiff_kernels import noise
-from softdiff_kernels.bench.measure import threads
+from softdiff_kernels.bench.timing import threads
 
 LOW = 0xFFFFFFFF
 

@@ -13,7 +13,7 @@ from checks import BACKENDS, picture
 
 import softdiff_kernels as sk
 from softdiff_kernels.bench.cases import relative_error
-from softdiff_kernels.bench.forms import ScipyDct
+from softdiff_kernels.bench.packages import ScipyDct
 
 SHAPES = [(2, 3, 8, 8), (1, 2, 17, 31), (1, 1, 1, 9), (1, 1, 64, 48), (1, 1, 97, 5)]
 

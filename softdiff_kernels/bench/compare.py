@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changed between two results, and whether it is beyond the noise."""
+"""`softdiff bench compare`: what changed between two results, and whether it is beyond the noise."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from . import result
 from .config import CompareConfig
+from .report import Column, load, table
 from .rows import AGAIN, OURS, Row
-from .tables import grid
 
 _KEY = ("op", "px", "batch", "dtype", "device", "backend", "threads")
 _SAME_MACHINE = ("cpu", "cores", "gpu", "instruction_set")
-_TOLD = (*_SAME_MACHINE, "python", "softdiff_kernels", "commit")
+_REPORTED = (*_SAME_MACHINE, "python", "softdiff_kernels", "commit")
 
 
 @dataclass(frozen=True)
 class Change:
     """One row of both results. Factors are after / before: below 1 is faster.
 
-    time: of ours. machine: of the baselines in common, their median: what the machine did meanwhile.
+    time: of ours. machine: the median of the baselines in common, i.e. how much the machine changed.
     net: time / machine. floor: how far ln(net) may be from 0 by chance. verdict: faster, slower or none.
     """
 
@@ -59,7 +58,6 @@ def change(before: Row, after: Row) -> Change:
     time = math.log(after.ours / before.ours)
     net = time - machine
     floor = math.hypot(before.noise, after.noise, apart)
-    verdict = "none" if abs(net) <= floor else "faster" if net < 0 else "slower"
     return Change(
         key=_key(before),
         before=before.ours,
@@ -70,7 +68,7 @@ def change(before: Row, after: Row) -> Change:
         floor=floor,
         ratio_before=before.ratio,
         ratio_after=after.ratio,
-        verdict=verdict,
+        verdict="none" if abs(net) <= floor else "faster" if net < 0 else "slower",
     )
 
 
@@ -81,58 +79,50 @@ def changes(before: list[Row], after: list[Row]) -> tuple[list[Change], list[tup
     return [change(old[key], new[key]) for key in old if key in new], alone
 
 
-def table(found: list[Change]) -> str:
-    """A line for each row."""
-    head = ["op", "px", "batch", "dtype", "backend", "threads", "before, ns/px", "after", "time"]
-    head += ["the machine", "ours alone", "noise", "change", "ratio before", "after"]
-    cells = [
-        [
-            *(str(value) for name, value in zip(_KEY, c.key, strict=True) if name != "device"),
-            f"{c.before:.2f}",
-            f"{c.after:.2f}",
-            f"{c.time - 1:+.1%}",
-            f"{c.machine - 1:+.1%}",
-            f"{c.net - 1:+.1%}",
-            f"{c.floor:.1%}",
-            c.verdict,
-            f"{c.ratio_before:.2f}",
-            f"{c.ratio_after:.2f}",
-        ]
-        for c in found
-    ]
-    return grid(head, cells)
+def _key_column(i: int) -> Column:
+    return _KEY[i], lambda change: str(change.key[i])
+
+
+_COLUMNS: list[Column] = [
+    *(_key_column(i) for i, name in enumerate(_KEY) if name != "device"),
+    ("before, ns/px", lambda c: f"{c.before:.2f}"),
+    ("after", lambda c: f"{c.after:.2f}"),
+    ("time", lambda c: f"{c.time - 1:+.1%}"),
+    ("the machine", lambda c: f"{c.machine - 1:+.1%}"),
+    ("ours alone", lambda c: f"{c.net - 1:+.1%}"),
+    ("noise", lambda c: f"{c.floor:.1%}"),
+    ("change", lambda c: c.verdict),
+    ("ratio before", lambda c: f"{c.ratio_before:.2f}"),
+    ("after", lambda c: f"{c.ratio_after:.2f}"),
+]
 
 
 def compare(config: CompareConfig) -> str:
     """The report of `softdiff bench compare`."""
-    (one, rows_one), (two, rows_two) = result.load(config.before), result.load(config.after)
-    lines = []
-    for name in _TOLD:
-        a, b = one["machine"].get(name), two["machine"].get(name)
-        if a != b:
-            lines.append(f"{name}: {a} before, {b} after")
-    versions = one["machine"].get("versions", {}), two["machine"].get("versions", {})
-    for name in sorted(versions[0].keys() | versions[1].keys()):
-        a, b = versions[0].get(name), versions[1].get(name)
-        if a != b:
-            lines.append(f"{name}: {a} before, {b} after")
-    if any(one["machine"].get(name) != two["machine"].get(name) for name in _SAME_MACHINE):
-        lines.append("These are different machines: read the ratios, not the times.")
+    (one, rows_one), (two, rows_two) = load(config.before), load(config.after)
+    old, new = ({**r["machine"], **r["machine"].get("versions", {})} for r in (one, two))
+    versions = sorted(one["machine"].get("versions", {}).keys() | two["machine"].get("versions", {}).keys())
+    lines = [
+        f"{name}: {old.get(name)} before, {new.get(name)} after"
+        for name in (*_REPORTED, *versions)
+        if old.get(name) != new.get(name)
+    ]
+    if any(old.get(name) != new.get(name) for name in _SAME_MACHINE):
+        lines.append("These are different machines: compare the ratios, not the times.")
     for label, each in (("before", one), ("after", two)):
         if not each["complete"]:
             lines.append(f"The run {label} was stopped before its end.")
-    found, alone = changes(rows_one, rows_two)
-    if not found:
-        lines.append("The two results have no row in common.")
-        return "\n".join(lines)
-    counts = {v: sum(c.verdict == v for c in found) for v in ("faster", "slower", "none")}
-    listed = found if config.all else [c for c in found if c.verdict != "none"]
+    common, alone = changes(rows_one, rows_two)
+    if not common:
+        return "\n".join([*lines, "The two results have no row in common."])
+    counts = {v: sum(c.verdict == v for c in common) for v in ("faster", "slower", "none")}
+    listed = common if config.all else [c for c in common if c.verdict != "none"]
     if listed:
-        lines += ["", table(listed), ""]
+        lines += ["", table(_COLUMNS, listed), ""]
     lines.append(
-        f"Of {len(found)} rows {counts['faster']} are faster and {counts['slower']} slower beyond the noise, "
-        f"{counts['none']} are the same within it."
+        f"Of {len(common)} rows {counts['faster']} are faster and {counts['slower']} slower beyond the "
+        f"noise, {counts['none']} are the same within it."
     )
     if alone:
-        lines.append(f"{len(alone)} rows are in one of the two alone.")
+        lines.append(f"{len(alone)} rows are in only one of the two.")
     return "\n".join(lines).strip()

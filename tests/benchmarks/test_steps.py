@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end-to-end timings: sums and shares, right eager twins, a sentence that follows the numbers."""
+"""The timings of whole steps: sums and shares, right eager formulas, a sentence that follows the numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from benchmarks import eager, steps
 from softdiff_kernels import functional
-from softdiff_kernels.bench import eager_step, end_to_end, networks, pictures, turns
-from softdiff_kernels.bench.end_to_end import end_to_end as timed
+from softdiff_kernels.bench import baselines, cases, timing
 from softdiff_kernels.bench.forms import FftDct, Form
-from softdiff_kernels.bench.measure import Timing
+from softdiff_kernels.bench.timing import Timing
 from softdiff_kernels.diffusion import Corruption, SoftDenoiser
 from softdiff_kernels.training.build import UNet
 
@@ -30,8 +30,8 @@ WAYS = ("eager", "fused", "fft")
 @pytest.fixture
 def nano(monkeypatch: pytest.MonkeyPatch) -> str:
     """A network of 3,279 weights in the place of the one whose step is also timed whole."""
-    monkeypatch.setitem(networks.NETWORKS, "small", networks.Network("small", 4, 1, (1,), "of the tests"))
-    monkeypatch.setitem(networks._BATCHES["cpu"], "small", {8: 2})
+    network = steps.Network(4, 1, (1,), {"cpu": {8: 2}}, "of the tests")
+    monkeypatch.setitem(steps.NETWORKS, "small", network)
     return "small"
 
 
@@ -44,9 +44,8 @@ def test_rows(nano: str, monkeypatch: pytest.MonkeyPatch) -> None:
     the rows are JSON, and on a CPU nothing touches CUDA."""
     for name in ("_lazy_init", "synchronize", "Event"):
         monkeypatch.setattr(torch.cuda, name, on_cuda)
-    said: list[str] = []
-    rows = timed("cpu", sizes=(8,), networks=(nano,), budget=0.05, say=said.append)
-    assert [row["step"] for row in rows] == ["training", "sampling"] and len(said) == 1
+    rows = steps.steps_of(nano, 8, 2, CPU, 0.05)
+    assert [row["step"] for row in rows] == ["training", "sampling"]
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     names = ({"corruption", "loss", "network", "optimiser", "look-up"}, {"sampler step", "network"})
     for row, expected in zip(rows, names, strict=True):
@@ -83,14 +82,12 @@ def off(result: torch.Tensor, exact: torch.Tensor) -> float:
     return float((result - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize(
-    "form", eager_step.forms(eager_step.FORMS_OF_A_BATCH, 16, CPU).values(), ids=lambda f: f.name
-)
+@pytest.mark.parametrize("form", eager.forms(eager.FOR_A_BATCH, 16, CPU).values(), ids=lambda f: f.name)
 def test_eager_loss_and_gradient_are_the_fused_ones(form: Form) -> None:
     """Rule: on the same images, times and noise the eager trainer's loss, and its gradient for every weight,
     equal the fused one's to float32 rounding; a blur 1 % stronger does not."""
     fused = denoiser(16)
-    x0 = pictures.natural_images(4, 16)
+    x0 = cases.synthetic_photographs(4, 16)
     t, noise = torch.tensor([0.03, 0.1, 0.3, 0.6]), torch.randn(4, 3, 16, 16)
 
     def of(model: SoftDenoiser) -> list[torch.Tensor]:
@@ -101,20 +98,18 @@ def test_eager_loss_and_gradient_are_the_fused_ones(form: Form) -> None:
 
     exact = of(fused)
     assert len(exact) == 3
-    for result, wanted in zip(of(eager_step.EagerDenoiser(fused, form)), exact, strict=True):
+    for result, wanted in zip(of(eager.EagerDenoiser(fused, form)), exact, strict=True):
         assert off(result, wanted) < ROUNDING
     right = form.gains
     form.gains = lambda blur_std: right(1.01 * blur_std)  # type: ignore[method-assign]
     try:
-        wrong = of(eager_step.EagerDenoiser(fused, form))
+        wrong = of(eager.EagerDenoiser(fused, form))
     finally:
         del form.gains
     assert off(wrong[0], exact[0]) > 10 * ROUNDING
 
 
-@pytest.mark.parametrize(
-    "form", eager_step.forms(eager_step.FORMS_OF_ONE_TIME, 16, CPU).values(), ids=lambda f: f.name
-)
+@pytest.mark.parametrize("form", eager.forms(eager.FOR_ONE_TIME, 16, CPU).values(), ids=lambda f: f.name)
 def test_eager_momentum_is_the_fused_step(form: Form) -> None:
     """Rule: Algorithm 2 as printed, of numbers, equals the fused step to float32 rounding."""
     torch.manual_seed(0)
@@ -122,44 +117,43 @@ def test_eager_momentum_is_the_fused_step(form: Form) -> None:
     levels = (4.0, 3.5, 0.09, 0.08)
     names = ("blur_std_t", "blur_std_s", "noise_std_t", "noise_std_s")
     exact = functional.momentum_step(x_t, x0_hat, **dict(zip(names, levels, strict=True)), noise=noise)
-    step = eager_step.momentum(form, CPU)
+    step = eager.momentum(form, CPU)
     assert off(step(x_t, x0_hat, *levels, noise=noise), exact) < ROUNDING
     assert off(step(x_t, x0_hat, 4.0, 3.4, 0.09, 0.08, noise=noise), exact) > 10 * ROUNDING
 
 
-@pytest.mark.parametrize("broken", ["corruption_and_residual", "soft_loss", "momentum"])
-def test_a_wrong_twin_is_not_timed(nano: str, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", ["corruption_and_residual", "losses", "momentum"])
+def test_a_wrong_baseline_is_not_timed(nano: str, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: where a baseline is 1 % off, nothing is timed: the run ends with its name."""
-    right: Any = getattr(eager_step, broken)
+    where: Any = baselines if broken == "losses" else eager
+    right: Any = getattr(where, broken)
 
     def wrong(*arguments: Any, **given: Any) -> Any:
         result = right(*arguments, **given)
-        if broken == "momentum":
+        if broken in ("losses", "momentum"):
             return lambda *a, **kw: 1.01 * result(*a, **kw)
         return (1.01 * result[0], result[1]) if isinstance(result, tuple) else 1.01 * result
 
-    monkeypatch.setattr(eager_step, broken, wrong)
-    with pytest.raises(turns.WrongTwin, match=r"relative error 1\.\de-02"):
-        timed("cpu", sizes=(8,), networks=(nano,), budget=0.01)
+    monkeypatch.setattr(where, broken, wrong)
+    with pytest.raises(eager.WrongResult, match=r"relative error 1\.\de-02"):
+        steps.steps_of(nano, 8, 2, CPU, 0.01)
 
 
 def test_agreement() -> None:
     """Rule: the same passes; a shape, one wrong row, zeros and NaN do not."""
     x = torch.linspace(-1, 1, 48).view(2, 3, 2, 4)
-    turns.agree("op", (x, x), (x, x.clone()))
+    eager.agree("op", (x, x), (x, x.clone()))
     row = x.clone()
     row[1, 2, 1] *= 1.1
     for other in (x[:1], row, torch.zeros_like(x), torch.full_like(x, math.nan)):
-        with pytest.raises(turns.WrongTwin, match="op"):
-            turns.agree("op", (x, x), (x, other))
+        with pytest.raises(eager.WrongResult, match="op"):
+            eager.agree("op", (x, x), (x, other))
 
 
 @pytest.mark.parametrize(
     ("seconds", "calls", "rounds"), [(1.0, 6, 5), (3.0, 3, 2), (13.0, 2, 1), (41.0, 1, 1)]
 )
-def test_slow_calls_are_made_a_few_times(
-    seconds: float, calls: int, rounds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_calls_are_made_a_few_times(seconds: float, calls: int, rounds: int) -> None:
     """Rule: within 10 s a call is made once to warm up and up to five times more, once more at least, but a
     call of over 40 s is made once in all."""
     now, made = [0.0], []
@@ -168,15 +162,14 @@ def test_slow_calls_are_made_a_few_times(
         now[0] += seconds
         made.append(seconds)
 
-    monkeypatch.setattr(turns.time, "perf_counter", lambda: now[0])
-    timing = turns.a_few(call, CPU, 10.0)
-    assert (len(made), timing.rounds, timing.median) == (calls, rounds, seconds)
+    seen = timing.few(call, timing.Clock(lambda: now[0]), 10.0)
+    assert (len(made), seen.rounds, seen.median) == (calls, rounds, seconds)
 
 
 def row(eager: float, fused: float, network: Timing, noise: float = 0.01) -> dict[str, Any]:
     about = {"px": 64, "network": "medium", "origin": "", "parameters": 10_000_000, "batch": 1}
-    ops = {"sampler step": end_to_end.Op(fused, eager, 2 * eager, "four-product", noise)}
-    return end_to_end._row(about, "sampling", ops, {"network": network})
+    ops = {"sampler step": steps.Op(fused, eager, 2 * eager, "four-product", noise)}
+    return steps.row_of(about, "sampling", ops, {"network": network})
 
 
 def test_what_the_noise_hides() -> None:
@@ -195,23 +188,23 @@ def test_the_sentence_follows_the_numbers() -> None:
     is not; both stand in the table with their shares."""
     still = Timing(1.0, 1.0, 1.0, 5, 0.001)
     little, much = row(0.02, 0.01, still), {**row(1.0, 0.25, still), "network": "tiny"}
-    text = end_to_end.table([little, much])
+    text = steps.table([little, much])
     assert "The gain is small in the medium U-Net: the ops are at most 1.96% of an eager step" in text
     assert "saves 0.98 % of it." in text
     assert "It is not small in the tiny U-Net: 37.50 % of a step, most in sampling at 64 px." in text
     assert text.count("\n| 64 |") == 2 and "50.00% > 20.00%" in text
     hidden = row(1.0, 0.25, Timing(1.0, 0.5, 1.5, 2, 0.9))
-    text = end_to_end.table([hidden])
+    text = steps.table([hidden])
     assert "gain is small" in text and "in 1 of 1 rows that is less" in text and "37.50 % (?)" in text
-    assert "small" not in end_to_end.table([]) and "not small" not in end_to_end.table([little])
+    assert "small" not in steps.table([]) and "not small" not in steps.table([little])
 
 
 def test_the_paper_sized_network() -> None:
     """Rule: NCSN++'s size: about 60 million parameters, 4 blocks a level, attention at 16 px of 64."""
-    paper = networks.NETWORKS["paper"]
+    paper = steps.NETWORKS["paper"]
     with torch.device("meta"):
         unet = UNet(3, (64, 64), paper.width, paper.multipliers, paper.blocks)
-    assert 55e6 < networks.parameters(unet) < 75e6
+    assert 55e6 < sum(p.numel() for p in unet.parameters()) < 75e6
     attends = ["Attn" in type(block).__name__ for block in unet.net.down_blocks]
     assert attends == [False, False, True, True]
     assert all(len(block.resnets) == 4 for block in unet.net.down_blocks)
@@ -219,7 +212,7 @@ def test_the_paper_sized_network() -> None:
 
 def test_synthetic_images_have_the_spectrum_of_photographs() -> None:
     """Rule: power falls as 1/f^2: from frequency 4 to 16 by 16, within a factor of two over 64 images."""
-    pixels = pictures.natural_images(64, 64).float()
+    pixels = cases.synthetic_photographs(64, 64).float()
     power = torch.fft.rfft2(pixels - pixels.mean()).abs().square().mean(dim=(0, 1))
     assert 8 < float(power[0, 4] / power[0, 16]) < 32
-    assert networks.batch_of("paper", 100, CPU) == 1
+    assert steps.NETWORKS["paper"].batch(100, CPU) == 1

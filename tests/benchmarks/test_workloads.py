@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cases where the ops dominate: rows that make sense, twins that are right, a table that follows them."""
+"""The workloads that the ops dominate: rows that make sense, right baselines, a table that follows them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,10 @@ import torch
 
 pytest.importorskip("scipy")
 
-from softdiff_kernels.bench import dominated as module
-from softdiff_kernels.bench import dominated_pipeline, dominated_schedule, forms, turns
-from softdiff_kernels.bench import dominated_rows as made
-from softdiff_kernels.bench.dominated_cold import cold_loop
-from softdiff_kernels.bench.dominated_pipeline import pipeline
-from softdiff_kernels.bench.dominated_schedule import sheet, statistics
-from softdiff_kernels.bench.dominated_small import launches, tiny_network
-from softdiff_kernels.bench.measure import Timing
+from benchmarks import command, eager, workloads
+from benchmarks.workloads import cold_loop, pipeline, sheet, small_batches, statistics, tiny_network
+from softdiff_kernels.bench import forms, timing
+from softdiff_kernels.bench.timing import Timing
 from softdiff_kernels.errors import UserError
 
 CPU = torch.device("cpu")
@@ -31,7 +28,7 @@ CASES: dict[str, Case] = {
     "sheet": partial(sheet, size=8, images=2, count=6, budget=0.001),
     "pipeline": partial(pipeline, size=16, count=6, batch=4, budget=0.001),
     "tiny network": partial(tiny_network, size=8, batch=2, budget=0.001),
-    "launches": partial(launches, size=8, batch=2, budget=0.001),
+    "small batches": partial(small_batches, size=8, batch=2, budget=0.001),
     "cold loop": partial(cold_loop, size=8, batch=2, steps=3, budget=0.001),
 }
 KEYS = {*("case", "what", "size", "batch", "ours", "other", "other_name", "unit", "ratio", "noise", "note")}
@@ -65,13 +62,13 @@ def test_rows(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_wrong_twin_is_not_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rule: where the operators or gains of a form are 1 % off, the case ends with WrongTwin, untimed."""
-    monkeypatch.setattr(turns, "in_turn", on_cuda)
+def test_a_wrong_baseline_is_not_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: where the operators or gains of a form are 1 % off, the case ends with WrongResult, untimed."""
+    monkeypatch.setattr(timing, "sample", on_cuda)
     gains, dct2 = forms.Form.gains, forms.FourProduct.dct2
     monkeypatch.setattr(forms.Form, "gains", lambda self, std: tuple(1.01 * g for g in gains(self, std)))
     monkeypatch.setattr(forms.FourProduct, "dct2", lambda self, x: 1.01 * dct2(self, x))
-    with pytest.raises(turns.WrongTwin, match="relative error"):
+    with pytest.raises(eager.WrongResult, match="relative error"):
         case(CPU)
 
 
@@ -82,8 +79,8 @@ def test_without_scipy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(package: str, purpose: str) -> Any:
         raise UserError(f"{purpose} needs {package}")
 
-    for where in (dominated_schedule, dominated_pipeline):
-        monkeypatch.setattr(where, "need", missing)
+    monkeypatch.setattr(workloads, "need", missing)
+    monkeypatch.setattr(workloads, "make", lambda *_: (None, "the transform needs scipy"))
     rows = CASES[name](CPU)
     absent = [row for row in rows if "scipy" in row["other_name"]]
     assert len(absent) == 1 and absent[0]["ours"] is None and "needs scipy" in absent[0]["note"]
@@ -98,7 +95,7 @@ def test_a_gaussian_filter_with_another_boundary_is_refused(monkeypatch: pytest.
     monkeypatch.setattr(
         scipy.ndimage, "gaussian_filter", lambda x, std, **kw: right(x, std, **{**kw, "mode": "mirror"})
     )
-    with pytest.raises(turns.WrongTwin, match="gaussian_filter"):
+    with pytest.raises(eager.WrongResult, match="gaussian_filter"):
         CASES["pipeline"](CPU)
 
 
@@ -108,8 +105,8 @@ def still(seconds: float) -> Timing:
 
 def row(case: str, other: float, floor: float, unit: str = "ms", name: str = "eager") -> dict[str, Any]:
     about = {"case": case, "what": "a step", "size": 64, "batch": 4}
-    timings = {turns.OURS: still(1.0), name: still(other)}
-    return made.rows(about, timings, {name: floor}, unit=unit, count=2.0)[0]
+    timings = {timing.OURS: still(1.0), name: still(other)}
+    return command.rows(about, timings, {name: floor}, unit=unit, count=2.0)[0]
 
 
 def test_units_and_noise() -> None:
@@ -131,20 +128,63 @@ def test_the_table_follows_the_numbers() -> None:
         row("rate", 2.0, 0.1, "images/s", name="compiled"),
         row("level", 1.05, 0.1),
         row("behind", 0.5, 0.1),
-        made.absent(about, "eager in a graph", "us", "no device"),
+        command.absent(about, "eager in a graph", "us", "no device"),
     ]
-    text = made.table(rows)
+    text = " ".join(workloads.table(rows).split())  # without the columns' padding
     assert "ahead: 3 times as fast; rate: 2 times as fast; level: no different within the noise" in text
     assert "behind: slower, 0.5 of its speed." in text and "graphs:" not in text
     assert "| no device |" in text and "| none |" in text and "| 9.00 |" in text
-    assert "Nothing was timed" in made.table(rows[-1:])
+    assert "Nothing was timed" in workloads.table(rows[-1:])
 
 
-def test_every_case_runs_and_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rule: the rows of all cases come in order, each announced before it runs; quick has its own plan."""
-    plan = [(name, lambda device, name=name: [row(name, 2.0, 0.1)]) for name in ("one", "two")]
-    monkeypatch.setattr(module, "_full", lambda: plan)
-    monkeypatch.setattr(module, "_quick", lambda: plan[:1])
-    said: list[str] = []
-    assert [r["case"] for r in module.dominated("cpu", say=said.append)] == ["one", "two"]
-    assert [r["case"] for r in module.dominated("cpu", quick=True)] == ["one"] and len(said) == 2
+def test_every_workload_is_run_and_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rule: the rows of all steps come in order, each announced before it runs; one that fails is named with
+    its reason and costs no other; the files hold rows, machine and table, and are not overwritten."""
+
+    def broken() -> list[dict[str, Any]]:
+        raise RuntimeError("no luck\nat all")
+
+    def plan(device: torch.device, quick: bool) -> list[command.Step]:
+        assert device == CPU and quick
+        return [
+            ("first", lambda: [row("one", 2.0, 0.1)]),
+            ("bad", broken),
+            ("last", lambda: [row("two", 2.0, 0.1)]),
+        ]
+
+    words = ["--out", str(tmp_path), "--quick", "--device", "cpu", "--threads", "1"]
+    assert command.main("workloads", plan, workloads.table, words) == 1
+    assert capsys.readouterr().out.startswith("first\nbad\nlast\n")
+    result = json.loads((tmp_path / "workloads.json").read_text())
+    assert [r["case"] for r in result["rows"]] == ["one", "two"] and result["complete"]
+    assert result["problems"] == {"bad": "RuntimeError: no luck"} and result["machine"]["cpu"]
+    text = (tmp_path / "workloads.md").read_text()
+    assert (
+        "| one" in text and "failed: bad: RuntimeError: no luck" in text and result["machine"]["cpu"] in text
+    )
+    with pytest.raises(UserError, match="already holds a result"):
+        command.main("workloads", plan, workloads.table, words)
+
+
+def test_ctrl_c_keeps_the_rows_so_far(tmp_path: Path) -> None:
+    """Rule: a run that is stopped leaves the rows that were measured, and says that it was stopped."""
+
+    def stop() -> list[dict[str, Any]]:
+        raise KeyboardInterrupt
+
+    steps = [("first", lambda: [row("one", 2.0, 0.1)]), ("stopped", stop)]
+    words = ["--out", str(tmp_path), "--threads", "1", "--device", "cpu"]
+    assert command.main("workloads", lambda *_: steps, workloads.table, words) == 1
+    result = json.loads((tmp_path / "workloads.json").read_text())
+    assert len(result["rows"]) == 1 and not result["complete"]
+    assert "Stopped before its end" in (tmp_path / "workloads.md").read_text()
+
+
+def test_the_plans_name_each_workload_once() -> None:
+    """Rule: the full plan has all six workloads, the quick one too, under names of their own."""
+    for quick in (False, True):
+        steps = list(workloads.plan(CPU, quick))
+        names = [name for name, _ in steps]
+        assert len(set(names)) == len(names)
+        functions = {step.func for _, step in steps}
+        assert functions == {cold_loop, pipeline, sheet, small_batches, statistics, tiny_network}
