@@ -49,10 +49,10 @@ class Setup:
 
 @dataclass
 class Row(engine.Row):
-    """The engine's row of one of our backends, with the ratio to the fastest baseline of all groups but FEWER.
+    """The engine's row of one of our backends, and the ratio to the fastest baseline of any group but FEWER.
 
-    kind: "full" batches, "small" ones in blocks of calls, or these as a CUDA "graph". gb_s: of the images that
-    must be read and written.
+    kind: "full" batches, "small" ones in blocks of calls, or these as a CUDA "graph". gb_s: of the images
+    that must be read and written.
     """
 
     kind: str = "full"

@@ -7,6 +7,7 @@ import csv
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +105,7 @@ def _watched(
 ) -> tuple[int | None, str, float]:
     """(exit status, output, seconds) of `calls` with some words, under a tool."""
     program = [sys.executable, "-m", "benchmarks.gpu.report", "calls", *map(str, words)]
-    log = scratch / f"{time.monotonic_ns()}.log"
+    log = scratch / f"{threading.get_ident()}-{time.monotonic_ns()}.log"
     code, took = execute([*tool, *program], seconds=seconds, log=log, environment={**os.environ, **variables})
     text = log.read_text(errors="replace")
     print(f"---- {' '.join([*tool, *program])}\n{text}", flush=True)
@@ -155,14 +156,17 @@ def sanitizer(out: Path, backend: str, seconds: float, scratch: Path) -> None:
         save_json(out, {"status": "absent", "detail": "compute-sanitizer is not on this machine"})
         return
     results: dict[str, dict[str, Any]] = {}
+    lock = threading.Lock()
 
     def plain(size: int) -> str:
         code, text, _ = _watched([], ("--size", size, "--backend", backend), seconds / 2, scratch)
         return "" if code == 0 else f"fails without a tool at {size} px: {tail(text)}"
 
     def job(tool: str) -> None:
-        results[tool] = check(tool, path, backend, end - time.monotonic(), scratch)
-        save_json(out, sanitizer_summary(results))
+        result = check(tool, path, backend, end - time.monotonic(), scratch)
+        with lock:
+            results[tool] = result
+            save_json(out, sanitizer_summary(results))
 
     with ThreadPoolExecutor(len(SIZES)) as pool:
         # First without a tool: Triton's kernels are compiled then, at all sizes at once, and what fails
