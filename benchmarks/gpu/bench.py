@@ -21,6 +21,7 @@ import torch
 import softdiff_kernels as sk
 from softdiff_kernels.backends import triton
 from softdiff_kernels.bench import machine
+from softdiff_kernels.bench.report import rounded
 from softdiff_kernels.files import save_json
 
 from . import rows
@@ -83,7 +84,7 @@ class Bench:
         counts = {"steps not reached": len(self.results["undone"]), "problems": len(self.results["problems"])}
         detail = ", ".join([f"{len(listed)} rows", *(f"{n} {what}" for what, n in counts.items() if n)])
         about = {"status": "ok" if listed else "failed", "detail": detail, "faster": faster(listed)}
-        save_json(self.out, {**about, **self.results, "rows": listed})
+        save_json(self.out, rounded({**about, **self.results, "rows": listed}))
 
     def full(self, entry: Entry, late: bool, only_ours: bool) -> None:
         """A full batch beside the eager baselines or, late, those under torch.compile."""

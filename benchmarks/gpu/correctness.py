@@ -28,7 +28,7 @@ TESTS = ROOT / "tests" / "gpu"
 CORE = ("test_corrupt", "test_momentum_step", "test_loss_and_gradient")
 _CORE_CASE = re.compile(r"\d+x\d+x(32x32|64x64|128x128|256x256)-(float32|bfloat16)\b")
 # Cases of one process. Triton compiles a kernel or more for each; some start a process for each.
-_CASES = {"triton": 12, "cuda": 60}
+_CASES = {"triton": 16, "cuda": 60}
 _CASES_OF = {"test_the_first_call_of_a_process_inside_a_capture": 6}
 _CORE_CASES = {"triton": 4, "cuda": 60}
 _SLOWEST = 150.0  # seconds that one process may take

@@ -36,20 +36,17 @@ def _us(row: Data, key: str = "ours") -> str:
 
 def targets(results: Sequence[Target]) -> str:
     """A line for a target; for each backend what was reached, and whether that is enough."""
-    lines: dict[str, dict[str, Target]] = {}
-    for target in results:
-        lines.setdefault(target.what, {})[target.backend] = target
 
-    def wanted(each: Mapping[str, Target]) -> str:
-        one, *_ = each.values()
-        values = ", ".join(dict.fromkeys(f"{t.wanted:g}" for t in each.values()))
-        return f"{'at most ' if one.most else ''}{values} {one.unit}"
+    def wanted(each: Sequence[Target]) -> str:
+        values = ", ".join(dict.fromkeys(f"{t.wanted:g}" for t in each))
+        return f"{'at most ' if each[0].most else ''}{values} {each[0].unit}"
 
-    columns: list[Column] = [("target", lambda e: next(iter(e.values())).what), ("wanted", wanted)]
-    for backend in BACKENDS:
-        columns.append((backend, lambda e, b=backend: shown(e[b].got, "{:.1f}")))
-        columns.append(("", lambda e, b=backend: e[b].verdict))
-    return table(columns, lines.values())
+    columns: list[Column] = [("target", lambda each: each[0].what), ("wanted", wanted)]
+    for i, backend in enumerate(BACKENDS):
+        columns.append((backend, lambda each, i=i: shown(each[i].got, "{:.1f}")))
+        columns.append(("", lambda each, i=i: each[i].verdict))
+    whats = dict.fromkeys(target.what for target in results)
+    return table(columns, [[t for t in results if t.what == what] for what in whats])
 
 
 def results(
@@ -64,7 +61,10 @@ def results(
     def key(row: Data) -> tuple[Any, ...]:
         return row["op"], row["px"], row["batch"], row["dtype"], row["kind"], row["backend"]
 
-    of_host = {"triton": "", "cuda": ", cuda"}
+    def of_host(row: Data) -> str:
+        name = {"triton": row["op"], "cuda": f"{row['op']}, cuda"}.get(row["backend"], "")
+        return shown((host or {}).get(name), "{:.1f}")
+
     old = {key(r): r["ours"] for r in before}
     columns: list[Column] = [
         *(number("op", "{}"), number("px", "{}"), number("batch", "{}", "B"), number("dtype", "{}")),
@@ -76,14 +76,10 @@ def results(
         *(number("error", "{:.1e}"), number("fastest_error", "{:.1e}", "its error")),
         number("peak_mib", "{:.0f}", "peak MiB"),
     ]
-    if host:
-        columns.append(
-            ("host us", lambda r: shown(host.get(r["op"] + of_host.get(r["backend"], "?")), "{:.1f}"))
-        )
-    if before:
-        columns.append(
-            ("times as fast as before", lambda r: shown(old[key(r)] / r["ours"] if key(r) in old else None))
-        )
+    columns += [("host us", of_host)] if host else []
+    columns += (
+        [("times as fast as before", lambda r: shown(old.get(key(r), 0.0) / r["ours"]))] if before else []
+    )
     return table(columns, rows)
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -135,13 +135,16 @@ class Report:
             n: {"status": o.status, "seconds": o.seconds, "detail": o.detail, **o.data}
             for n, o in ordered.items()
         }
-        about = {
-            "command": shlex.join(["make", "gpu-report"]),
-            "seconds": now - self.start,
-            "complete": len(self.outcomes) == len(self.only),
-        }
+        complete = len(self.outcomes) == len(self.only)
+        about = {"command": "make gpu-report", "seconds": now - self.start, "complete": complete}
         save_json(self.folder / "report.json", {**about, "parts": content})
-        save_text(self.folder / "report.md", document.whole(ordered, about))
+        try:
+            text = document.whole(ordered, about)
+        except Exception:  # a table that cannot be made must not cost the parts that follow
+            text = (
+                f"# GPU report\n\nA table failed; report.json is whole.\n\n```\n{traceback.format_exc()}```\n"
+            )
+        save_text(self.folder / "report.md", text)
 
 
 def _tuned(report: Report) -> None:
@@ -230,42 +233,31 @@ def report(folder: Path, seconds: float, only: set[str]) -> int:
     return int(failed(whole.outcomes))
 
 
-def part(args: argparse.Namespace) -> None:
-    """Runs one part in this process."""
-    parts.end_with_commands()
-    with tempfile.TemporaryDirectory() as folder:
-        scratch, (backend, *_) = Path(folder), args.backend
-        if args.part == "environment":
-            save_json(args.out, tools.environment())
-        elif args.part == "build":
-            save_json(args.out, build.place(args.into, args.arch, scratch))
-        elif args.part == "correctness":
-            correctness.run(correctness.TESTS, args.out, backend, scratch, args.seconds, args.workers)
-        elif args.part == "sanitizer":
-            tools.sanitizer(args.out, backend, args.seconds, scratch)
-        elif args.part == "bench":
-            bench.run(args.out, args.seconds, only_ours=args.only_ours, dry=args.dry)
-        elif args.part == "ncu":
-            tools.ncu(args.out, args.seconds, scratch)
-        elif args.part == "calls":
-            tools.calls(args.op, args.size, args.backend, args.dry)
-        else:
-            bench.compile_share(args.share)
+# What a process does for one part, given its options and a temporary folder.
+EACH: dict[str, Callable[[argparse.Namespace, Path], object]] = {
+    "environment": lambda o, _: save_json(o.out, tools.environment()),
+    "build": lambda o, scratch: save_json(o.out, build.place(o.into, o.arch, scratch)),
+    "correctness": lambda o, scratch: correctness.run(
+        correctness.TESTS, o.out, o.backend[0], scratch, o.seconds, o.workers
+    ),
+    "sanitizer": lambda o, scratch: tools.sanitizer(o.out, o.backend[0], o.seconds, scratch),
+    "bench": lambda o, _: bench.run(o.out, o.seconds, only_ours=o.only_ours, dry=o.dry),
+    "ncu": lambda o, scratch: tools.ncu(o.out, o.seconds, scratch),
+    "calls": lambda o, _: tools.calls(o.op, o.size, o.backend, o.dry),
+    "compile": lambda o, _: bench.compile_share(o.share),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     names = {**GROUPS, **{name: (name,) for name in PARTS}}
-    each = ("environment", "build", "correctness", "sanitizer", "bench", "ncu", "calls", "compile")
-    parser.add_argument("part", nargs="?", choices=each, help="this part alone; default: the whole report")
+    parser.add_argument("part", nargs="?", choices=tuple(EACH), help="this alone; default: the whole report")
     parser.add_argument("--out", type=Path, help="the report's folder, or the part's JSON file")
     parser.add_argument("--seconds", type=float, default=float(TOTAL), help=f"of all (default {TOTAL})")
     parser.add_argument("--only", nargs="+", choices=tuple(names), default=list(PARTS), metavar="PART")
     parser.add_argument("--backend", nargs="+", default=["triton"], help="of a part's ops")
     parser.add_argument("--into", type=Path, help="build: the folder with links to the package")
-    parser.add_argument(
-        "--arch", type=int, help="build: compile for this architecture, as 90, and try nothing"
-    )
+    parser.add_argument("--arch", type=int, help="build: compile for it, as 90, and do not try the result")
     parser.add_argument("--workers", type=int, default=4, help="correctness: processes at a time")
     parser.add_argument("--only-ours", action="store_true", help="bench: Triton beside one baseline")
     parser.add_argument("--dry", action="store_true", help="bench, calls: tiny sizes on the CPU")
@@ -273,12 +265,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, help="calls: px")
     parser.add_argument("--share", default="0/1", help="compile: the rows I, I + N, ... of I/N, by Triton")
     args = parser.parse_args(argv)
-    if args.part is None:
-        if args.out is None:
-            parser.error("--out FOLDER is required")
-        return report(args.out.resolve(), args.seconds, {n for name in args.only for n in names[name]})
-    part(args)
-    return 0
+    if args.part is not None:
+        parts.end_with_commands()
+        with tempfile.TemporaryDirectory() as folder:
+            EACH[args.part](args, Path(folder))
+        return 0
+    if args.out is None:
+        parser.error("--out FOLDER is required")
+    return report(args.out.resolve(), args.seconds, {n for name in args.only for n in names[name]})
 
 
 if __name__ == "__main__":
