@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from softdiff_kernels.training.trainer import Trainer
 
 _CHECKED_WHOLE = "small"
-_SMALL_PERCENT = 5.0  # a gain below this is called small: few would change their code for it
 # The standard deviation of the last layer's weights, that of a layer some way into training. The trainer
 # starts it at 0, and all gradients before it would be zeros, which some machines multiply faster.
 _LAST_STD = 0.01
@@ -317,9 +316,9 @@ def plan(device: torch.device, quick: bool) -> Iterator[command.Step]:
 _LEGEND = (
     "Milliseconds of one step, as the sum of its parts, each the median over repetitions. eager: the fastest "
     "form in eager PyTorch here (the sampler's step: Algorithm 2 as printed); FFT: the FFT-DCT of published "
-    "code. rest: optimiser and average, batch, t and schedule. share: of the ops in the step, eager > fused. "
-    "gain: what fusing saves of the eager step; (?): less than this timing of the network can tell. repeats: "
-    "of the network. whole step: the real training step timed as one piece, eager > fused."
+    "code. other parts: optimiser and average, batch, t and schedule. share: of the ops in the step, "
+    "eager > fused. gain: what fusing saves of the eager step; (?): less than this timing of the network can "
+    "show. repeats: of the network. whole step: the real training step timed as one piece, eager > fused."
 )
 
 
@@ -328,7 +327,7 @@ def _op_cell(row: Mapping[str, Any], *names: str) -> str:
     return "" if part is None else f"{part['eager']:.2f} / {part['fft']:.2f} / {part['fused']:.2f}"
 
 
-def _rest(row: Mapping[str, Any]) -> float:
+def _other_parts(row: Mapping[str, Any]) -> float:
     return sum(row["ms"][name]["fused"] for name in ("optimiser", "look-up") if name in row["ms"])
 
 
@@ -345,7 +344,7 @@ _COLUMNS: list[report.Column] = [
     ("loss and gradient: eager / FFT / fused", lambda r: _op_cell(r, "loss")),
     ("network", lambda r: f"{r['ms']['network']['fused']:.1f}"),
     ("repeats", lambda r: str(r["rounds"])),
-    ("rest", lambda r: f"{_rest(r):.2f}"),
+    ("other parts", lambda r: f"{_other_parts(r):.2f}"),
     ("step", lambda r: _change(r, "ms", ".1f")),
     ("share", lambda r: _change(r, "share", ".2%")),
     ("gain", lambda r: f"{r['gain_percent']:.2f} %{' (?)' if r['within_noise'] else ''}"),
@@ -353,34 +352,9 @@ _COLUMNS: list[report.Column] = [
 ]
 
 
-def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
-    """For each network in the rows, whether the gain is small, by its largest and the noise of it."""
-    small, large = [], []
-    for name in dict.fromkeys(row["network"] for row in rows):
-        mine = [row for row in rows if row["network"] == name]
-        unseen, of = sum(row["within_noise"] for row in mine), len(mine)
-        low, high = (f"{pick(r['gain_percent'] for r in mine):.2f}" for pick in (min, max))
-        span = f"{high} %" if low == high else f"{low} to {high} %"
-        if any(not row["within_noise"] and row["gain_percent"] >= _SMALL_PERCENT for row in mine):
-            most = max(mine, key=lambda row: row["gain_percent"])
-            doubt = f" ({unseen} of {of} rows within the network's noise)" if unseen else ""
-            text = f"It is not small in the {name} U-Net: {span} of a step{doubt}, most in "
-            large.append(f"{text}{most['step']} at {most['px']} px.")
-        else:
-            share = max(row["eager_share"] for row in mine)
-            text = f"; in {unseen} of {of} rows that is less than the timing of the network can tell"
-            small.append(
-                f"The gain is small in the {name} U-Net: the ops are at most {share:.2%} of an eager step, "
-                f"and fusing them saves {span} of it{text if unseen else ''}."
-            )
-    return " ".join([*small, *large])
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table, the sentence that sums them up, and a legend."""
-    if not rows:
-        return "No step was timed."
-    return f"{sentence(rows)}\n\n{report.table(_COLUMNS, rows)}\n\n{_LEGEND}"
+    """The rows as a Markdown table, and a legend."""
+    return f"{report.table(_COLUMNS, rows)}\n\n{_LEGEND}"
 
 
 if __name__ == "__main__":

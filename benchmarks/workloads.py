@@ -11,7 +11,7 @@ are timed. Writes FOLDER/workloads.json and FOLDER/workloads.md. `command.rows` 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -422,42 +422,9 @@ _COLUMNS: list[report.Column] = [
 ]
 
 
-def _to_fastest(timed: Iterable[Mapping[str, Any]]) -> list[float | None]:
-    """For each thing that was timed, the ratio to the fastest of its others."""
-    fastest: dict[Any, tuple[float, float | None]] = {}
-    for row in timed:
-        if row["ours"] is not None:
-            key = (row["what"], row["size"], row["batch"])
-            speed = row["other"] if row["unit"] == "images/s" else -row["other"]
-            if key not in fastest or speed > fastest[key][0]:
-                fastest[key] = (speed, row["ratio"])
-    return [ratio for _, ratio in fastest.values()]
-
-
-def sentence(timed: Sequence[Mapping[str, Any]]) -> str:
-    """Against the fastest other of everything timed: in which cases ours is ahead, level or behind."""
-    parts = []
-    for case in dict.fromkeys(row["case"] for row in timed):
-        best = _to_fastest(row for row in timed if row["case"] == case)
-
-        def told(text: str, ratios: Sequence[float | None], of: int = len(best)) -> list[str]:
-            """The text with the ratios' range in it, and of how many; nothing without ratios."""
-            if not ratios:
-                return []
-            low, high = (f"{pick(r or 0 for r in ratios):.2g}" for pick in (min, max))
-            some = "" if len(ratios) == of else f" in {len(ratios)} of {of}"
-            return [text.format(low if low == high else f"{low} to {high}") + some]
-
-        words = told("{} times as fast", [r for r in best if r is not None and r > 1])
-        words += told("slower, {} of its speed", [r for r in best if r is not None and r < 1])
-        words += told("no different within the noise", [r for r in best if r is None])
-        parts += [f"{case}: {', '.join(words)}"] if words else []
-    return f"Against the fastest other of each: {'; '.join(parts)}." if parts else "Nothing was timed."
-
-
 def table(timed: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table, the sentence that sums them up, and a legend."""
-    return f"{sentence(timed)}\n\n{report.table(_COLUMNS, timed)}\n\n{_LEGEND}"
+    """The rows as a Markdown table, and a legend."""
+    return f"{report.table(_COLUMNS, timed)}\n\n{_LEGEND}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ op draws noise, `noise=None` means that the baseline draws its own, as it would 
 Of bfloat16 and float16 images a baseline computes in float32, as it must to keep their digits.
 
 To add a baseline: a transform or blur is a `Form`, added to `FORMS` or `PACKAGES`, which gives it every op
-that it can compute. A formula for one op is a function below, added to `_special`.
+that it can compute. A formula for one op is a function below, added to `_SPECIAL`.
 """
 
 from __future__ import annotations
@@ -84,6 +84,10 @@ def numpy_noise(like: Tensor) -> Tensor:
     return torch.from_numpy(_GENERATOR.standard_normal(tuple(like.shape), dtype=np.float32))
 
 
+def _drawn(noise: Tensor | None, like: Tensor) -> Tensor:
+    return torch_noise(like) if noise is None else noise
+
+
 def widened(op: Op) -> Op:
     """The op in float32 on bfloat16 and float16 images, its image results rounded once to their dtype.
 
@@ -134,18 +138,11 @@ def corrupt_in_one_product(form: TwoProductBmm) -> Op:
 def algorithm_2(form: Form) -> Op:
     """The Momentum Sampler's step as it is printed: two blurs. Daras et al. 2022, Algorithm 2."""
 
-    def call(
-        x_t: Tensor,
-        x0_hat: Tensor,
-        blur_std_t: Tensor,
-        blur_std_s: Tensor,
-        noise_std_t: Tensor,
-        noise_std_s: Tensor,
-        noise: Tensor | None = None,
-    ) -> Tensor:
+    def call(x_t: Tensor, x0_hat: Tensor, *stds: Tensor, noise: Tensor | None = None) -> Tensor:
+        blur_std_t, blur_std_s, noise_std_t, noise_std_s = stds
         var_t, var_s = _column(noise_std_t).square(), _column(noise_std_s).square()
         y_hat_t = form.blur(x0_hat, blur_std_t)
-        eta = torch.randn_like(x_t) if noise is None else noise
+        eta = _drawn(noise, x_t)
         eps_hat = y_hat_t - x_t
         z = x_t - (var_s - var_t) / var_t * eps_hat + (var_t - var_s).sqrt() * eta
         y_hat_s = form.blur(x0_hat, blur_std_s)
@@ -158,17 +155,11 @@ def one_line_momentum(form: DctForm) -> Op:
     """The same step with one mask, `r x_t + (C_s - r C_t) x0_hat + ...`, once that form is known."""
     step = reverse_step(form)
 
-    def call(
-        x_t: Tensor,
-        x0_hat: Tensor,
-        blur_std_t: Tensor,
-        blur_std_s: Tensor,
-        noise_std_t: Tensor,
-        noise_std_s: Tensor,
-        noise: Tensor | None = None,
-    ) -> Tensor:
+    def call(x_t: Tensor, x0_hat: Tensor, *stds: Tensor, noise: Tensor | None = None) -> Tensor:
+        blur_std_t, blur_std_s, noise_std_t, noise_std_s = stds
         var_t, var_s = noise_std_t.square(), noise_std_s.square()
-        return step(x_t, x0_hat, blur_std_t, blur_std_s, var_s / var_t, (var_t - var_s).sqrt(), noise)
+        a, b = var_s / var_t, (var_t - var_s).sqrt()
+        return step(x_t, x0_hat, blur_std_t, blur_std_s, a, b, noise=noise)
 
     return call
 
@@ -176,23 +167,15 @@ def one_line_momentum(form: DctForm) -> Op:
 def reverse_step(form: Form) -> Op:
     """`a x_t + (C_s - a C_t) x0_hat + b n`: one mask where the form has a transform, else two blurs."""
 
-    def call(
-        x_t: Tensor,
-        x0_hat: Tensor,
-        blur_std_t: Tensor,
-        blur_std_s: Tensor,
-        a: Tensor,
-        b: Tensor,
-        noise: Tensor | None = None,
-    ) -> Tensor:
+    def call(x_t: Tensor, x0_hat: Tensor, *coefficients: Tensor, noise: Tensor | None = None) -> Tensor:
+        blur_std_t, blur_std_s, a, b = coefficients
         keep = _column(a)
         if isinstance(form, DctForm):
             mask = form.gain(blur_std_s) - keep * form.gain(blur_std_t)
             moved = form.idct2(mask * form.dct2(x0_hat))
         else:
             moved = torch.addcmul(form.blur(x0_hat, blur_std_s), -keep, form.blur(x0_hat, blur_std_t))
-        noise = torch.randn_like(x_t) if noise is None else noise
-        return torch.addcmul(torch.addcmul(moved, keep, x_t), _column(b), noise)
+        return torch.addcmul(torch.addcmul(moved, keep, x_t), _column(b), _drawn(noise, x_t))
 
     return call
 
@@ -202,11 +185,10 @@ def losses(form: Form) -> Op:
 
     def call(prediction: Tensor, target: Tensor, blur_std: Tensor, weight: Tensor) -> Tensor:
         error = prediction - target
-        filtered = (
-            form.gain(blur_std) * form.dct2(error)
-            if isinstance(form, DctForm)
-            else form.blur(error, blur_std)
-        )
+        if isinstance(form, DctForm):
+            filtered = form.gain(blur_std) * form.dct2(error)
+        else:
+            filtered = form.blur(error, blur_std)
         return weight * filtered.square().sum(dim=(1, 2, 3))
 
     return call
@@ -249,16 +231,10 @@ def loss_and_gradient_by_hand(form: DctForm) -> Op:
 def spectral_mix(form: DctForm) -> Op:
     """`IDCT2(m_t DCT2(x_t) + m_0 DCT2(x0_hat) + d n)`. Hoogeboom & Salimans 2022, appendix A."""
 
-    def call(
-        x_t: Tensor,
-        x0_hat: Tensor,
-        mask_t: Tensor,
-        mask_0: Tensor,
-        noise_mask: Tensor,
-        noise: Tensor | None = None,
-    ) -> Tensor:
+    def call(x_t: Tensor, x0_hat: Tensor, *masks: Tensor, noise: Tensor | None = None) -> Tensor:
+        mask_t, mask_0, noise_mask = masks
         total = torch.addcmul(mask_t * form.dct2(x_t), mask_0, form.dct2(x0_hat))
-        return form.idct2(torch.addcmul(total, noise_mask, torch.randn_like(x_t) if noise is None else noise))
+        return form.idct2(torch.addcmul(total, noise_mask, _drawn(noise, x_t)))
 
     return call
 
@@ -285,7 +261,7 @@ def of(op: str, form: Form) -> Op | None:
     return _OVER_FORM[op](form)
 
 
-def _known(op: str) -> None:
+def _check_op(op: str) -> None:
     if op not in OPS:
         raise ValueError(f"baselines: expected one of {', '.join(OPS)}, got {op!r}")
 
@@ -305,7 +281,7 @@ def baselines(
 
     Raises ValueError for an unknown op.
     """
-    _known(op)
+    _check_op(op)
     device = torch.device(device)
     if op == "normal":
         listed = [Baseline("torch.randn", "main", "ATen", torch_noise)]
@@ -313,7 +289,7 @@ def baselines(
             listed.append(Baseline("numpy standard_normal", "main", "numpy.random", numpy_noise))
     else:
         size = (height, width, _computed(dtype), device)
-        listed = [*_by_forms(op, FORMS, *size), *_special(op, *size), *_by_forms(op, PACKAGES, *size)]
+        listed = list(_by_forms(op, (*FORMS, *PACKAGES), *size))
     if dtype in HALVES:
         listed = [replace(one, call=widened(one.call)) for one in listed]
     return listed
@@ -326,38 +302,42 @@ def _by_forms(op: str, kinds: Sequence[type[Form]], *size: Any) -> Iterator[Base
             yield from _by_form(op, form)
 
 
-def _by_form(op: str, form: Form) -> list[Baseline]:
+def _by_form(op: str, form: Form) -> Iterator[Baseline]:
+    """An op by a form as one writes it first, and then the formulas of `_SPECIAL`."""
     call = of(op, form)
     if call is None:
-        return []
+        return
     name = form.label() if isinstance(form, packages.Package) else form.name
-    made = Baseline(name, form.group, form.source, call, form.same, form.difference)
+    first = Baseline(name, form.group, form.source, call, form.same, form.difference)
     if op == "soft_score_loss" and not form.autograd:
         source = f"{form.source}; the gradient written out"
-        return [replace(made, name=f"{name} by hand", group="extra", source=source)]
-    if op == "corrupt" and isinstance(form, packages.ScipyDct):
-        source = "scipy.fft, numpy.random"
-        return [
-            made,
-            replace(made, name="scipy, numpy noise", source=source, call=corrupt(form, numpy_noise)),
-        ]
-    return [made]
+        yield replace(first, name=f"{name} by hand", group="extra", source=source)
+        return
+    yield first
+    for kind, of_op, special, group, source, build in _SPECIAL:
+        if isinstance(form, kind) and op == of_op:
+            yield replace(first, name=special, group=group, source=source, call=build(form))
 
 
-def _special(op: str, height: int, width: int, dtype: torch.dtype, device: torch.device) -> list[Baseline]:
-    """Formulas in PyTorch that belong to one op."""
-    four = FourProduct(height, width, dtype).to(device)
-    if op == "corrupt":
-        onto = corrupt_in_one_product(TwoProductBmm(height, width, dtype).to(device))
-        return [Baseline("two-product baddbmm", "main", "torch.baddbmm onto the scaled noise", onto)]
-    if op == "momentum_step":
-        return [
-            Baseline("one mask, four-product", "extra", "algebra on Algorithm 2", one_line_momentum(four))
-        ]
-    if op == "soft_score_loss":
-        by_hand = loss_and_gradient_by_hand(four)
-        return [Baseline("four-product by hand", "main", "the gradient written out", by_hand)]
-    return []
+# Formulas for one op by one form: the form, the op, name, group, source and function.
+_SPECIAL: tuple[tuple[type[Form], str, str, str, str, Callable[[Any], Op]], ...] = (
+    (
+        *(packages.ScipyDct, "corrupt", "scipy, numpy noise", "main", "scipy.fft, numpy.random"),
+        lambda form: corrupt(form, numpy_noise),
+    ),
+    (
+        *(TwoProductBmm, "corrupt", "two-product baddbmm", "main", "torch.baddbmm onto the scaled noise"),
+        corrupt_in_one_product,
+    ),
+    (
+        *(FourProduct, "momentum_step", "one mask, four-product", "extra", "algebra on Algorithm 2"),
+        one_line_momentum,
+    ),
+    (
+        *(FourProduct, "soft_score_loss", "four-product by hand", "main", "the gradient written out"),
+        loss_and_gradient_by_hand,
+    ),
+)
 
 
 def absent(height: int = 1, width: int = 1, device: torch.device | str = "cpu") -> dict[str, str]:
@@ -387,9 +367,10 @@ def compiled(
     On a CPU random numbers are left to ATen: with the generated code's own, `corrupt` took four times as
     long (64 px, one thread). Another size compiles again. Raises ValueError for an unknown op.
     """
-    _known(op)
+    _check_op(op)
+    if op == "normal":
+        return []
     with_fft = op == "corrupt" if fft is None else fft
-    kinds = (*COMPILED, FftDct) if with_fft else COMPILED
     ours = backend == "inductor" and torch.device(device).type == "cpu"
     options: dict[str, Any] | None = {"fallback_random": True} if ours else None
 
@@ -398,21 +379,12 @@ def compiled(
         return torch.compile(whole, dynamic=False, backend=backend, options=options)
 
     listed = []
-    for kind in kinds if op != "normal" else ():
+    for kind in (*COMPILED, FftDct) if with_fft else COMPILED:
         form = kind(height, width, _computed(dtype)).to(device)
-        if op == "soft_score_loss":
-            # The loss is compiled, and its backward pass with it; autograd's call is the user's.
-            listed.append(_late(form, form.name, with_gradient(late(loss(form)))))
-            if isinstance(form, FourProduct):
-                by_hand = late(loss_and_gradient_by_hand(form))
-                listed.append(_late(form, f"{form.name} by hand", by_hand))
-        elif (call := of(op, form)) is not None:
-            listed.append(_late(form, form.name, late(call)))
-        if op == "momentum_step" and isinstance(form, FourProduct):
-            one_line = _late(form, f"one mask, {form.name}", late(one_line_momentum(form)))
-            listed.append(replace(one_line, group="extra"))
+        for one in _by_form(op, form):
+            # Of the loss by autograd, the loss is compiled with its backward pass; the user calls autograd.
+            by_autograd = op == "soft_score_loss" and one.name == form.name
+            call = with_gradient(late(loss(form))) if by_autograd else late(one.call)
+            name = f"{one.name} compiled"
+            listed.append(replace(one, name=name, source="torch.compile", call=call, compiled=True))
     return listed
-
-
-def _late(form: Form, name: str, call: Op) -> Baseline:
-    return Baseline(f"{name} compiled", form.group, "torch.compile", call, compiled=True)

@@ -76,50 +76,41 @@ def make(
     generator = torch.Generator(device).manual_seed(SEED + 1000 * height + width)
     shape = (batch, CHANNELS, height, width)
 
-    def image() -> Tensor:
-        return (torch.rand(shape, generator=generator, device=device) * 2 - 1).to(dtype)
+    def uniform(low: float, high: float, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device) * (high - low) + low
+
+    def images(*names: str) -> dict[str, Tensor]:
+        return {name: uniform(-1, 1, shape).to(dtype) for name in names}
 
     def log_uniform(low: float, high: float) -> Tensor:
-        span = math.log(high) - math.log(low)
-        part = torch.rand(batch, generator=generator, device=device)
-        return torch.exp(part * span + math.log(low)).to(dtype)
+        return torch.exp(uniform(math.log(low), math.log(high), (batch,))).to(dtype)
 
-    def mask() -> Tensor:
-        return torch.rand((batch, 1, height, width), generator=generator, device=device).to(dtype)
+    def mask(most: float) -> Tensor:
+        return uniform(0, most, (batch, 1, height, width)).to(dtype)
 
     blur_std, noise_std = log_uniform(0.01, max(height, width) / 3), log_uniform(0.01, 0.1)
-    reached = {"blur_std_t": blur_std, "blur_std_s": 0.9 * blur_std}
+    blurs = {"blur_std_t": blur_std, "blur_std_s": 0.9 * blur_std}
+    noises = {"noise_std_t": noise_std, "noise_std_s": 0.9 * noise_std}
     build: dict[str, Callable[[], dict[str, Tensor]]] = {
-        "corrupt": lambda: {"x0": image(), "blur_std": blur_std, "noise_std": noise_std},
-        "momentum_step": lambda: {
-            "x_t": image(),
-            "x0_hat": image(),
-            **reached,
-            "noise_std_t": noise_std,
-            "noise_std_s": 0.9 * noise_std,
-        },
+        "corrupt": lambda: {**images("x0"), "blur_std": blur_std, "noise_std": noise_std},
+        "momentum_step": lambda: {**images("x_t", "x0_hat"), **blurs, **noises},
         "reverse_step": lambda: {
-            "x_t": image(),
-            "x0_hat": image(),
-            **reached,
-            "a": torch.rand(batch, generator=generator, device=device).to(dtype),
+            **images("x_t", "x0_hat"),
+            **blurs,
+            "a": uniform(0, 1, (batch,)).to(dtype),
             "b": 0.1 * noise_std,
         },
         "soft_score_loss": lambda: {
-            "prediction": image(),
-            "target": image(),
+            **images("prediction", "target"),
             "blur_std": blur_std,
             "weight": noise_std.square().reciprocal(),
         },
-        "blur": lambda: {"x": image(), "blur_std": blur_std},
-        "dct2": lambda: {"x": image()},
-        "idct2": lambda: {"u": image()},
+        "blur": lambda: {**images("x"), "blur_std": blur_std},
+        "dct2": lambda: images("x"),
+        "idct2": lambda: images("u"),
         "spectral_mix": lambda: {
-            "x_t": image(),
-            "x0_hat": image(),
-            "mask_t": mask(),
-            "mask_0": mask(),
-            "noise_mask": 0.1 * mask(),
+            **images("x_t", "x0_hat"),
+            **{"mask_t": mask(1), "mask_0": mask(1), "noise_mask": mask(0.1)},
         },
         "normal": lambda: {"like": torch.empty(shape, dtype=dtype, device=device)},
     }

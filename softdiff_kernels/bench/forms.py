@@ -45,10 +45,8 @@ class Form:
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         self.height, self.width, self.dtype = height, width, dtype
         self.basis_h, self.basis_w = dct_basis(height, dtype=dtype), dct_basis(width, dtype=dtype)
-        self.eigenvalues_h, self.eigenvalues_w = (
-            eigenvalues(height, dtype=dtype),
-            eigenvalues(width, dtype=dtype),
-        )
+        self.eigenvalues_h = eigenvalues(height, dtype=dtype)
+        self.eigenvalues_w = eigenvalues(width, dtype=dtype)
 
     def to(self, device: torch.device | str) -> Self:
         """Moves every table of the form, in place, as `torch.nn.Module.to` does; returns the form."""
@@ -245,16 +243,15 @@ class RealFftDct(AxisDct):
 
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(height, width, dtype)
+        complex_dtype = torch.complex64 if dtype == torch.float32 else torch.complex128
         self.forward_twiddle, self.inverse_twiddle = {}, {}
         for n in {height, width}:
             k = torch.arange(n // 2 + 1, dtype=torch.float64)
-            size = torch.full((n // 2 + 1,), math.sqrt(2.0 / n), dtype=torch.float64)
+            size = torch.full_like(k, math.sqrt(2.0 / n))
             size[0] = math.sqrt(1.0 / n)
             twiddle = torch.polar(size, -k * (math.pi / (2 * n)))
-            self.forward_twiddle[n] = twiddle.to(
-                torch.complex64 if dtype == torch.float32 else torch.complex128
-            )
-            self.inverse_twiddle[n] = (1.0 / twiddle).to(self.forward_twiddle[n].dtype)
+            self.forward_twiddle[n] = twiddle.to(complex_dtype)
+            self.inverse_twiddle[n] = (1.0 / twiddle).to(complex_dtype)
 
     def _dct(self, x: Tensor) -> Tensor:
         n = x.shape[-1]

@@ -15,22 +15,28 @@ from .rows import AGAIN, OURS, Row
 _COLOURS = {
     OURS: "#0b5fa5",
     "two-product bmm": "#c8553d",
-    "two-product": "#e0a899",
     "four-product": "#e09f3e",
     "scipy": "#3f8f5f",
-    "FFT-DCT": "#7d5ba6",
     "FFTW": "#5f6f1f",
     "DUCC": "#2aa198",
+    "FFT-DCT": "#7d5ba6",
 }
-_LIMITS = "#444444"
+_LIMITS = {"color": "#444444", "linewidth": 1.1}
 _OTHERS = "#9a9a9a"
-_NAMED = ("two-product bmm", "four-product", "scipy", "FFTW", "DUCC", "FFT-DCT")
+_LEGEND = {"fontsize": 8, "frameon": False}
+
+
+def _panels(figure: Any, names: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Axes side by side, one for each name, with one y axis."""
+    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    return list(zip(axes, names, strict=True))
 
 
 def _axis(ax: Any, title: str, x: str, y: str, ticks: Sequence[float] = ()) -> None:
+    """Titles and grid. ticks: where given, a logarithmic x axis with these. y: shown on the first panel."""
     ax.set_title(title, loc="left", fontsize=10)
     ax.set_xlabel(x)
-    ax.set_ylabel(y)
+    ax.set_ylabel(y if ax.get_subplotspec().is_first_col() else "")
     ax.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
     ax.set_axisbelow(True)
     for side in ("top", "right"):
@@ -50,136 +56,105 @@ def _logarithmic(ax: Any) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _line(ax: Any, x: Sequence[float], y: Sequence[float], name: str) -> None:
-    own = name == OURS
-    ax.plot(
-        *(x, y),
-        marker="o",
-        markersize=4.5 if own else 3.5,
-        linewidth=2.4 if own else 1.3,
-        color=_COLOURS.get(name, _OTHERS),
-        label=name,
-        zorder=3 if own else 2,
-    )
+def _line(ax: Any, points: Sequence[tuple[float, float]], name: str) -> None:
+    """One way to compute, ours thicker and on top; nothing without points."""
+    size, width, order = (4.5, 2.4, 3) if name == OURS else (3.5, 1.3, 2)
+    if points:
+        style = {"color": _COLOURS.get(name, _OTHERS), "label": name, "zorder": order}
+        ax.plot(*zip(*points, strict=True), marker="o", markersize=size, linewidth=width, **style)
 
 
-def _labels(axes: Sequence[Any]) -> tuple[list[Any], list[str]]:
-    """Every label of some axes once."""
+def _legend_below(figure: Any, columns: int) -> None:
+    """Every label of the figure's axes once."""
     handles: dict[str, Any] = {}
-    for ax in axes:
+    for ax in figure.axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    return list(handles.values()), list(handles)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, **_LEGEND)
 
 
-def _plain(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the largest thread count in float32, by the first backend: what one plot can show."""
-    floats = [r for r in rows if r.dtype == "float32"] or list(rows)
-    most = max(r.threads for r in floats)
-    return [r for r in floats if r.threads == most and r.backend == floats[0].backend]
-
-
-def _seen(rows: Sequence[Row]) -> list[str]:
-    """The headline's ops that were timed, or the first few others."""
-    ops = list(dict.fromkeys(r.op for r in rows))
-    return [op for op in HEADLINE if op in ops] or ops[:3]
-
-
-def _limits_of(result: dict[str, Any], row: Row) -> dict[str, float] | None:
-    limits: dict[str, Any] = result["limits"]
-    return limits.get("gpu" if row.device == "cuda" else str(row.threads))
+def _float32(rows: Sequence[Row]) -> list[Row]:
+    return [r for r in rows if r.dtype == "float32"] or list(rows)
 
 
 def time_per_value(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
-    """ns per value against size, with what the machine allows drawn in."""
-    plain = _plain(rows)
-    ops = _seen(plain)
-    axes = figure.subplots(1, len(ops), sharey=True, squeeze=False)[0]
-    for ax, op in zip(axes, ops, strict=True):
+    """ns per value against size, with what the machine allows drawn in: the ops of the headline (or the first
+    three), float32, the largest thread count, the first backend."""
+    floats = _float32(rows)
+    most = max(r.threads for r in floats)
+    plain = [r for r in floats if r.threads == most and r.backend == floats[0].backend]
+    ops = list(dict.fromkeys(r.op for r in plain))
+    for ax, op in _panels(figure, [op for op in HEADLINE if op in ops] or ops[:3]):
         chosen = sorted((r for r in plain if r.op == op), key=lambda r: r.px)
         sizes = [r.px for r in chosen]
-        for name in (OURS, *_NAMED):
-            points = [(r.px, r.timings[name]["median"]) for r in chosen if name in r.timings]
-            if points:
-                _line(ax, [x for x, _ in points], [y for _, y in points], name)
-        limits = _limits_of(result, chosen[0])
+        for name in _COLOURS:
+            _line(ax, [(r.px, r.timings[name]["median"]) for r in chosen if name in r.timings], name)
+        limits = result["limits"].get("gpu" if chosen[0].device == "cuda" else str(most))
         if limits is not None:
-            bytes_a_value = bytes_of(op)
-            ax.axhline(bytes_a_value / limits["copy_gb_s"], color=_LIMITS, linewidth=1.1, label="memory copy")
+            ax.axhline(bytes_of(op) / limits["copy_gb_s"], label="memory copy", **_LIMITS)
             dense = [dense_operations(op, px) / limits["gemm_gflop_s"] for px in sizes]
             if any(dense):
-                ax.plot(
-                    sizes, dense, color=_LIMITS, linewidth=1.1, linestyle="--", label="dense products at peak"
-                )
+                ax.plot(sizes, dense, linestyle="--", label="dense products at peak", **_LIMITS)
             if op in NOISY:
-                ax.axhline(
-                    limits["normal_ns"], color=_LIMITS, linewidth=1.1, linestyle=":", label="noise alone"
-                )
-        _axis(ax, op, "image side, px", "ns per value" if ax is axes[0] else "", sizes)
+                ax.axhline(limits["normal_ns"], linestyle=":", label="noise alone", **_LIMITS)
+        _axis(ax, op, "image side, px", "ns per value", sizes)
         _logarithmic(ax)
-    figure.legend(*_labels(axes), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    _legend_below(figure, 4)
 
 
 def ratio(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """How many times as long the fastest baseline takes, at each thread count."""
-    floats = [r for r in rows if r.dtype == "float32"] or list(rows)
-    counts = sorted({r.threads for r in floats})
-    axes = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
-    markers = "os^Dv<>Pp"
-    for ax, count in zip(axes, counts, strict=True):
-        here = [r for r in floats if r.threads == count]
-        sizes = sorted({r.px for r in here})
+    floats = _float32(rows)
+    for ax, count in _panels(figure, sorted({r.threads for r in floats})):
+        here = sorted((r for r in floats if r.threads == count), key=lambda r: r.px)
         for i, op in enumerate(dict.fromkeys(r.op for r in here)):
-            chosen = sorted((r for r in here if r.op == op), key=lambda r: r.px)
+            chosen = [r for r in here if r.op == op]
             ax.errorbar(
                 [r.px for r in chosen],
                 [r.ratio for r in chosen],
                 yerr=[r.ratio * min(r.noise, 1.0) for r in chosen],
-                marker=markers[i % len(markers)],
+                marker="os^Dv<>Pp"[i % 9],
                 markersize=4,
                 linewidth=1.8 if op in HEADLINE else 0.9,
                 capsize=2,
                 color=f"C{i}",
                 label=op,
             )
-        ax.axhline(1.0, color=_LIMITS, linewidth=1.1)
+        ax.axhline(1.0, **_LIMITS)
         title = f"{count} thread{'s' if count > 1 else ''}" if here[0].device == "cpu" else "GPU"
-        _axis(ax, title, "image side, px", "fastest baseline / ours" if ax is axes[0] else "", sizes)
+        _axis(ax, title, "image side, px", "fastest baseline / ours", sorted({r.px for r in here}))
         ax.set_ylim(0, 1.15 * max(r.ratio for r in floats))
-    figure.legend(*_labels(axes), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    _legend_below(figure, 5)
+
+
+def _ours_and_other(ax: Any, entries: Sequence[dict[str, Any]], varied: str) -> None:
+    _line(ax, [(e[varied], e["ours"]) for e in entries], OURS)
+    _line(ax, [(e[varied], e["other"]) for e in entries], entries[0]["other_name"])
 
 
 def by_blur(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """Cost against blur_std."""
     entries = result["sweeps"]["blur"]
-    sizes = sorted({e["px"] for e in entries})
-    axes = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
-    for ax, px in zip(axes, sizes, strict=True):
+    for ax, px in _panels(figure, sorted({e["px"] for e in entries})):
         chosen = [e for e in entries if e["px"] == px]
-        x = [e["blur_std"] for e in chosen]
-        _line(ax, x, [e["ours"] for e in chosen], OURS)
-        _line(ax, x, [e["other"] for e in chosen], chosen[0]["other_name"])
-        _axis(ax, f"corrupt, {px} px", "blur_std, px", "ns per value" if ax is axes[0] else "")
+        _ours_and_other(ax, chosen, "blur_std")
+        _axis(ax, f"corrupt, {px} px", "blur_std, px", "ns per value")
         ax.set_xscale("symlog", linthresh=0.1)
-        ticks = [t for t in (0, 0.1, 1, 10, 100) if t <= max(x)]
+        ticks = [t for t in (0, 0.1, 1, 10, 100) if t <= max(e["blur_std"] for e in chosen)]
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes[0].set_ylim(0, 1.1 * max(max(e["ours"], e["other"]) for e in entries))
-    axes[0].legend(fontsize=8, frameon=False)
+    figure.axes[0].set_ylim(0, 1.1 * max(max(e["ours"], e["other"]) for e in entries))
+    figure.axes[0].legend(**_LEGEND)
 
 
 def by_batch(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     """Cost of an image against the batch size."""
     entries = result["sweeps"]["batch"]
-    ops = list(dict.fromkeys(e["op"] for e in entries))
-    axes = figure.subplots(1, len(ops), sharey=True, squeeze=False)[0]
-    for ax, op in zip(axes, ops, strict=True):
+    for ax, op in _panels(figure, list(dict.fromkeys(e["op"] for e in entries))):
         chosen = [e for e in entries if e["op"] == op]
-        x = [e["batch"] for e in chosen]
-        _line(ax, x, [e["ours"] for e in chosen], OURS)
-        _line(ax, x, [e["other"] for e in chosen], chosen[0]["other_name"])
-        _axis(ax, f"{op}, {chosen[0]['px']} px", "batch", "us an image" if ax is axes[0] else "", x)
+        _ours_and_other(ax, chosen, "batch")
+        _axis(ax, f"{op}, {chosen[0]['px']} px", "batch", "us an image", [e["batch"] for e in chosen])
         _logarithmic(ax)
-    axes[0].legend(fontsize=8, frameon=False)
+    figure.axes[0].legend(**_LEGEND)
 
 
 def host(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
@@ -187,34 +162,27 @@ def host(result: dict[str, Any], rows: Sequence[Row], figure: Any) -> None:
     entries = result["sweeps"]["host"]
     ax = figure.subplots()
     for i, entry in enumerate(entries):
-        bars = [(OURS, entry["ours"], _COLOURS[OURS])]
-        if "key_given" in entry:
-            bars.append((f"{OURS}, key given", entry["key_given"], "#7fb2dd"))
-        bars.append((entry["other_name"], entry["other"], _COLOURS.get(entry["other_name"], _OTHERS)))
-        for j, (name, value, colour) in enumerate(bars):
+        other = entry["other_name"]
+        bars = {OURS: ("ours", _COLOURS[OURS]), f"{OURS}, key given": ("key_given", "#7fb2dd")}
+        bars[other] = ("other", _COLOURS.get(other, _OTHERS))
+        present = [(name, entry[key], colour) for name, (key, colour) in bars.items() if key in entry]
+        for j, (name, value, colour) in enumerate(present):
             label = name if name not in ax.get_legend_handles_labels()[1] else None
             ax.barh(i + 0.25 * j, value, height=0.23, color=colour, label=label)
             ax.text(value, i + 0.25 * j, f" {value:.0f}", va="center", fontsize=7.5)
     ax.set_yticks([i + 0.25 for i in range(len(entries))], [e["op"] for e in entries])
     ax.invert_yaxis()
     _axis(ax, "host time of a call", "microseconds", "")
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(**_LEGEND)
 
 
-def _has_rows(result: dict[str, Any], rows: Sequence[Row]) -> bool:
-    return bool(rows)
-
-
-def _swept(name: str) -> Callable[[dict[str, Any], Sequence[Row]], bool]:
-    return lambda result, rows: bool(result["sweeps"][name])
-
-
-PLOTS: dict[str, tuple[Callable[..., None], Callable[..., bool], tuple[float, float]]] = {
-    "time-per-value": (time_per_value, _has_rows, (10.5, 4.3)),
-    "ratio": (ratio, _has_rows, (9.5, 4.4)),
-    "blur-std": (by_blur, _swept("blur"), (8.0, 3.4)),
-    "batch": (by_batch, _swept("batch"), (10.5, 3.4)),
-    "host": (host, _swept("host"), (7.0, 3.2)),
+# By file name: what draws it, the sweep that it needs (None: the rows), and its size in inches.
+PLOTS: dict[str, tuple[Callable[..., None], str | None, tuple[float, float]]] = {
+    "time-per-value": (time_per_value, None, (10.5, 4.3)),
+    "ratio": (ratio, None, (9.5, 4.4)),
+    "blur-std": (by_blur, "blur", (8.0, 3.4)),
+    "batch": (by_batch, "batch", (10.5, 3.4)),
+    "host": (host, "host", (7.0, 3.2)),
 }
 
 
@@ -227,8 +195,8 @@ def draw(path: Path, folder: Path) -> list[Path]:
     for row in rows:
         row.timings.pop(AGAIN, None)
     drawn = []
-    for name, (plot, has_data, size) in PLOTS.items():
-        if not has_data(result, rows):
+    for name, (plot, sweep, size) in PLOTS.items():
+        if not (rows if sweep is None else result["sweeps"][sweep]):
             continue
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
