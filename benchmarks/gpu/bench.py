@@ -171,15 +171,16 @@ def dry_backends() -> tuple[str, ...]:
     sys.path.insert(0, str(ROOT / "tests"))
     from cuda_emulated import install  # what SOFTDIFF_CUDA_SHIM=1 asks for
 
+    emulated = install()  # before any backend is asked whether it is usable
     interpreted = triton.interpreted() and sk.backends()["triton"].usable
-    return ("triton",) * interpreted + ("cuda",) * install() or ("auto",)
+    return ("triton",) * interpreted + ("cuda",) * emulated or ("auto",)
 
 
 def setup_for(dry: bool, backends: tuple[str, ...]) -> tuple[Setup, dict[str, Any]]:
     """The device and its copy bandwidth, measured; and the same for the report."""
     if dry:
         device, size, l2 = torch.device("cpu"), 2**16, 2**10
-        limits: dict[str, Any] = {"image_bytes": 2**12, "budget": 1e-4, "compiler": "eager"}
+        limits: dict[str, Any] = {"image_bytes": 2**12, "budget": 1e-4, "least": 1, "compiler": "eager"}
     else:
         device = torch.device("cuda", torch.cuda.current_device())
         free = torch.cuda.mem_get_info(device)[0]
@@ -196,9 +197,10 @@ def setup_for(dry: bool, backends: tuple[str, ...]) -> tuple[Setup, dict[str, An
 def run(out: Path, seconds: float, *, only_ours: bool, dry: bool) -> None:
     """Measures until the time is over. only_ours: the headline's rows by Triton, beside one baseline."""
     end = time.monotonic() + seconds
+    backends = dry_backends() if dry else ()
     states = {name: sk.backends()[name] for name in (("triton",) if only_ours else BACKENDS)}
-    usable = tuple(name for name, state in states.items() if state.usable and torch.cuda.is_available())
-    backends = dry_backends() if dry else usable
+    if not dry and torch.cuda.is_available():
+        backends = tuple(name for name, state in states.items() if state.usable)
     if not backends:
         reasons = "; ".join(f"{name}: {state.reason}" for name, state in states.items())
         save_json(out, {"status": "absent", "detail": reasons})
@@ -206,6 +208,6 @@ def run(out: Path, seconds: float, *, only_ours: bool, dry: bool) -> None:
     if not dry and "triton" in backends:
         compile_kernels(min(60.0, seconds / 3))
     bench = Bench(out, end - time.monotonic(), *setup_for(dry, backends))
-    for name, step, needs in bench.steps((8, 16) if dry else SIZES, only_ours):
+    for name, step, needs in bench.steps((8,) if dry else SIZES, only_ours):
         bench.attempt(name, step, 0.0 if dry else needs)
     bench.save()

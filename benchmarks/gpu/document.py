@@ -131,10 +131,14 @@ def _machine(environment: Data, about: Data) -> str:
     if not environment.get("machine"):
         return "The machine is not described: that part did not come to its end."
     lines = [f"No GPU: {environment['reason']}."] if environment["reason"] else []
-    smi = ", ".join(f"{name} {value}" for name, value in environment["smi"].items())
-    return "  \n".join(
-        [*lines, about_machine({**environment, **about}), *([f"nvidia-smi: {smi}."] if smi else [])]
-    )
+    lines.append(about_machine({**environment, **about}))
+    for source, values in (
+        ("torch", environment["machine"]["gpu"] or {}),
+        ("nvidia-smi", environment["smi"]),
+    ):
+        told = ", ".join(f"{name} {value}" for name, value in values.items())
+        lines += [f"GPU by {source}: {told}."] if told else []
+    return "  \n".join(lines)
 
 
 def _correctness(tests: Data) -> str:
