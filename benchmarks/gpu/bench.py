@@ -7,11 +7,11 @@ The most wanted rows come first, and both backends are in every interleaved run.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from softdiff_kernels.bench.report import rounded
 from softdiff_kernels.files import save_json
 
 from . import rows
-from .parts import ROOT
+from .parts import ROOT, execute
 from .rows import ALONE, OPS, Row, Setup
 from .targets import BACKENDS, faster
 
@@ -143,15 +143,13 @@ class Bench:
 def compile_kernels(seconds: float) -> None:
     """Compiles the Triton kernels of all rows in several processes; this one finds them in Triton's cache."""
     count = max(1, min(10, (os.cpu_count() or 2) - 2))
-    program = [sys.executable, "-m", "benchmarks.gpu.report", "compile", "--share"]
-    processes = [subprocess.Popen([*program, f"{i}/{count}"]) for i in range(count)]
-    deadline = time.monotonic() + seconds
-    for process in processes:
-        try:
-            process.wait(timeout=max(deadline - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+
+    def job(i: int) -> None:
+        program = [sys.executable, "-m", "benchmarks.gpu.report", "compile", "--share", f"{i}/{count}"]
+        execute(program, seconds=seconds, log=Path(os.devnull))
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(job, range(count)))
 
 
 def compile_share(share: str) -> None:

@@ -96,7 +96,8 @@ def units(ids: Sequence[str], backend: str) -> list[Unit]:
         for i in range(count):
             yield Unit(f"{name} {i + 1}/{count}" if count > 1 else name, tuple(own[i::count]), core)
 
-    core, groups = [], {}
+    core: list[str] = []
+    groups: dict[str, list[str]] = {}
     for name in ids:
         function = name.partition("[")[0]
         if function.split("::")[-1] in CORE and _CORE_CASE.search(name):

@@ -114,10 +114,6 @@ def parts(outcomes: Outcomes) -> str:
     return table(columns, outcomes.values())
 
 
-def _pairs(heads: tuple[str, str], entries: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
-    return table([(heads[0], lambda e: e[0]), (heads[1], lambda e: shown(e[1]))], entries.items())
-
-
 def _data(outcomes: Outcomes, name: str) -> dict[str, Any]:
     return outcomes[name].data if name in outcomes else {}
 
@@ -177,7 +173,8 @@ def _bench(bench: Data) -> Iterable[str]:
     yield from ("### Small batches", _SMALL, results(r for r in rows if r["kind"] != "full"))
     if bench.get("launch_overhead_us"):
         yield "### Host microseconds of a call"
-        yield _pairs(("", "us"), bench["launch_overhead_us"], "{:.1f}".format)
+        columns: list[Column] = [("", lambda e: e[0]), ("us", lambda e: f"{e[1]:.1f}")]
+        yield table(columns, bench["launch_overhead_us"].items())
     for op, dtype in dict.fromkeys((r["op"], r["dtype"]) for r in rows):
         yield f"### {op}, {dtype}: every baseline (* fewer digits, or not the same operator)"
         yield every_baseline(r for r in rows if (r["op"], r["dtype"]) == (op, dtype))
@@ -192,8 +189,11 @@ def _bench(bench: Data) -> Iterable[str]:
         yield "Not reached in time: " + "; ".join(bench["undone"]) + "."
     if bench.get("faster"):
         yield "## The faster backend, by px"
-        places = {op: ", ".join(map(" ".join, each.items())) for op, each in bench["faster"].items()}
-        yield _pairs(("op", "px and backend"), places, str)
+        columns = [
+            ("op", lambda e: e[0]),
+            ("px and backend", lambda e: ", ".join(map(" ".join, e[1].items()))),
+        ]
+        yield table(columns, bench["faster"].items())
 
 
 def whole(outcomes: Outcomes, about: Data) -> str:

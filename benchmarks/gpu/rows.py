@@ -224,7 +224,7 @@ def measure(
         calls, working = replays, {n: b for n, b in working.items() if n in replays}
         backends = [b for b in backends if f"{label(b)}, again" in replays]
 
-    limits = {"budget": setup.budget, "least": setup.least, "most": 60}
+    limits: dict[str, Any] = {"budget": setup.budget, "least": setup.least, "most": 60}
     limits["block"] = 1 if kind == "full" or setup.least == 1 else _BLOCK
     samples = timing.sample(calls, timing.clock_of(device), within=within, **limits)
     rows = []

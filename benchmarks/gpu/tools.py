@@ -70,7 +70,7 @@ def every_op(device: torch.device, sizes: Sequence[int] = SIZES) -> None:
         sk.blur(x, std)
         sk.corrupt(x, std, level, key=key, return_residual=True)
         sk.corrupt(((x + 1) * 100).to(torch.uint8), 1.5, 0.1, noise=y)
-        steps = {"blur_std_t": std, "blur_std_s": 0.5 * std}
+        steps: dict[str, Any] = {"blur_std_t": std, "blur_std_s": 0.5 * std}
         sk.reverse_step(x, y, **steps, a=0.5, b=0.1, key=key)
         sk.momentum_step(x, y, **steps, noise_std_t=level, noise_std_s=0.5 * level, key=key, out=x.clone())
         sk.soft_score_loss(x.clone().requires_grad_(), y, std, weight=level).backward()
