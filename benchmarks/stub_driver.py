@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Triton driver that compiles for a GPU and enqueues nothing: launches are counted and timed without one.
 
-Everything up to the launch is Triton's own: its cache, its compiler, and, in `bare_launch`, its argument
+Everything up to the launch is Triton's own: its cache, its compiler, and, for a bare launch, its argument
 binding. Only the last call, into the driver's C code, is replaced by one that writes its grid down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -68,22 +69,25 @@ def stubbed() -> Iterator[StubDriver]:
 
     from softdiff_kernels.backends.triton import configs, launch, run
 
-    saved = fused._takes, fused.interpreted, fused.status, configs.architecture, run.multiprocessors
-    checks = arguments.values, arguments.ordered
     driver = StubDriver()
     triton_package.runtime.driver.set_active(driver)
-    fused._takes, fused.interpreted = (lambda device: True), (lambda: True)  # type: ignore[assignment]
-    fused.status = lambda: (True, "a stub")
-    configs.architecture = lambda device: "sm_90"
-    run.multiprocessors = lambda device: 132  # type: ignore[assignment]
-    # Of tensors on a device nothing looks at the values; these stand for such.
-    arguments.values = arguments.ordered = lambda *_, **__: None
+    patches = [
+        (fused, "_takes", lambda device: True),
+        (fused, "interpreted", lambda: True),
+        (fused, "status", lambda: (True, "a stub")),
+        (configs, "architecture", lambda device: "sm_90"),
+        (run, "multiprocessors", lambda device: 132),
+        # Nothing looks at the values of tensors on a device; these stand for such.
+        (arguments, "values", lambda *_, **__: None),
+        (arguments, "ordered", lambda *_, **__: None),
+    ]
     try:
-        with use_backend("triton"):
+        with ExitStack() as stack:
+            for module, name, replacement in patches:
+                stack.enter_context(patch.object(module, name, replacement))
+            stack.enter_context(use_backend("triton"))
             yield driver
     finally:
-        fused._takes, fused.interpreted, fused.status, configs.architecture, run.multiprocessors = saved  # type: ignore[assignment]
-        arguments.values, arguments.ordered = checks
         launch.forget()
         run.forget()
         triton_package.runtime.driver._active = None

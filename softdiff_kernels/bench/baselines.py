@@ -6,7 +6,7 @@ op draws noise, `noise=None` means that the baseline draws its own, as it would 
 Of bfloat16 and float16 images a baseline computes in float32, as it must to keep their digits.
 
 To add a baseline: a transform or blur is a `Form`, added to `FORMS` or `PACKAGES`, which gives it every op
-that it can compute. A formula for one op is a function below, added to `_SPECIAL`.
+that it can compute. A formula for one op is a function below, added to `_special`.
 """
 
 from __future__ import annotations
@@ -303,41 +303,32 @@ def _by_forms(op: str, kinds: Sequence[type[Form]], *size: Any) -> Iterator[Base
 
 
 def _by_form(op: str, form: Form) -> Iterator[Baseline]:
-    """An op by a form as one writes it first, and then the formulas of `_SPECIAL`."""
+    """An op by a form as one writes it first, and then the formulas of `_special`."""
     call = of(op, form)
     if call is None:
         return
-    name = form.label() if isinstance(form, packages.Package) else form.name
-    first = Baseline(name, form.group, form.source, call, form.same, form.difference)
+    first = Baseline(form.name, form.group, form.source, call, form.same, form.difference)
     if op == "soft_score_loss" and not form.autograd:
         source = f"{form.source}; the gradient written out"
-        yield replace(first, name=f"{name} by hand", group="extra", source=source)
+        yield replace(first, name=f"{form.name} by hand", group="extra", source=source)
         return
     yield first
-    for kind, of_op, special, group, source, build in _SPECIAL:
-        if isinstance(form, kind) and op == of_op:
-            yield replace(first, name=special, group=group, source=source, call=build(form))
+    for name, group, source, call in _special(op, form):
+        yield replace(first, name=name, group=group, source=source, call=call)
 
 
-# Formulas for one op by one form: the form, the op, name, group, source and function.
-_SPECIAL: tuple[tuple[type[Form], str, str, str, str, Callable[[Any], Op]], ...] = (
-    (
-        *(packages.ScipyDct, "corrupt", "scipy, numpy noise", "main", "scipy.fft, numpy.random"),
-        lambda form: corrupt(form, numpy_noise),
-    ),
-    (
-        *(TwoProductBmm, "corrupt", "two-product baddbmm", "main", "torch.baddbmm onto the scaled noise"),
-        corrupt_in_one_product,
-    ),
-    (
-        *(FourProduct, "momentum_step", "one mask, four-product", "extra", "algebra on Algorithm 2"),
-        one_line_momentum,
-    ),
-    (
-        *(FourProduct, "soft_score_loss", "four-product by hand", "main", "the gradient written out"),
-        loss_and_gradient_by_hand,
-    ),
-)
+def _special(op: str, form: Form) -> Iterator[tuple[str, str, str, Op]]:
+    """Formulas for one op by one form: name, group, source and function."""
+    if op == "corrupt" and isinstance(form, packages.ScipyDct):
+        yield "scipy, numpy noise", "main", "scipy.fft, numpy.random", corrupt(form, numpy_noise)
+    if op == "corrupt" and isinstance(form, TwoProductBmm):
+        onto_noise = corrupt_in_one_product(form)
+        yield "two-product baddbmm", "main", "torch.baddbmm onto the scaled noise", onto_noise
+    if op == "momentum_step" and isinstance(form, FourProduct):
+        yield "one mask, four-product", "extra", "algebra on Algorithm 2", one_line_momentum(form)
+    if op == "soft_score_loss" and isinstance(form, FourProduct):
+        by_hand = loss_and_gradient_by_hand(form)
+        yield "four-product by hand", "main", "the gradient written out", by_hand
 
 
 def absent(height: int = 1, width: int = 1, device: torch.device | str = "cpu") -> dict[str, str]:
@@ -346,7 +337,7 @@ def absent(height: int = 1, width: int = 1, device: torch.device | str = "cpu") 
     for kind in PACKAGES:
         form, reason = packages.make(kind, height, width, torch.float32, torch.device(device))
         if form is None:
-            reasons[kind.name or (kind.module if kind.package == "scipy" else kind.package)] = reason
+            reasons[kind.name] = reason
     return reasons
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -59,17 +58,6 @@ class Package(Form):
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(height, width, dtype)
         self.functions: Any = importlib.import_module(self.module)
-
-    @classmethod
-    def label(cls) -> str:
-        """The name in the tables; with the package's version where the form has no name of its own."""
-        if cls.name:
-            return cls.name
-        what = cls.module if cls.module == "scipy.ndimage" else cls.package
-        try:
-            return f"{what} {metadata.version(cls.package)}"
-        except metadata.PackageNotFoundError:
-            return what
 
 
 def make(
@@ -262,7 +250,8 @@ class VkFft(CupyDct):
 class TorchDct(Package, DctForm):
     """torch_dct.dct_2d and idct_2d: a complex FFT along each axis, twiddles computed at each call."""
 
-    package, module = "torch-dct", "torch_dct"
+    name = "torch-dct"
+    package, module = name, "torch_dct"
     group = "fft"
     source = "PyPI torch-dct, torch_dct.dct_2d and idct_2d, norm='ortho'"
 
@@ -276,7 +265,8 @@ class TorchDct(Package, DctForm):
 class DcTorch(Package, DctForm):
     """dctorch.functional.dct2 and idct2: einsum with both axes' dense matrices, kept by the package."""
 
-    package, module = "dctorch", "dctorch.functional"
+    name = "dctorch"
+    package, module = name, "dctorch.functional"
     pip = "--no-deps "  # 0.1.2 requires numpy < 2 without need: pip would replace the numpy that is there
     source = "PyPI dctorch, dctorch.functional.dct2 and idct2"
 
@@ -302,7 +292,8 @@ class NearestBlur(Package):
 class KorniaBlur(NearestBlur):
     """One call for the batch: a sigma for each sample, all with the kernel size of the largest."""
 
-    package, module = "kornia", "kornia.filters"
+    name = "kornia"
+    package, module = name, "kornia.filters"
     source = "PyPI kornia, kornia.filters.gaussian_blur2d, separable"
     difference = (
         f"{_sampled('4 blur_std of the batch largest')}, at most the side less one; {_BORDER}; "
@@ -318,7 +309,8 @@ class KorniaBlur(NearestBlur):
 class TorchvisionBlur(NearestBlur):
     """A loop over the samples, since a call takes one blur_std, each with a kernel of its own size."""
 
-    package, module = "torchvision", "torchvision.transforms.functional"
+    name = "torchvision"
+    package, module = name, "torchvision.transforms.functional"
     source = "PyPI torchvision, transforms.functional.gaussian_blur"
     difference = (
         f"{_sampled('4 blur_std')}, at most the side less one; {_BORDER}; "
@@ -338,7 +330,8 @@ class TorchvisionBlur(NearestBlur):
 class ScipyNdimageBlur(NearestBlur):
     """A loop over the samples; the border is ours, so only the kernel differs. On one CPU core."""
 
-    package, module = "scipy", "scipy.ndimage"
+    name = "scipy.ndimage"
+    package, module = "scipy", name
     source = "PyPI scipy, scipy.ndimage.gaussian_filter, mode='reflect', truncate=4"
     difference = f"{_sampled('4 blur_std')}; the same border; one blur_std a call: a loop over the batch"
     device = "cpu"
@@ -357,7 +350,8 @@ class ScipyNdimageBlur(NearestBlur):
 class DeepinvBlur(NearestBlur):
     """One call for the batch by FFT, which its documentation recommends for large kernels."""
 
-    package, module = "deepinv", "deepinv.physics"
+    name = "deepinv"
+    package, module = name, "deepinv.physics"
     source = "PyPI deepinv, physics.Blur(padding='reflect', use_fft=True), physics.functional.gaussian_blur"
     difference = KorniaBlur.difference
 

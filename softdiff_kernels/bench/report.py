@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,17 +149,14 @@ def _every_baseline(rows: Sequence[Row], op: str) -> str:
     chosen = [row for row in rows if row.op == op]
     names = [n for n in dict.fromkeys(name for row in chosen for name in row.timings) if n != AGAIN]
 
-    def time(name: str) -> Callable[[Row], str]:
-        return lambda row: (
-            shown(row.timings[name]["median"])
-            if name in row.timings
-            else "failed"
-            if name in row.failures
-            else ""
-        )
+    def time(row: Row, name: str) -> str:
+        if name in row.timings:
+            return shown(row.timings[name]["median"])
+        return "failed" if name in row.failures else ""
 
     columns: list[Column] = [("px", lambda row: str(row.px)), *_where(chosen)]
-    return table([*columns, *(("ours" if n == OURS else n, time(n)) for n in names)], chosen)
+    columns += [("ours" if n == OURS else n, partial(time, name=n)) for n in names]
+    return table(columns, chosen)
 
 
 def _sources(rows: Sequence[Row]) -> str:

@@ -111,14 +111,15 @@ def errors(case: cases.Case, candidates: Iterable[Baseline]) -> dict[str, float]
 
 
 def in_rotation(case: cases.Case, l2_bytes: int) -> Callable[[], cases.Case]:
-    """The case without the noise that only the comparison needs, from sets of inputs used in rotation by all
-    calls of a run, so that on a GPU none finds its inputs in the cache; on a CPU there is one set."""
+    """The case without the noise that only the comparison needs, on sets of inputs in rotation.
+
+    All calls of a run share the sets: each call takes the next one, which has left a cache of `l2_bytes`
+    since its last use. One set where that is 0."""
     bare = replace(case, noise=None)
+    moved = sum(value.nbytes for value in bare.arguments.values())
     sets = [bare]
-    if next(iter(bare.arguments.values())).device.type == "cuda":
-        moved = sum(value.nbytes for value in bare.arguments.values())
-        for _ in range(rotations(moved, l2_bytes) - 1):
-            sets.append(replace(bare, arguments={k: v.clone() for k, v in bare.arguments.items()}))
+    for _ in range(rotations(moved, l2_bytes) - 1):
+        sets.append(replace(bare, arguments={k: v.clone() for k, v in bare.arguments.items()}))
     turn = itertools.cycle(sets)
     return lambda: next(turn)
 

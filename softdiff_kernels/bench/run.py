@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import shlex
 import sys
 import time
@@ -96,31 +97,34 @@ class Run:
     def steps(self) -> Iterator[Step]:
         """Everything to do, in order."""
         sections = self.config.chosen_sections()
-        for turn in range(self.passes if "ops" in sections else 0):
+        for again in range(self.passes if "ops" in sections else 0):
             for count in self.threads:
-                yield from self._op_steps(count, turn)
-        if "memory" in sections and not self.gpu:
-            for count in self.threads:
+                if not again:
+                    yield Step(f"the machine's limits, {count} threads", partial(self._limits, count), count)
                 for size in self.config.chosen_sizes():
-                    yield Step(f"memory, {size} px, {count} threads", partial(self._memory, size, count))
+                    yield from self._size_steps(size, count, bool(again))
+        if "memory" in sections and not self.gpu:
+            for count, size in itertools.product(self.threads, self.config.chosen_sizes()):
+                yield Step(f"memory, {size} px, {count} threads", partial(self._memory, size, count))
         if "sweeps" in sections:
             yield from self._sweep_steps(self.threads[-1])
 
-    def _op_steps(self, count: int, turn: int) -> Iterator[Step]:
-        if turn == 0:
-            yield Step(f"the machine's limits, {count} threads", partial(self._limits, count), count)
-        for size in self.config.chosen_sizes():
-            if turn == 0 and not self.gpu:
-                name = f"parts of corrupt, {size} px, {count} threads"
-                yield Step(name, partial(self._parts, size, count), count)
-            for op in self.config.chosen_ops():
-                for conditions in self.conditions():
-                    dtype = str(conditions.dtype).removeprefix("torch.")
-                    kind = "" if dtype == "float32" else f", {dtype}"
-                    by = "" if conditions.backend is None else f", {conditions.backend}"
-                    name = f"{op}, {size} px{kind}{by}, {count} threads" + (", again" if turn else "")
-                    compile = self._compiles(op, size, count)
-                    yield Step(name, partial(self._row, op, size, conditions, compile, turn), count)
+    def _size_steps(self, size: int, count: int, again: bool) -> Iterator[Step]:
+        where = f"{size} px, {count} threads"
+        if not again and not self.gpu:
+            yield Step(f"parts of corrupt, {where}", partial(self._parts, size, count), count)
+        for op, conditions in itertools.product(self.config.chosen_ops(), self.conditions()):
+            dtype = str(conditions.dtype).removeprefix("torch.")
+            words = (
+                op,
+                "" if dtype == "float32" else dtype,
+                conditions.backend,
+                where,
+                "again" if again else "",
+            )
+            compile = self._compiles(op, size, count)
+            step = partial(self._row, op, size, conditions, compile, again)
+            yield Step(", ".join(filter(None, words)), step, count)
 
     def _sweep_steps(self, count: int) -> Iterator[Step]:
         conditions = replace(self.conditions()[0], dtype=torch.float32, budget=self.budget / 2)
@@ -160,7 +164,7 @@ class Run:
             return max(1, whole // 8) if self.config.quick else whole
         return max(1, _GPU_IMAGES // (cases.CHANNELS * size * size * dtype.itemsize))
 
-    def _row(self, op: str, size: int, conditions: rows.Conditions, compile: bool, turn: int) -> str:
+    def _row(self, op: str, size: int, conditions: rows.Conditions, compile: bool, again: bool) -> str:
         if op not in cases.HEADLINE:
             conditions = replace(conditions, budget=conditions.budget / 2)
         key = (op, size, conditions.dtype, conditions.backend, torch.get_num_threads())
@@ -170,7 +174,7 @@ class Run:
             measurement = rows.prepare(op, size, conditions, batch=batch, compile=compile)
         measurement.time()
         row = self.rows[key] = measurement.row()
-        if turn + 1 < self.passes:
+        if self.passes > 1 and not again:
             self.measurements[key] = measurement
         return f"{row.ours:.2f} ns/px, {row.ratio:.2f} times as fast as {row.fastest}"
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,79 @@ def test_calls_are_interleaved_and_ratios_are_of_medians() -> None:
     places = [i for i, name in enumerate(clock.log[4:]) if name == "slow"]
     gaps = [b - a for a, b in itertools.pairwise(places)]
     assert all(10 <= gap <= 12 for gap in gaps), places
+
+
+def test_blocks_are_timed_as_one_and_contexts_are_not_timed() -> None:
+    """Rule: a block's seconds are divided by its calls; the context of a name is entered for each block and
+    for its warm-up, outside of what is timed; the order rotates by one each round."""
+    clock = Clock()
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        clock.call("enter", 100.0)()
+        yield
+
+    calls = {name: clock.call(name, seconds) for name, seconds in (("a", 2.0), ("b", 3.0))}
+    limits = {"budget": 0.0, "least": 2, "block": 3, "warmup": 0.0}
+    timings = timing.interleaved(calls, timing.Clock(lambda: clock.now), within={"b": context}, **limits)
+    assert (timings["a"].median, timings["b"].median, timings["a"].rounds) == (2.0, 3.0, 2)
+    words = "a a enter b b  a a a enter b b b  enter b b b a a a"
+    assert clock.log == words.split()
+
+
+def test_a_gpus_clock_reads_events_after_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: of single calls a round is enqueued behind some work, and read once the device is done; of blocks
+    there is no such work; the host's clock waits before each block. Events by a stand-in."""
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: str) -> None:
+            log.append(f"event on {stream}")
+
+        def elapsed_time(self, end: Event) -> float:
+            log.append("read")
+            return 6.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("sleep"))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    gpu = torch.device("cuda", 0)
+    calls = {"a": lambda: log.append("call")}
+    limits = {"budget": 0.0, "least": 1, "most": 1, "warmup": 0.0}
+    assert timing.interleaved(calls, timing.clock_of(gpu), **limits)["a"].median == 6e-3
+    once = ["sleep", "event on stream", "call", "event on stream", "wait", "read"]
+    assert log[-6:] == once and "sleep" not in log[:-6]
+    log.clear()
+    assert timing.interleaved(calls, timing.clock_of(gpu), **limits, block=2)["a"].median == 3e-3
+    assert log[-6:] == ["event on stream", "call", "call", "event on stream", "wait", "read"]
+    assert "sleep" not in log
+    log.clear()
+    timing.interleaved(calls, timing.HostClock(gpu), **limits, block=2)
+    assert log[-4:] == ["wait", "call", "call", "wait"] and "read" not in log
+
+
+@pytest.mark.parametrize(
+    "moved, l2, count", [(2**29, 50 * 2**20, 2), (2**20, 2**20, 6), (1000, 999, 6), (10, 0, 1), (0, 10, 51)]
+)
+def test_rotations(moved: int, l2: int, count: int) -> None:
+    """Rule: ceil(5 L2 / bytes) + 1 sets of inputs; no bytes count as one."""
+    assert timing.rotations(moved, l2) == count
+
+
+def test_inputs_rotate_over_all_calls() -> None:
+    """Rule: each call takes the next set of inputs, whichever call it is, without the comparison's noise."""
+    case = cases.make("corrupt", 8, 8, 2)
+    moved = sum(value.nbytes for value in case.arguments.values())
+    following = rows.in_rotation(case, moved * 2 // 5)
+    seen = [following() for _ in range(6)]
+    places = [one.arguments["x0"].data_ptr() for one in seen]
+    assert len(set(places[:3])) == 3 and places[3:] == places[:3]
+    assert all(torch.equal(one.arguments["x0"], case.arguments["x0"]) and one.noise is None for one in seen)
 
 
 def test_quantiles() -> None:
