@@ -83,8 +83,8 @@ class EagerDenoiser(SoftDenoiser):
     """A SoftDenoiser (prediction type "residual") whose loss is computed in eager PyTorch by a form."""
 
     def __init__(self, denoiser: SoftDenoiser, form: Form) -> None:
-        super().__init__(denoiser.inner_model, denoiser.corruption, denoiser.prediction_type, denoiser.weight)
-        assert denoiser.prediction_type == "residual"
+        super().__init__(denoiser.inner_model, denoiser.corruption, denoiser.prediction, denoiser.weight)
+        assert denoiser.prediction == "residual"
         self.form = form
 
     def loss(

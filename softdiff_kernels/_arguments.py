@@ -212,6 +212,18 @@ def integer(op: str, name: str, value: object, *, least: int = 0) -> Any:
     return got
 
 
+def image_size(op: str, value: object) -> tuple[int, int]:
+    """(H, W) as two ints of at least 1."""
+    sides = listed(value, whole)
+    if sides is None or len(sides) != 2:
+        raise ValueError(f"{op}: expected image_size as (H, W), got {shown(value)}")
+    height, width = sides
+    if not (1 <= height < 2**31 and 1 <= width < 2**31):
+        got = f"{shown(height)} x {shown(width)}"
+        raise ValueError(f"{op}: expected image_size of at least 1 x 1 and sides under 2^31, got {got}")
+    return height, width
+
+
 def numbers(op: str, name: str, values: object, what: str = "tables") -> list[float]:
     """A list, an array or a tensor of one axis as finite floats. By a tensor nobody may differentiate."""
     if isinstance(values, Tensor):

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as PNG files: one at a time, in grids, and in labelled rows."""
+"""Images: between uint8 and [-1, 1], in pieces of bounded size, and as PNG files."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from . import _arguments as args
 from .errors import UserError, need
 from .files import write_atomically
 
@@ -20,11 +21,47 @@ if TYPE_CHECKING:
 
 GAP_GREY = 96
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+# Elements in a piece. On a CPU the piece and what is computed from it then stay in the caches: the power
+# spectrum of 1,000 images of 64 px takes half the time.
+_PIECE_ELEMENTS = {"cpu": 2**19}
+_PIECE_ELEMENTS_ELSEWHERE = 2**22
+
+
+def decode(x: Tensor) -> Tensor:
+    """uint8 images as float32 in [-1, 1]: `x / 127.5 - 1`. Other images unchanged."""
+    return x.float() / 127.5 - 1.0 if x.dtype == torch.uint8 else x
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] to uint8, rounded to the nearest level, clipped: the inverse of the ops' decoding."""
+    """[-1, 1] to uint8 on the CPU, rounded to the nearest level and clipped: the inverse of `decode`."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def pieces(op: str, batches: Iterable[Any]) -> Iterator[Tensor]:
+    """float32 images [b, C, H, W] in [-1, 1], in pieces of bounded size, at least one image each.
+
+    batches: an iterable of batches [B, C, H, W], uint8 (decoded) or floating-point. Of a tuple or list, such
+    as a DataLoader yields, the first entry is used. Raises ValueError or TypeError if a batch is something
+    else, or if its images differ in size from the first ones. op: the caller, for the message.
+    """
+    if isinstance(batches, Tensor):
+        raise TypeError(f"{op}: expected an iterable of batches [B, C, H, W], got a {args.describe(batches)}")
+    shape: tuple[int, ...] | None = None
+    for index, batch in enumerate(batches):
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        images = images if isinstance(images, Tensor) else torch.as_tensor(images)
+        args.image(op, f"batch {index}", images, uint8=True)
+        if shape is None:
+            shape = tuple(images.shape[1:])
+        elif tuple(images.shape[1:]) != shape:
+            raise ValueError(
+                f"{op}: expected images of one size, got {list(images.shape[1:])} in batch {index} "
+                f"after {list(shape)}"
+            )
+        most = _PIECE_ELEMENTS.get(images.device.type, _PIECE_ELEMENTS_ELSEWHERE)
+        for piece in images.split(max(1, most // max(1, images[:1].numel()))):
+            if piece.shape[0]:
+                yield decode(piece).float()
 
 
 def to_pil(pixels: Tensor) -> Image:
@@ -37,16 +74,16 @@ def to_pil(pixels: Tensor) -> Image:
 
 
 def save_png(path: Path, image: Image | Tensor) -> None:
-    """Writes an image, or uint8 pixels [C, H, W], whole or not at all."""
+    """Writes an image, or uint8 pixels [C, H, W], as a PNG file: whole or not at all."""
     buffer = io.BytesIO()
     (to_pil(image) if isinstance(image, Tensor) else image).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue(), sync=False)
 
 
 def tile(pixels: Tensor, columns: int | None = None, *, smallest: int = 48, gap: int = 2) -> Image:
-    """uint8 [N, C, H, W] as one picture, near square unless `columns` says otherwise.
+    """uint8 [N, C, H, W] as one picture of rows and columns, nearly square if `columns` is not given.
 
-    Images under `smallest` pixels are enlarged by a whole number, so that 8 x 8 digits can be seen.
+    Images smaller than `smallest` pixels are enlarged by a whole factor, so that 8 x 8 digits are visible.
     """
     pil = need("PIL.Image", "writing PNG files")
     count, channels, height, width = pixels.shape
@@ -64,7 +101,7 @@ def tile(pixels: Tensor, columns: int | None = None, *, smallest: int = 48, gap:
 
 
 def labelled(rows: Sequence[tuple[str, Image]], *, margin: int = 12, size: int = 18) -> Image:
-    """Pictures under one another, each below its label, black on white."""
+    """Pictures below one another, each with its label above it, black on white."""
     modules = ("PIL.Image", "PIL.ImageDraw", "PIL.ImageFont")
     pil, draw, font = (need(name, "writing PNG files") for name in modules)
     try:

@@ -5,7 +5,8 @@ Philox4x32-10 (Salmon et al. 2011) under counter (block, draw, stream_low, strea
 64-bit seed, then Box-Muller. Element e of an image, in C, H, W order, is word e % 4 of block e // 4,
 so an image's noise depends neither on the batch it is drawn in nor on the device.
 
-This is the twin in plain PyTorch, written for clarity: integers in int64, normals in float64.
+This is the reference in plain PyTorch, written for clarity: integers in int64, normals in float64. It also
+makes the random numbers that an image needs beside its noise, from the words after those of its noise.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ _LIMITS = {"seed": (-(2**63), 2**64), "stream": (-(2**63), 2**64), "draw": (0, 2
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """Names one use of noise: the same key gives the same noise on every backend and device.
+    """Identifies one use of noise: the same key gives the same noise on every backend and device.
 
-    seed: 64-bit number that rules the whole run.
-    stream: 64-bit number that names the image. Sample b of a batch uses `stream + b` for a number
-        (or a tensor with one element), and `stream[b]` for a tensor [B].
-    draw: 32-bit number that names the use of that image's noise: a sampler's step, say.
+    seed: 64-bit number of the whole run.
+    stream: 64-bit number of the image. Sample b of a batch uses `stream + b` for a number (or a tensor with
+        one element), and `stream[b]` for a tensor [B].
+    draw: 32-bit number of the use of that image's noise, such as a sampler's step.
 
-    Each is a whole number, Python's or numpy's, or an int64 tensor of shape [], [1] or [B] (on the device
-    for CUDA graphs, where a replay then draws from what the tensor holds at that time). Numbers out of
-    range raise ValueError, and so do draws in a tensor on the CPU; on a device nobody looks, and the
-    lowest 32 bits of a draw count.
+    Each is a whole number of Python or numpy, or an int64 tensor of shape [], [1] or [B]. In a CUDA graph use
+    tensors on the device: a replay reads their values at that time. Numbers out of range raise ValueError,
+    and so do draws out of range in a tensor on the CPU. On a device draws are not checked, and only their
+    lowest 32 bits are used.
     """
 
     seed: int | Tensor
@@ -72,10 +73,10 @@ class NoiseKey:
 
 
 def _check_draws(expected: str, draw: Tensor) -> None:
-    """Refuses draws of more than 32 bits, of which the generator would drop some, where they can be seen."""
-    found = args.seen(draw)
-    if found is not None and found.numel():
-        low, high = (found.item(),) * 2 if found.numel() == 1 else (end.item() for end in found.aminmax())
+    """Refuses draws of more than 32 bits, which the generator would truncate, where values can be read."""
+    values = args.seen(draw)
+    if values is not None and values.numel():
+        low, high = (values.item(),) * 2 if values.numel() == 1 else (end.item() for end in values.aminmax())
         if low < 0 or high > _LOW:
             raise ValueError(f"{expected} in [0, {_LIMITS['draw'][1]}), got {low if low < 0 else high}")
 
@@ -86,10 +87,10 @@ def signed64(value: int) -> int:
 
 
 def pack_key(key: NoiseKey | None, batch: int, device: torch.device) -> tuple[list[int], Tensor | None]:
-    """A key as the ops take it: three host integers, or an int64 tensor [1, 3] or [B, 3].
+    """A key in the form that the ops take: three host integers, or an int64 tensor [1, 3] or [B, 3].
 
-    One row means that sample b uses its stream + b. `None` draws a fresh key from torch's default
-    generator, on the device, without synchronising.
+    With one row, sample b uses the row's stream + b. `None` draws a fresh key from torch's default generator,
+    on the device, without synchronising.
     """
     if key is None:
         return [], torch.randint(-(2**63), 2**63 - 1, (1, 3), dtype=torch.int64, device=device)
@@ -100,7 +101,7 @@ def pack_key(key: NoiseKey | None, batch: int, device: torch.device) -> tuple[li
     for name, part in zip(("seed", "stream", "draw"), parts, strict=True):
         if not isinstance(part, Tensor):
             part = torch.full((1,), signed64(part), dtype=torch.int64, device=device)
-        elif name == "draw":  # again, for it may have been counted up since the key was made
+        elif name == "draw":  # again: the tensor may have changed since the key was made
             _check_draws("key.draw: expected numbers", part)
         if part.device != device:
             raise ValueError(f"key.{name}: expected a tensor on {device}, got one on {part.device}")
@@ -115,7 +116,7 @@ def pack_key(key: NoiseKey | None, batch: int, device: torch.device) -> tuple[li
 
 
 def key_rows(ints: Sequence[int], rows: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """The int64 [B, 3] table of (seed, stream, draw) that a packed key stands for."""
+    """The int64 [B, 3] table of (seed, stream, draw) of a packed key."""
     if rows is None:
         rows = torch.tensor([list(ints)], dtype=torch.int64, device=device)
     if rows.shape[0] == 1 and batch != 1:
@@ -142,11 +143,21 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor
 
 def philox_words(rows: Tensor, count: int) -> Tensor:
     """The first `count` words of each image's stream: int64 [B, count], for key rows [B, 3]."""
-    blocks = torch.arange((count + 3) // 4, dtype=torch.int64, device=rows.device)
     seed, stream, draw = (rows[:, j, None] for j in range(3))
+    return _words(seed, stream, draw, 0, count)
+
+
+def _words(seed: Tensor, stream: Tensor, draw: Tensor, first_block: int, count: int) -> Tensor:
+    """`count` words from block `first_block` on: int64 [B, count]. seed, stream, draw: [B, 1] or [1, 1]."""
+    last_block = first_block + (count + 3) // 4
+    blocks = torch.arange(first_block, last_block, dtype=torch.int64, device=stream.device)
     counter = (blocks[None, :] & _LOW, draw & _LOW, stream & _LOW, stream >> 32 & _LOW)
     words = philox4x32(counter, (seed & _LOW, seed >> 32 & _LOW))
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]
+
+
+def _uniform64(words: Tensor) -> Tensor:
+    return ((words >> 8).double() + 0.5) * 2.0**-24
 
 
 def normals_from_words(words: Tensor) -> Tensor:
@@ -155,7 +166,7 @@ def normals_from_words(words: Tensor) -> Tensor:
     u = ((r >> 8) + 1/2) 2^-24, theta = int32(q) 2 pi / 2^32, z = sqrt(-2 ln u) (cos, sin)(theta).
     """
     r, q = words[..., 0::2], words[..., 1::2]
-    u = ((r >> 8).double() + 0.5) * 2.0**-24
+    u = _uniform64(r)
     theta = torch.where(q >= 2**31, q - 2**32, q).double() * (2 * math.pi / 2**32)
     radius = torch.sqrt(-2 * torch.log(u))
     return torch.stack((radius * torch.cos(theta), radius * torch.sin(theta)), dim=-1).flatten(-2)
@@ -166,3 +177,36 @@ def philox_normal(shape: Sequence[int], rows: Tensor, dtype: torch.dtype) -> Ten
     batch, count = shape[0], math.prod(shape[1:])
     words = philox_words(rows, -(-count // 4) * 4)
     return normals_from_words(words)[:, :count].reshape(batch, *shape[1:]).to(dtype)
+
+
+# What an image needs beside its noise (its t, its prior's coefficients) comes from the same draw, so that one
+# key determines all of it. An image of d elements uses blocks 0 .. ceil(d / 4) - 1 for its noise; everything
+# else uses the blocks after them, so that no word is used twice.
+
+
+def words_after(key: NoiseKey, batch: int, elements: int, count: int, device: torch.device) -> Tensor:
+    """`count` words in [0, 2^32) per image, after those of its `elements` normals: int64 [B, count]."""
+    ints, rows = pack_key(key, batch, device)
+    if rows is None:
+        # Filled on the device: copying host numbers there would synchronise.
+        seed, stream, draw = (torch.full((1, 1), n, dtype=torch.int64, device=device) for n in ints)
+    else:
+        seed, stream, draw = (rows[:, j, None] for j in range(3))
+    if stream.shape[0] != batch:
+        stream = stream + torch.arange(batch, dtype=torch.int64, device=device)[:, None]
+    return _words(seed, stream, draw, -(-elements // 4), count)
+
+
+def uniform_from_words(words: Tensor) -> Tensor:
+    """Uniforms in (0, 1), as Box-Muller makes them: ((word >> 8) + 1/2) 2^-24. float32 holds them exactly."""
+    return _uniform64(words).float()
+
+
+def uniforms(key: NoiseKey, batch: int, device: torch.device) -> Tensor:
+    """One uniform in (0, 1) per image, from the first word of its draw: float32 [batch]."""
+    return uniform_from_words(words_after(key, batch, 0, 1, device)[:, 0])
+
+
+def fresh_key() -> NoiseKey:
+    """A key from torch's default CPU generator, so that `torch.manual_seed` determines it."""
+    return NoiseKey(int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)))

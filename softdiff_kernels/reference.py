@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The eager twins of the fused ops, in plain PyTorch: the specification.
 
-Same names and signatures as the public functions, any image dtype, differentiable by autograd.
-Written to be read, not to be fast. float64 images are computed in float64 and are what the tests
+They have the names and signatures of the public functions, take any image dtype, and are differentiable by
+autograd. They are written for clarity, not for speed. float64 images are computed in float64, which the tests
 call the truth; float32 images in float32; bfloat16 and float16 in float32, rounded once at the end.
 Images are [B, C, H, W] in [-1, 1], blur_std is in pixels, noise_std in units of the image. Bad
 arguments raise ValueError or TypeError.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import _arguments as args
 from . import spectrum
+from .images import decode
 from .noise import NoiseKey, key_rows, pack_key, philox_normal
 
 Coefficient = float | Tensor
@@ -28,14 +29,14 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _relaxed_float32() -> bool:
-    """Whether some global flag lets float32 products run in fewer digits."""
+    """Whether a global flag allows float32 products of lower precision."""
     return torch.get_float32_matmul_precision() != "highest"
 
 
 def _transform(x: Tensor, *, inverse: bool) -> Tensor:
-    """D_H x D_W^T, or its inverse, in x's dtype whatever autocast and the precision flags say."""
+    """D_H x D_W^T, or its inverse, in x's dtype regardless of autocast and the precision flags."""
     with torch.autocast(x.device.type, enabled=False):
-        # A float64 product is slow on a GPU, but no flag can round it; flags are asked for first.
+        # A float64 product is slow on a GPU, so it is used only if a flag would round a float32 product.
         dtype = torch.float64 if x.dtype == torch.float32 and _relaxed_float32() else x.dtype
         along_h = spectrum.dct_basis(x.shape[-2], dtype=dtype, device=x.device)
         along_w = spectrum.dct_basis(x.shape[-1], dtype=dtype, device=x.device)
@@ -117,11 +118,6 @@ def _blur(x: Tensor, std: Tensor, floor: float, scale: Tensor) -> Tensor:
     return _per_sample(scale, x.dtype) * blurred
 
 
-def decode(x: Tensor) -> Tensor:
-    """uint8 images as float32 in [-1, 1]: `x / 127.5 - 1`. Others as they are."""
-    return x.float() / 127.5 - 1.0 if x.dtype == torch.uint8 else x
-
-
 def corrupt(
     x0: Tensor,
     blur_std: Coefficient,
@@ -186,7 +182,7 @@ def reverse_step(
     args.output(op, out, x_t, x0_hat, noise)
     std_t = _coefficient(op, "blur_std_t", blur_std_t, x_t)
     std_s = _coefficient(op, "blur_std_s", blur_std_s, x_t)
-    # 1 - a is formed in float64, where a near 1 costs it no digits that a float32 image can show.
+    # 1 - a is computed in float64: then a near 1 loses no digits that a float32 image can show.
     keep = _coefficient(op, "a", a, x_t, nonnegative=False, dtype=torch.float64)
     inject = _coefficient(op, "b", b, x_t)
     return _reverse(x_t, x0_hat, std_t, std_s, keep, 1.0 - keep, inject, floor, key, noise, out)
@@ -208,11 +204,11 @@ def _reverse(
     dtype = _compute_dtype(x_t)
     (rows,) = torch.broadcast_shapes(std_t.shape, std_s.shape, keep.shape)
     std_t, std_s = std_t.expand(rows), std_s.expand(rows)
-    rest = one_minus_keep.to(dtype).expand(rows)
+    one_minus_keep = one_minus_keep.to(dtype).expand(rows)
     clean = x0_hat.to(dtype)
-    gain = spectrum.reverse_gain(std_t, std_s, rest, x_t.shape[-2], x_t.shape[-1], floor=floor)
+    gain = spectrum.reverse_gain(std_t, std_s, one_minus_keep, x_t.shape[-2], x_t.shape[-1], floor=floor)
     unblurred = (_per_sample(std_t, dtype) == 0) & (_per_sample(std_s, dtype) == 0)
-    moved = torch.where(unblurred, _per_sample(rest, dtype) * clean, _filter(clean, gain))
+    moved = torch.where(unblurred, _per_sample(one_minus_keep, dtype) * clean, _filter(clean, gain))
     x_s = _per_sample(keep, dtype) * x_t.to(dtype) + moved
     x_s = x_s + _per_sample(inject, dtype) * _noise(key, noise, x_t, dtype)
     return _write(x_s.to(x_t.dtype), out)
@@ -271,9 +267,9 @@ def momentum_step(
     sigma_s = _coefficient(op, "noise_std_s", noise_std_s, x_t, dtype=torch.float64)
     args.ordered(op, "blur_std_s", std_s, "blur_std_t", std_t)
     args.ordered(op, "noise_std_s", sigma_s, "noise_std_t", sigma_t)
-    keep, rest, inject = momentum_coefficients(sigma_t, sigma_s, variance)
+    keep, one_minus_keep, inject = momentum_coefficients(sigma_t, sigma_s, variance)
     inject = inject.to(_compute_dtype(x_t))
-    return _reverse(x_t, x0_hat, std_t, std_s, keep, rest, inject, 0.0, key, noise, out)
+    return _reverse(x_t, x0_hat, std_t, std_s, keep, one_minus_keep, inject, 0.0, key, noise, out)
 
 
 def soft_score_loss(
@@ -287,8 +283,8 @@ def soft_score_loss(
 ) -> Tensor:
     """Soft Score Matching loss, `w_t ||C_t (prediction - target)||^2`, summed over an image.
 
-    By Parseval `w sum_k m_k^2 DCT2(prediction - target)_k^2`, which keeps its digits where the blur
-    removes nearly everything. prediction, target: [B, C, H, W]; blur_std, weight: number or [B]
+    By Parseval `w sum_k m_k^2 DCT2(prediction - target)_k^2`, which stays accurate where the blur removes
+    nearly everything. prediction, target: [B, C, H, W]; blur_std, weight: number or [B]
     (weight None is 1). reduction: "none" gives [B], "mean" the mean over the batch, "sum" the sum.
     Returns float32 (float64 for float64 images). Daras et al. 2022, eq. 12.
     """
@@ -333,7 +329,7 @@ def spectral_mix(
 
 
 def check_mix(op: str, inputs: Sequence[Tensor], masks: Sequence[Tensor], noise_mask: Tensor | None) -> None:
-    """The checks of spectral_mix, which its fused twin shares."""
+    """The checks of spectral_mix, shared with the fused op."""
     for given in (inputs, masks):
         if not isinstance(given, Sequence):
             got = "a tensor" if isinstance(given, Tensor) else args.describe(given)
@@ -369,7 +365,7 @@ def normal(
 
 
 def check_normal(shape: Sequence[int], key: NoiseKey, dtype: torch.dtype) -> list[int]:
-    """The checks of normal, which its fused twin shares; the shape as ints."""
+    """The checks of normal, shared with the fused op; returns the shape as ints."""
     if not isinstance(key, NoiseKey):
         raise TypeError(f"normal: expected key as a NoiseKey, got {args.describe(key)}")
     sizes = args.listed(shape, args.whole)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The orthonormal DCT-II and the gains of the heat operator along it.
 
-Every op of the library is diagonal in the 2-D DCT-II, so this file holds all the mathematics that
-they share: the basis, the eigenvalues of the Laplacian under half-sample symmetric boundaries, and
-the gains built from them. Tables are made in float64 and rounded once to the dtype asked for.
+Every op of the library is diagonal in the 2-D DCT-II. This file has the mathematics that they share: the
+basis, the eigenvalues of the Laplacian under half-sample symmetric boundaries, and the gains computed from
+them. Tables are computed in float64 and rounded once to the requested dtype.
 
 Notation: an image is [B, C, H, W]; frequency (k, l) runs over k = 0..H-1 and l = 0..W-1.
 """
@@ -31,7 +31,7 @@ def dct_basis(n: int, *, dtype: torch.dtype = torch.float64, device: torch.devic
     """Matrix D of the orthonormal DCT-II of length n: `u = D x`, `x = D^T u`.
 
     D[k, i] = sqrt(2/n) cos(pi k (2 i + 1) / (2 n)), row 0 divided by sqrt(2). Shape [n, n].
-    The matrix is kept for the next call (see `caches`): do not write into it.
+    The matrix is cached (see `caches`): do not write into it.
     """
     if n < 1:
         raise ValueError(f"dct_basis: expected n >= 1, got {n}")
@@ -40,14 +40,14 @@ def dct_basis(n: int, *, dtype: torch.dtype = torch.float64, device: torch.devic
     place = torch.device(device)
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", torch.cuda.current_device())
-    return _bases(int(n), dtype, place)  # of a trace, n is a tensor
+    return _bases(int(n), dtype, place)  # in a trace n is a tensor
 
 
 def _basis_on(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.from_numpy(_basis64(n)).to(device=device, dtype=dtype)
 
 
-# An image of n pixels a side needs n^2 numbers: this is the dense form, for clarity and for every device.
+# A side of n pixels needs n^2 numbers: the dense form, for clarity and for every device.
 _bases = Tables("reference", _basis_on, copied=True)
 
 
@@ -66,7 +66,7 @@ def eigenvalues_2d(
 
 
 def _bounded(tau: Tensor) -> Tensor:
-    """`tau` kept finite, so that the mean's exponent 0 * tau is 0 at a blur whose square overflows."""
+    """`tau` made finite, so that the mean's exponent 0 * tau is 0 for a blur whose square overflows."""
     most = torch.finfo(tau.dtype).max
     return tau.clamp(-most, most)
 
@@ -98,21 +98,21 @@ def reverse_gain(
     *,
     floor: float = 0.0,
 ) -> Tensor:
-    """Gain of `C_s - a C_t`, without the cancellation of the plain difference.
+    """Gain of `C_s - a C_t`, without the cancellation of the direct difference.
 
     With q = exp(-lambda |tau_t - tau_s|), tau = blur_std^2 / 2 and m the larger of the two gains:
     `m_s - a m_t = m ((1 - q) + (1 - a) q)` for blur_std_s <= blur_std_t, and
-    `m (-(1 - q) + (1 - a))` otherwise, 1 - q through expm1. The plain float32 difference loses up
-    to 2e-4 of it for small steps; this form loses under 1e-5.
+    `m (-(1 - q) + (1 - a))` otherwise, with 1 - q from expm1. For small steps the direct
+    float32 difference is off by up to 2e-4 of the gain, this form by less than 1e-5.
 
     blur_std_t, blur_std_s, one_minus_a: [R]. Returns [R, 1, H, W] in blur_std_t's dtype.
     """
     lam = eigenvalues_2d(height, width, dtype=blur_std_t.dtype, device=blur_std_t.device)
     step = _bounded((blur_std_t - blur_std_s) * (blur_std_t / 2 + blur_std_s / 2)).view(-1, 1, 1, 1)
     weaker = _bounded(torch.minimum(blur_std_t, blur_std_s).square().div(2)).view(-1, 1, 1, 1)
-    rest = one_minus_a.view(-1, 1, 1, 1)
+    remainder = one_minus_a.view(-1, 1, 1, 1)
     exponent = -lam * step.abs()
     lost = -torch.expm1(exponent)
-    inner = torch.where(step >= 0, lost + rest * torch.exp(exponent), rest - lost)
+    inner = torch.where(step >= 0, lost + remainder * torch.exp(exponent), remainder - lost)
     gain = torch.exp(-lam * weaker) * inner
-    return gain if floor == 0.0 else floor * rest + (1.0 - floor) * gain
+    return gain if floor == 0.0 else floor * remainder + (1.0 - floor) * gain

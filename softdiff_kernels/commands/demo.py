@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.image_set import load_images
-from ..diffusion.generate import generate
+from ..diffusion import generate
 from ..errors import UserError, user_errors
 from ..images import labelled, save_png, tile
 from ..training.config import TrainConfig
@@ -68,7 +68,7 @@ def demo(config: DemoConfig, say: Callable[[str], Any] = print) -> Path:
             steps=sampler_steps,
             batch=count,
             device=device,
-            bar=sys.stderr.isatty(),
+            progress=sys.stderr.isatty(),
         )
         rows.append((f"{sampler.capitalize()} sampler, {sampler_steps} steps", images))
     path = outdir / "digits.png"

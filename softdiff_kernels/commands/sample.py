@@ -20,8 +20,7 @@ from ..data.image_set import load_images
 from ..data.labels import MOST_SHOWN, class_table
 from ..data.npz import DAMAGED
 from ..data.sample_folder import GRID, NPZ_RECORD, RECORD, enter_folder, format_seeds, image_name, parse_seeds
-from ..diffusion import PRIORS
-from ..diffusion.generate import generate
+from ..diffusion import PRIORS, generate
 from ..errors import UserError, user_errors
 from ..files import check_no_folder, save_json, write_atomically
 from ..images import save_png, tile
@@ -33,7 +32,6 @@ from .trajectory import save_trajectory
 
 GRID_MOST = 256
 SHOWN = 8
-PRIOR_NAMES = {"gaussian": "gaussian-dct", "blurred": "blurred-images", "plain": "plain-gaussian"}
 
 
 def class_list(text: str | None, model: LoadedModel) -> list[int] | None:
@@ -63,7 +61,7 @@ def choose_prior(config: SampleConfig, model: LoadedModel) -> Any:
             f"--data: expected images of {list(model.shape)}, got {list(images.shape)}"
             f"{way if images.shape[0] != model.shape[0] else ''}"
         )
-    return PRIORS[PRIOR_NAMES[config.prior]].fit(images.batches(), model.denoiser.corruption)
+    return PRIORS[config.prior].fit(images.batches(), model.denoiser.corruption)
 
 
 def sampler_options(config: SampleConfig) -> dict[str, Any]:
@@ -163,7 +161,7 @@ def _sample(
                 part,
                 batch=config.batch,
                 labels=labels_of(part, classes),
-                bar=bar,
+                progress=bar,
                 **common,
             )
         for seed, image in zip(part, images, strict=True):
@@ -194,7 +192,7 @@ def _sample(
                 first,
                 batch=len(first),
                 labels=labels_of(first, classes),
-                path=states,
+                states=states,
                 **common,
             )
         save_trajectory(extra[-1], states)

@@ -1,87 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corruption processes: how much blur and how much noise at each time t in [0, 1]."""
+"""Corruption processes: how much blur and how much noise at each time t in [0, 1], and those with a name."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _arguments as args
-from .. import functional
+from .. import functional, spectrum
 from ..caches import Tables
 from ..noise import NoiseKey
-from . import _images
-
-if TYPE_CHECKING:
-    from .schedule import Schedule
+from .schedule import LOG_STEP, Schedule, geometric_noise_std, noise_nodes, noise_range, paper_blur_std_max
+from .shortest_path import PowerSpectrum, shortest_path_schedule
 
 _FORMAT = "softdiff-corruption"
-# Between two nodes whose logarithms differ by h, the chord of an exponential is off by h^2 / 8.
-_LOG_STEP = 0.05
 _GEOMETRIC_FROM = 0.01
-
-PAPER_BLUR_STD_MAX = 23.0
-PAPER_SIDE = 64
-
-
-def paper_blur_std_max(image_size: tuple[int, int]) -> float:
-    """The paper's strongest blur, 23 px at 64 px, kept in proportion to the longer side."""
-    return PAPER_BLUR_STD_MAX * max(image_size) / PAPER_SIDE
-
-
-def geometric_noise_std(
-    t: np.ndarray | Sequence[float], noise_std_min: float, noise_std_max: float, noise_full_at: float
-) -> np.ndarray:
-    """`noise_std_min (noise_std_max / noise_std_min)^min(t / noise_full_at, 1)`, float64.
-
-    Daras et al. 2022, figure 6, as read by others: geometric, full at a quarter, constant after.
-    """
-    if not 0 < noise_std_min <= noise_std_max < math.inf:
-        raise ValueError(
-            f"expected 0 < noise_std_min <= noise_std_max, got {noise_std_min!r} and {noise_std_max!r}"
-        )
-    if not 0 < noise_full_at <= 1:
-        raise ValueError(f"expected noise_full_at in (0, 1], got {noise_full_at!r}")
-    share = np.minimum(np.asarray(t, dtype=np.float64) / noise_full_at, 1.0)
-    return np.where(
-        share >= 1.0, noise_std_max, noise_std_min * np.exp(share * math.log(noise_std_max / noise_std_min))
-    )
-
-
-def noise_range(
-    op: str, noise_std_min: float, noise_std_max: float, noise_full_at: float
-) -> tuple[float, float, float]:
-    """The three arguments of `geometric_noise_std` that are numbers, checked, as floats."""
-    found = (
-        args.number(op, "noise_std_min", noise_std_min),
-        args.number(op, "noise_std_max", noise_std_max),
-        args.number(op, "noise_full_at", noise_full_at),
-    )
-    geometric_noise_std([0.0], *found)
-    return found
-
-
-def noise_nodes(noise_std_min: float, noise_std_max: float, noise_full_at: float) -> np.ndarray:
-    """Times at which to tabulate `geometric_noise_std` so that chords are within 3.2e-4 of it."""
-    parts = max(1, math.ceil(math.log(noise_std_max / noise_std_min) / _LOG_STEP))
-    return np.unique(np.append(np.linspace(0.0, noise_full_at, parts + 1), 1.0))
+_PAPER_NOISE_STD_MAX = 0.1
+_FARTHEST_OF = 2000
 
 
 @dataclass(frozen=True)
 class Corruption:
     """`x_t = C_t x_0 + noise_std(t) n`, C_t a Gaussian blur of blur_std(t) pixels, as tables over t.
 
-    image_size: (H, W) that the tables are meant for. t: times of the nodes, ascending from 0 to 1.
-    blur_std_nodes (pixels), noise_std_nodes (units of an image in [-1, 1]): values there, at least 0
-    and never falling; linear in between. name: what it was made by. Bad tables raise ValueError.
+    image_size: (H, W) of the images. t: times of the nodes, rising from 0 to 1. blur_std_nodes (pixels),
+    noise_std_nodes (units of an image in [-1, 1]): values at the nodes, at least 0 and nondecreasing; linear
+    in between. name: how it was made. Raises ValueError for any other tables.
     """
 
     image_size: tuple[int, int]
@@ -91,7 +43,7 @@ class Corruption:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", _images.image_size("Corruption", self.image_size))
+        object.__setattr__(self, "image_size", args.image_size("Corruption", self.image_size))
         for field in ("t", "blur_std_nodes", "noise_std_nodes"):
             object.__setattr__(self, field, _table(field, getattr(self, field)))
         if len(self.t) < 2 or self.t[0] != 0.0 or self.t[-1] != 1.0 or not _rises(self.t, strictly=True):
@@ -106,7 +58,7 @@ class Corruption:
                 )
             if values[0] < 0 or not _rises(values, strictly=False):
                 raise ValueError(
-                    f"Corruption: expected {field} of at least 0 and never falling, got {args.shown(values)}"
+                    f"Corruption: expected {field} of at least 0 and nondecreasing, got {args.shown(values)}"
                 )
 
     @overload
@@ -116,9 +68,9 @@ class Corruption:
     def blur_std(self, t: float | Tensor) -> float | Tensor:
         """Standard deviation of the blur at t, in pixels.
 
-        t: a number in [0, 1], or a floating-point tensor of any shape, whose dtype and device the
-        answer keeps. Not differentiable in t. Raises ValueError where t is outside [0, 1], requires grad or
-        carries a tangent; on a device values are clamped instead, for looking at them would synchronise.
+        t: a number in [0, 1], or a floating-point tensor of any shape, whose dtype and device the result
+        has. Not differentiable in t. Raises ValueError if t is outside [0, 1], requires grad or carries a
+        tangent. On a device values are clamped instead, because reading them would synchronise.
         """
         return self._at("blur_std_nodes", t)
 
@@ -137,8 +89,23 @@ class Corruption:
         values: tuple[float, ...] = getattr(self, field)
         i = min(bisect_right(self.t, t) - 1, len(self.t) - 2)
         slope = (values[i + 1] - values[i]) / (self.t[i + 1] - self.t[i])
-        # Held under the next node, lest rounding make a table fall where it may not.
+        # At most the next node's value, so that rounding cannot make a table decrease.
         return min(values[i] + (t - self.t[i]) * slope, values[i + 1])
+
+    def gain(self, t: float | Tensor) -> Tensor:
+        """Factor of C_t at each DCT frequency: [B, 1, H, W] for t [B], in t's dtype; float64 for a number."""
+        blur_std = self.blur_std(t)
+        if not isinstance(blur_std, Tensor):
+            blur_std = torch.tensor([blur_std], dtype=torch.float64)
+        return spectrum.heat_gain(blur_std.reshape(-1), *self.image_size)
+
+    def check_size(self, op: str, x: Tensor) -> None:
+        """Raises ValueError if images [B, C, H, W] have another size than the corruption. op: the caller."""
+        if tuple(x.shape[-2:]) != self.image_size:
+            height, width = self.image_size
+            raise ValueError(
+                f"{op}: the corruption is for images of {height} x {width}, got {args.describe(x)}"
+            )
 
     def corrupt(
         self,
@@ -153,13 +120,13 @@ class Corruption:
 
         x0: [B, C, H, W] in [-1, 1], or uint8; t: a number or [B]. Otherwise as `functional.corrupt`.
         """
-        _images.check_size("Corruption.corrupt", x0, self.image_size)
+        self.check_size("Corruption.corrupt", x0)
         return functional.corrupt(
             x0, self.blur_std(t), self.noise_std(t), key=key, noise=noise, return_residual=return_residual
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON needs to make it again."""
+        """The corruption as JSON can store it; `from_dict` reads it."""
         return {
             "format": _FORMAT,
             "image_size": list(self.image_size),
@@ -171,7 +138,7 @@ class Corruption:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Corruption:
-        """The corruption that `to_dict` wrote; ValueError where it is not one."""
+        """The corruption that `to_dict` wrote. ValueError for any other content."""
         if not isinstance(content, Mapping) or content.get("format") != _FORMAT:
             raise ValueError(
                 f"Corruption: expected a dictionary of format {_FORMAT!r}, got {args.shown(content)}"
@@ -196,7 +163,7 @@ class Corruption:
         noise_std: Sequence[float],
         name: str = "custom",
     ) -> Corruption:
-        """A corruption of one's own: values of blur_std (pixels) and noise_std at the times t."""
+        """A corruption from values of blur_std (pixels) and noise_std at the times t, linear in between."""
         return cls(
             image_size, _table("t", t), _table("blur_std", blur_std), _table("noise_std", noise_std), name
         )
@@ -214,12 +181,12 @@ class Corruption:
     ) -> Corruption:
         """The paper's ranges without its schedule: blur linear in t, noise geometric up to noise_full_at.
 
-        blur_std_max: None is the paper's 23 px at 64 px, times max(H, W) / 64; a number is taken as
-        it is. The geometric part is tabulated so densely that interpolation is within 3.2e-4 of it.
+        blur_std_max: None is the paper's 23 px at 64 px, times max(H, W) / 64; a number is used unchanged.
+        The geometric part is tabulated so densely that interpolation is within 3.2e-4 of it.
         Daras et al. 2022, section 5 and figure 6 (blur 0.01 to 23 px, noise 0.01 to 0.10).
         """
         op = "Corruption.paper"
-        size = _images.image_size(op, image_size)
+        size = args.image_size(op, image_size)
         least, most = _blur_range(op, size, blur_std_min, blur_std_max)
         noise = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
         t = noise_nodes(*noise)
@@ -239,17 +206,17 @@ class Corruption:
         noise_std_max: float = 0.10,
         noise_full_at: float = 0.25,
     ) -> Corruption:
-        """Blur geometric in t, as IHDM has it (Rissanen et al. 2022: from 0.5 px), with the paper's noise.
+        """Blur geometric in t, as in IHDM (Rissanen et al. 2022: from 0.5 px), with the paper's noise.
 
-        The first hundredth of t leads from a blur of 0.01 px to blur_std_min. Otherwise as `paper`.
+        In the first hundredth of t the blur rises from 0.01 px to blur_std_min. Otherwise as `paper`.
         """
         op = "Corruption.geometric"
-        size = _images.image_size(op, image_size)
+        size = args.image_size(op, image_size)
         least, most = _blur_range(op, size, blur_std_min, blur_std_max)
         least = min(least, most)
         if not least > 0:
             raise ValueError(f"{op}: expected blur_std_min and blur_std_max over 0, got {least!r}")
-        parts = max(1, math.ceil(math.log(most / least) / _LOG_STEP))
+        parts = max(1, math.ceil(math.log(most / least) / LOG_STEP))
         blur_t = np.linspace(_GEOMETRIC_FROM, 1.0, parts + 1)
         noise = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
         t = np.union1d(blur_t, noise_nodes(*noise))
@@ -264,9 +231,10 @@ class Corruption:
     ) -> Corruption:
         """No blur, noise geometric in t: the variance-exploding process of Song et al. 2021.
 
-        noise_std_max: about the largest distance between two images (Song & Ermon 2020, technique 1).
+        noise_std_max: should be about the largest distance between two images (Song & Ermon 2020,
+        technique 1).
         """
-        size = _images.image_size("Corruption.noise_only", image_size)
+        size = args.image_size("Corruption.noise_only", image_size)
         noise = noise_range("Corruption.noise_only", noise_std_min, noise_std_max, 1.0)
         t = noise_nodes(*noise)
         return cls.from_tables(
@@ -275,7 +243,7 @@ class Corruption:
 
     @classmethod
     def from_schedule(cls, schedule: Schedule) -> Corruption:
-        """Blur and noise of the schedule's nodes, linear in between (Daras et al. 2022)."""
+        """Blur and noise at the nodes of the schedule, linear in between (Daras et al. 2022)."""
         return cls(schedule.image_size, schedule.t, schedule.blur_std, schedule.noise_std, "schedule")
 
 
@@ -303,20 +271,105 @@ def _make_tables(corruption: Corruption, field: str, device: torch.device) -> Te
     return torch.tensor([t[:-1], values[:-1], slope, values[1:]], dtype=torch.float64, device=device)
 
 
-# Kept, so that a table is copied to a device once: a later copy could not be captured in a graph. The key, a
-# corruption, takes three times as much memory as its table.
+# Cached, so that a table is copied to a device once: a later copy could not be captured in a graph. The key,
+# a corruption, takes three times as much memory as its table.
 _kept_tables = Tables("corruption", _make_tables, copied=True, share=4)
 
 
 def _tables(corruption: Corruption, field: str, device: torch.device) -> Tensor:
-    # torch.compile traces through a cache, and warns; what it traces is a constant anyway.
+    # torch.compile warns about a cache and traces through it; the traced table is a constant anyway.
     tables = _make_tables if torch.compiler.is_compiling() else _kept_tables
     return tables(corruption, field, device)
 
 
 def _interpolate(tables: Tensor, t: Tensor) -> Tensor:
     start, value, slope, limit = tables.unbind(0)
-    # Never detached: a derivative that nobody saw above reaches the op, which refuses it.
+    # Not detached: a derivative that was not detected above reaches the op, which refuses it.
     exact = t.double().clamp(0.0, 1.0)
     piece = torch.searchsorted(start, exact.contiguous(), right=True).sub_(1).clamp(min=0)
     return torch.minimum(value[piece] + (exact - start[piece]) * slope[piece], limit[piece]).to(t.dtype)
+
+
+class DataSet(Protocol):
+    """What a named corruption is made for, such as an `ImageSet`: pixels are uint8 [N, C, H, W]."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pixels(self) -> Tensor: ...
+    @property
+    def spectrum(self) -> PowerSpectrum: ...
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """Options of the named corruptions; each uses those that apply to it.
+
+    nodes: on the shortest path. blur_std_max (pixels): None is the paper's, 23 px at 64 px in proportion to
+    the longer side. noise_std_max: None is the paper's 0.1 (noise_std_min if that is larger); for "noise" the
+    largest distance between two images.
+    """
+
+    nodes: int = 32
+    blur_std_max: float | None = None
+    noise_std_min: float = 0.01
+    noise_std_max: float | None = None
+
+    def ranges(self) -> dict[str, Any]:
+        """The ranges of blur and noise as keyword arguments of `Corruption.paper` and `.geometric`."""
+        most = self.noise_std_max
+        return {
+            "blur_std_max": self.blur_std_max,
+            "noise_std_min": self.noise_std_min,
+            "noise_std_max": max(_PAPER_NOISE_STD_MAX, self.noise_std_min) if most is None else most,
+        }
+
+
+def farthest(pixels: Tensor) -> float:
+    """The largest distance between two of (at most 2000, evenly spaced) images in [-1, 1]; pixels: uint8."""
+    chosen = torch.linspace(0, len(pixels) - 1, min(len(pixels), _FARTHEST_OF)).round().long()
+    flat = pixels[chosen].flatten(1).float() / 127.5
+    return float(torch.cdist(flat, flat).max())
+
+
+def _wasserstein(data: DataSet, options: ScheduleOptions) -> tuple[Corruption, Schedule | None]:
+    schedule = shortest_path_schedule(
+        data.spectrum, nodes=options.nodes, dataset=data.name, **options.ranges()
+    )
+    return Corruption.from_schedule(schedule), schedule
+
+
+def _linear(data: DataSet, options: ScheduleOptions) -> tuple[Corruption, Schedule | None]:
+    return Corruption.paper(data.spectrum.image_size, **options.ranges()), None
+
+
+def _geometric(data: DataSet, options: ScheduleOptions) -> tuple[Corruption, Schedule | None]:
+    return Corruption.geometric(data.spectrum.image_size, **options.ranges()), None
+
+
+def _noise(data: DataSet, options: ScheduleOptions) -> tuple[Corruption, Schedule | None]:
+    least, most = options.noise_std_min, options.noise_std_max
+    most = max(farthest(data.pixels), least) if most is None else most
+    size = data.pixels.shape[2], data.pixels.shape[3]
+    return Corruption.noise_only(size, noise_std_min=least, noise_std_max=most), None
+
+
+class NamedSchedule(NamedTuple):
+    """make: the corruption for a data set, and its Schedule if one was computed. help: what the name means.
+    options: the fields of ScheduleOptions that have an effect."""
+
+    make: Callable[[DataSet, ScheduleOptions], tuple[Corruption, Schedule | None]]
+    help: str
+    options: tuple[str, ...]
+
+
+_RANGES = ("blur_std_max", "noise_std_min", "noise_std_max")
+
+SCHEDULES: dict[str, NamedSchedule] = {
+    "wasserstein": NamedSchedule(_wasserstein, "the shortest path for this data", ("nodes", *_RANGES)),
+    "linear": NamedSchedule(_linear, "the paper's ranges, blur linear in t", _RANGES),
+    "paper": NamedSchedule(_linear, "another name of linear", _RANGES),
+    "geometric": NamedSchedule(_geometric, "blur geometric in t, as IHDM", _RANGES),
+    "noise": NamedSchedule(_noise, "no blur: VE", _RANGES[1:]),
+}
+"""The corruptions that have a name: command options, help texts and tests derive from this."""

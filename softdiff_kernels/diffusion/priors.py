@@ -1,40 +1,177 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Priors: distributions from which x_1, the sampler's start, is drawn.
+"""Priors: distributions from which x_1, the start of sampling, is drawn.
 
-The paper leaves x_1's distribution open; all of these are ours. Each image is a function of its key
-(seed, stream, draw 0) alone, so image k is the same at any batch size. Noise of noise_std(1) takes the
-first words of an image's stream, all else the words after them.
+The paper leaves the distribution of x_1 open, so all of these are ours. Each image is a function of its key
+(seed, stream, draw 0) only, so image k is the same at any batch size. The noise of noise_std(1) uses the
+first words of an image's stream, everything else the words after them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _arguments as args
-from ..noise import NoiseKey, normals_from_words
-from . import surviving
-from ._stream import words_after
+from .. import functional, spectrum
+from ..images import pieces
+from ..noise import NoiseKey, fresh_key, normals_from_words, words_after
 from .corruption import Corruption
-from .prior import Prior
-from .surviving import Surviving
 
 _THRESHOLD = 1e-3
 _FULL_COVARIANCE_UP_TO = 1024
-_KEPT_VALUES = 2**24
+_MOST_VALUES = 2**24
+
+
+class Prior:
+    """The base of all priors. `name` identifies the prior in a checkpoint and in the record of samples.
+
+    A subclass implements `_mean`, `describe`, `fit` and `from_state`, extends `state_dict` and `config` if it
+    has a state of its own, and has an entry in PRIORS.
+    """
+
+    name = ""
+
+    def __init__(self, image_size: tuple[int, int], channels: int, noise_std: float) -> None:
+        self.image_size = args.image_size("prior", image_size)
+        self.channels: int = args.integer("prior", "channels", channels, least=1)
+        self.noise_std: float = args.number("prior", "noise_std", noise_std)
+
+    @classmethod
+    def fit(cls, batches: Iterable[Any], corruption: Corruption) -> Prior:
+        """Fitted to x_1 of a stream of batches [B, C, H, W], uint8 or floating-point."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prior:
+        """The prior whose `config()` and `state_dict()` these are."""
+        raise NotImplementedError
+
+    def sample(
+        self,
+        images: int | Tensor,
+        *,
+        key: NoiseKey | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """x_1, [B, C, H, W].
+
+        images: their number B, whose streams start at the key's; or their streams, int64 [B] on the device.
+        key: used at draw 0; None: a fresh key from torch's generator.
+        """
+        where = torch.device(device)
+        key, batch = _for_images(key, images)
+        clean = self._mean(key, batch, where, dtype)
+        # A blur of 0 px leaves the image exactly as it is, and the noise is added in the same pass.
+        noisy = functional.corrupt(clean, 0.0, self.noise_std, key=key)
+        assert isinstance(noisy, Tensor)
+        return noisy
+
+    def describe(self) -> str:
+        """One line for the record of samples."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors from which, with `config`, `prior_from_state` restores the prior."""
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        """The part of the state that is not tensors, as JSON can store it."""
+        return {
+            "prior": self.name,
+            "image_size": list(self.image_size),
+            "channels": self.channels,
+            "noise_std": self.noise_std,
+        }
+
+    def _mean(self, key: NoiseKey, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """x_1 without its noise, [B, C, H, W] in dtype on the device."""
+        raise NotImplementedError
+
+    @property
+    def _elements(self) -> int:
+        return self.channels * self.image_size[0] * self.image_size[1]
+
+
+def _for_images(key: NoiseKey | None, images: int | Tensor) -> tuple[NoiseKey, int]:
+    """(key at draw 0, batch size), from a number of images or from their streams (int64 [B])."""
+    key = fresh_key() if key is None else key
+    if isinstance(images, Tensor):
+        if images.dtype != torch.int64 or images.dim() != 1:
+            raise TypeError(
+                f"sample: expected the images as a number or as streams, an int64 tensor [B], got "
+                f"{images.dtype} of shape {list(images.shape)}"
+            )
+        return replace(key, stream=images, draw=0), images.shape[0]
+    count = args.whole(images)
+    if count is None or not 0 <= count < 2**31:
+        wanted = "an int of at least 0" + (" and under 2^31" if count and count > 0 else "")
+        raise ValueError(f"sample: expected the number of images as {wanted}, got {args.shown(images)}")
+    return key.at(0), count
+
+
+class Surviving:
+    """The few DCT coefficients of an image that survive the strongest blur: gathered, and scattered back.
+
+    They are `m_1 DCT2(x)` at the frequencies whose gain m_1 at t = 1 exceeds `threshold`. At the paper's
+    strongest blur 13 frequencies have m_1 > 1e-3: 39 numbers for an RGB image.
+    index: int64 [K], rising positions of these frequencies in the flattened [H, W].
+    """
+
+    def __init__(self, image_size: tuple[int, int], channels: int, blur_std: float, threshold: float) -> None:
+        self.image_size = args.image_size("prior", image_size)
+        self.channels: int = args.integer("prior", "channels", channels, least=1)
+        blur_std = args.number("prior", "blur_std", blur_std)
+        threshold = args.number("prior", "threshold", threshold)
+        std = torch.tensor([blur_std], dtype=torch.float64)
+        gain = spectrum.heat_gain(std, *self.image_size).reshape(-1)
+        self.index = (gain > threshold).nonzero()[:, 0]
+        self.gain = gain[self.index]
+
+    @property
+    def size(self) -> int:
+        """Numbers per image: channels times surviving frequencies."""
+        return self.channels * len(self.index)
+
+    def gather(self, images: Tensor) -> Tensor:
+        """Blurred coefficients of images [B, C, H, W]: float64 [B, size], channel by channel."""
+        coefficients = functional.dct2(images).flatten(2)[:, :, self.index.to(images.device)].double()
+        return (coefficients * self.gain.to(images.device)).flatten(1)
+
+    def scatter(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """The blurred images [B, C, H, W] that have these coefficients [B, size]."""
+        batch = values.shape[0]
+        coefficients = values.new_zeros(batch, self.channels, self.image_size[0] * self.image_size[1])
+        coefficients[:, :, self.index.to(values.device)] = values.view(batch, self.channels, len(self.index))
+        return functional.idct2(coefficients.view(batch, self.channels, *self.image_size)).to(dtype)
+
+
+def _surviving(
+    op: str, batches: Iterable[Any], corruption: Corruption, threshold: float
+) -> Iterator[tuple[Surviving, Tensor]]:
+    """(Surviving, its coefficients [b, size]) of a stream of batches, piece by piece."""
+    surviving: Surviving | None = None
+    for images in pieces(op, batches):
+        corruption.check_size(op, images)
+        if surviving is None:
+            surviving = Surviving(corruption.image_size, images.shape[1], corruption.blur_std(1.0), threshold)
+        yield surviving, surviving.gather(images)
+    if surviving is None:
+        raise ValueError(f"{op}: expected at least one image, got none")
 
 
 class _SpectralPrior(Prior):
     """A prior over the coefficients that survive the blur at t = 1."""
 
     def __init__(
-        self, kept: Surviving, blur_std: float, threshold: float, noise_std: float, count: int
+        self, surviving: Surviving, blur_std: float, threshold: float, noise_std: float, count: int
     ) -> None:
-        super().__init__(kept.image_size, kept.channels, noise_std)
-        self.kept = kept
+        super().__init__(surviving.image_size, surviving.channels, noise_std)
+        self.surviving = surviving
         self.blur_std: float = args.number("prior", "blur_std", blur_std)
         self.threshold: float = args.number("prior", "threshold", threshold)
         self.count: int = args.integer("prior", "count", count)
@@ -50,28 +187,28 @@ class _SpectralPrior(Prior):
     @staticmethod
     def _parts(config: Mapping[str, Any]) -> tuple[Surviving, float, float, float, int]:
         blur, threshold = config["blur_std"], config["threshold"]
-        kept = Surviving(config["image_size"], config["channels"], blur, threshold)
-        return kept, blur, threshold, config["noise_std"], config["images"]
+        surviving = Surviving(config["image_size"], config["channels"], blur, threshold)
+        return surviving, blur, threshold, config["noise_std"], config["images"]
 
     def _tail(self) -> str:
         return (
-            f"{self.kept.size} surviving DCT coefficients (blur {self.blur_std:g} px, gain over "
+            f"{self.surviving.size} surviving DCT coefficients (blur {self.blur_std:g} px, gain over "
             f"{self.threshold:g}) of {self.count} images, plus noise {self.noise_std:g}"
         )
 
 
 class GaussianDCTPrior(_SpectralPrior):
-    """A Gaussian fitted to the surviving coefficients of the data, plus noise_std(1) n. The default.
+    """A Gaussian fitted to the data's frequencies that survive the strongest blur, plus noise.
 
-    Full covariance over channels and frequencies up to 1024 numbers an image; over that (a mild
-    strongest blur) only the variances, and `describe` says so.
+    The noise is noise_std(1) n. The covariance is full, over channels and frequencies, for up to 1024 numbers
+    per image. For more (if the strongest blur is mild) it has only the variances, and `describe` says so.
     """
 
     name = "gaussian-dct"
 
     def __init__(
         self,
-        kept: Surviving,
+        surviving: Surviving,
         blur_std: float,
         threshold: float,
         noise_std: float,
@@ -79,10 +216,11 @@ class GaussianDCTPrior(_SpectralPrior):
         mean: Tensor,
         factor: Tensor,
     ) -> None:
-        super().__init__(kept, blur_std, threshold, noise_std, count)
-        if mean.shape != (kept.size,) or factor.shape not in ((kept.size,), (kept.size, kept.size)):
+        super().__init__(surviving, blur_std, threshold, noise_std, count)
+        size = surviving.size
+        if mean.shape != (size,) or factor.shape not in ((size,), (size, size)):
             raise ValueError(
-                f"GaussianDCTPrior: expected a mean of {kept.size} numbers and its factor, got shapes "
+                f"GaussianDCTPrior: expected a mean of {size} numbers and its factor, got shapes "
                 f"{list(mean.shape)} and {list(factor.shape)}"
             )
         self.mean = mean.double()
@@ -95,30 +233,33 @@ class GaussianDCTPrior(_SpectralPrior):
         """Fitted in one pass over batches [B, C, H, W], uint8 or floating-point."""
         count = 0
         first = second = shift = torch.zeros(0)
-        kept: Surviving | None = None
+        surviving: Surviving | None = None
         full = False
-        for kept, values in surviving.stream("GaussianDCTPrior.fit", batches, corruption, threshold):
+        for surviving, values in _surviving("GaussianDCTPrior.fit", batches, corruption, threshold):
             if count == 0:
-                full = kept.size <= _FULL_COVARIANCE_UP_TO
+                full = surviving.size <= _FULL_COVARIANCE_UP_TO
                 shift = values.mean(dim=0)
-                first, second = torch.zeros_like(shift), shift.new_zeros((kept.size,) * (2 if full else 1))
+                first, second = (
+                    torch.zeros_like(shift),
+                    shift.new_zeros((surviving.size,) * (2 if full else 1)),
+                )
             values = values - shift
             first += values.sum(dim=0)
             second += values.T @ values if full else values.square().sum(dim=0)
             count += values.shape[0]
-        assert kept is not None
+        assert surviving is not None
         mean = first / count
         blur, noise = corruption.blur_std(1.0), corruption.noise_std(1.0)
         if full:
-            # The symmetric root is the one that no library's sign or pivot choice can change.
+            # The symmetric root is unique: it does not depend on a library's choice of signs or pivots.
             values, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
             factor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
         else:
             factor = (second / count - mean.square()).clamp(min=0).sqrt()
-        return cls(kept, blur, threshold, noise, count, (mean + shift).cpu(), factor.cpu())
+        return cls(surviving, blur, threshold, noise, count, (mean + shift).cpu(), factor.cpu())
 
     def describe(self) -> str:
-        covariance = "full covariance" if self.factor.dim() == 2 else "variances alone, they are many"
+        covariance = "full covariance" if self.factor.dim() == 2 else "variances only, because there are many"
         return f"{self.name}: Gaussian ({covariance}) of the {self._tail()}"
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -126,34 +267,41 @@ class GaussianDCTPrior(_SpectralPrior):
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GaussianDCTPrior:
-        """The prior that `config` and `state_dict` describe."""
         return cls(*cls._parts(config), tensors["mean"].cpu(), tensors["factor"].cpu())
 
     def _mean(self, key: NoiseKey, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        size = self.kept.size
+        size = self.surviving.size
         words = words_after(key, batch, self._elements, size + size % 2, device)
         z = normals_from_words(words)[:, :size]
         factor = self.factor.to(device)
         values = z @ factor.T if factor.dim() == 2 else z * factor
-        return self.kept.scatter(self.mean.to(device) + values, dtype)
+        return self.surviving.scatter(self.mean.to(device) + values, dtype)
 
 
 class BlurredImagesPrior(_SpectralPrior):
-    """Training images blurred as at t = 1, plus noise_std(1) n: Rissanen et al. 2022 (IHDM) start so.
+    """Training images, blurred as at t = 1, plus noise.
 
-    Keeps the surviving coefficients of the first `most` images (fewer where those are many: 16 Mi
-    numbers in all), so a checkpoint holds blurred training images.
+    The noise is noise_std(1) n, as in Rissanen et al. 2022 (IHDM). Keeps the surviving coefficients of the
+    first `most` images (of fewer, if these have many coefficients: at most 16 Mi numbers in total). So a
+    checkpoint contains blurred training images.
     """
 
     name = "blurred-images"
 
     def __init__(
-        self, kept: Surviving, blur_std: float, threshold: float, noise_std: float, count: int, values: Tensor
+        self,
+        surviving: Surviving,
+        blur_std: float,
+        threshold: float,
+        noise_std: float,
+        count: int,
+        values: Tensor,
     ) -> None:
-        super().__init__(kept, blur_std, threshold, noise_std, count)
-        if values.dim() != 2 or values.shape[1] != kept.size or values.shape[0] < 1:
+        super().__init__(surviving, blur_std, threshold, noise_std, count)
+        size = surviving.size
+        if values.dim() != 2 or values.shape[1] != size or values.shape[0] < 1:
             raise ValueError(
-                f"BlurredImagesPrior: expected coefficients [images, {kept.size}], got {list(values.shape)}"
+                f"BlurredImagesPrior: expected coefficients [images, {size}], got {list(values.shape)}"
             )
         self.values = values.float()
 
@@ -166,20 +314,20 @@ class BlurredImagesPrior(_SpectralPrior):
         threshold: float = _THRESHOLD,
         most: int = 10_000,
     ) -> BlurredImagesPrior:
-        """Kept from the start of a stream of batches [B, C, H, W], uint8 or floating-point."""
+        """From the first images of a stream of batches [B, C, H, W], uint8 or floating-point."""
         most = args.integer("BlurredImagesPrior.fit", "most", most, least=1)
-        pieces: list[Tensor] = []
-        kept: Surviving | None = None
-        held = 0
-        for kept, values in surviving.stream("BlurredImagesPrior.fit", batches, corruption, threshold):
-            room = min(most, max(1, _KEPT_VALUES // max(1, kept.size))) - held
-            pieces.append(values[:room].float().cpu())
-            held += pieces[-1].shape[0]
-            if room <= values.shape[0]:
+        parts: list[Tensor] = []
+        surviving: Surviving | None = None
+        count = 0
+        for surviving, values in _surviving("BlurredImagesPrior.fit", batches, corruption, threshold):
+            missing = min(most, max(1, _MOST_VALUES // max(1, surviving.size))) - count
+            parts.append(values[:missing].float().cpu())
+            count += parts[-1].shape[0]
+            if missing <= values.shape[0]:
                 break
-        assert kept is not None
+        assert surviving is not None
         blur, noise = corruption.blur_std(1.0), corruption.noise_std(1.0)
-        return cls(kept, blur, threshold, noise, held, torch.cat(pieces))
+        return cls(surviving, blur, threshold, noise, count, torch.cat(parts))
 
     def describe(self) -> str:
         return f"{self.name}: blurred training images, the {self._tail()}"
@@ -189,17 +337,16 @@ class BlurredImagesPrior(_SpectralPrior):
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BlurredImagesPrior:
-        """The prior that `config` and `state_dict` describe."""
         return cls(*cls._parts(config), tensors["values"].cpu())
 
     def _mean(self, key: NoiseKey, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         word = words_after(key, batch, self._elements, 1, device)[:, 0]
-        chosen = (word * self.values.shape[0]) >> 32
-        return self.kept.scatter(self.values.to(device)[chosen].double(), dtype)
+        chosen = (word * self.values.shape[0]) >> 32  # uniform over the images
+        return self.surviving.scatter(self.values.to(device)[chosen].double(), dtype)
 
 
 class PlainGaussianPrior(Prior):
-    """White noise of mean 0: what noise-only diffusion starts from, kept for comparison."""
+    """White noise of mean 0, the start of noise-only diffusion."""
 
     name = "plain-gaussian"
 
@@ -210,40 +357,44 @@ class PlainGaussianPrior(Prior):
     def fit(cls, batches: Iterable[Any], corruption: Corruption) -> PlainGaussianPrior:
         """White noise with the mean square of the data's x_1."""
         total, count, channels = 0.0, 0, 1
-        for kept, values in surviving.stream("PlainGaussianPrior.fit", batches, corruption, 0.0):
+        for surviving, values in _surviving("PlainGaussianPrior.fit", batches, corruption, 0.0):
             total += float(values.square().sum())
             count += values.shape[0]
-            channels = kept.channels
+            channels = surviving.channels
         height, width = corruption.image_size
         mean_square = total / (count * channels * height * width)
         std = (mean_square + corruption.noise_std(1.0) ** 2) ** 0.5
         return cls(corruption.image_size, channels, std)
 
     def describe(self) -> str:
-        return f"{self.name}: white noise of deviation {self.noise_std:.4g}, mean 0"
+        return f"{self.name}: white noise of standard deviation {self.noise_std:.4g}, mean 0"
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PlainGaussianPrior:
-        """The prior that `config` describes."""
         return cls(config["image_size"], config["channels"], config["noise_std"])
 
     def _mean(self, key: NoiseKey, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.zeros(batch, self.channels, *self.image_size, device=device, dtype=dtype)
 
 
-PRIORS: dict[str, type[GaussianDCTPrior] | type[BlurredImagesPrior] | type[PlainGaussianPrior]] = {
-    p.name: p for p in (GaussianDCTPrior, BlurredImagesPrior, PlainGaussianPrior)
+PRIORS: dict[str, type[Prior]] = {
+    "gaussian": GaussianDCTPrior,
+    "blurred": BlurredImagesPrior,
+    "plain": PlainGaussianPrior,
 }
+"""The priors by the names that options take; a checkpoint stores the class's `name`. Help texts are the first
+lines of the docstrings."""
 
 
 def prior_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prior:
-    """The prior whose `config()` and `state_dict()` these are; ValueError where they are not."""
+    """The prior whose `config()` and `state_dict()` these are. ValueError if they are not a prior's."""
+    classes = {prior.name: prior for prior in PRIORS.values()}
     name = config.get("prior") if isinstance(config, Mapping) else None
-    if name not in PRIORS:
-        raise ValueError(f"prior: expected one of {', '.join(map(repr, PRIORS))}, got {args.shown(name)}")
+    if name not in classes:
+        raise ValueError(f"prior: expected one of {', '.join(map(repr, classes))}, got {args.shown(name)}")
     try:
-        return PRIORS[str(name)].from_state(config, tensors)
+        return classes[str(name)].from_state(config, tensors)
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"prior {name}: expected its whole configuration and tensors, got {error!r}"
+            f"prior {name}: expected its complete configuration and tensors, got {error!r}"
         ) from None

@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samplers: from x_1 back to an image, each a choice of (a, b) in one reverse step,
+"""Samplers: from x_1 back to an image. Each is a choice of (a, b) in one reverse step,
 
     x_s = a x_t + (C_s - a C_t) x0_hat + b n,        s < t.
 
-They share a signature, in the manner of k-diffusion: `sample_*(model, x, ts, extra_args, callback,
-disable, key=...)`.
+They have the signature of k-diffusion's samplers: `sample_*(model, x, ts, extra_args, callback, disable,
+key=...)`.
 
-model: a `SoftDenoiser`, or anything callable as `model(x, t[B], **extra_args) -> x0_hat` with a
-`.corruption`. x: x_1, [B, C, H, W], left as it is. ts: times falling from 1 to 0, a list of numbers or
-a floating-point tensor (`time_steps`); the model is called once for each but the last. callback: gets a
-dict of x, i, t and denoised after each call of the model; what it writes into x or denoised, the step
-takes, and nothing else sees. disable: no progress bar. key: its stream names the images; step i uses draw
-i + 1 (draw 0 is the prior's), so image k is the same at any batch size. None: a fresh key from torch's
-generator.
+- model: a `SoftDenoiser`, or any callable `model(x, t[B], **extra_args) -> x0_hat` with a `.corruption`.
+- x: x_1, [B, C, H, W]; not modified.
+- ts: times that fall within 1 to 0, as a list of numbers or a floating-point tensor (see `time_steps`). The
+  model is called once for each time except the last.
+- callback: called after each call of the model with a dict of x, i, t and denoised. The step uses what the
+  callback writes into x or denoised; no other tensor changes.
+- disable: True draws no progress bar.
+- key: its stream identifies the images; step i uses draw i + 1 (the prior uses draw 0), so image k is the
+  same at any batch size. None: a fresh key from torch's generator.
 
-Where ts ends in 0, the last step returns x0_hat itself, without the noise that is left at t = 0
-(our choice; the paper does not say).
+If ts ends in 0, the last step returns x0_hat itself, without the noise that remains at t = 0 (our choice; the
+paper does not say).
+
+To add a sampler, write its function here and enter it in SAMPLERS. `generate` draws images by any of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -30,10 +35,14 @@ from torch import Tensor
 
 from .. import _arguments as args
 from .. import functional
-from ..noise import NoiseKey
-from . import _images
-from ._stream import fresh_key
+from ..images import to_uint8
+from ..noise import NoiseKey, fresh_key
 from .corruption import Corruption
+from .denoiser import Guided, SoftDenoiser
+from .priors import Prior
+
+SAMPLING_SEED = 0x50F7D1FF
+"""Separates the noise of sampled images from that of training images, whose streams also count from 0."""
 
 Callback = Callable[[dict[str, Any]], Any]
 # x_t, x0_hat, t, s, corruption, key -> x_s
@@ -41,7 +50,7 @@ _Step = Callable[[Tensor, Tensor, float, float, Corruption, NoiseKey], Tensor]
 
 
 def time_steps(n: int) -> Tensor:
-    """n + 1 times, evenly from 1 down to 0, for a sampler of n steps. float64 [n + 1] on the CPU."""
+    """n + 1 even times from 1 down to 0, for a sampler of n steps: float64 [n + 1] on the CPU."""
     steps = args.whole(n)
     if steps is None or not 1 <= steps < 2**31:
         raise ValueError(
@@ -68,15 +77,15 @@ def _run(
             f"{name}: expected a model with a Corruption as its .corruption, got {type(model).__name__}"
         )
     args.image(name, "x", x)
-    _images.check_size(name, x, corruption.image_size)
+    corruption.check_size(name, x)
     times = _times(name, ts)
-    x = x.clone()  # the model, the callback and the caller of this may write into what they get
+    x = x.clone()  # the model, the callback and the caller may write into the tensors that they get
     key = fresh_key() if key is None else key
     extra = dict(extra_args or {})
     for i in _progress(range(len(times) - 1), disable):
         t, s = times[i], times[i + 1]
         x0_hat = model(x, torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device), **extra)
-        # Likewise: a network may return what it keeps, or x itself.
+        # A copy for the same reason: a network may return a tensor that it keeps, or x itself.
         x0_hat = x0_hat.to(x.dtype, copy=callback is not None or s == 0.0)
         if callback is not None:
             callback({"x": x, "i": i, "t": t, "denoised": x0_hat})
@@ -94,7 +103,7 @@ def _times(name: str, ts: Tensor) -> list[float]:
         raise ValueError(f"{name}: expected ts as at least 2 times, got {len(values)}")
     falling = all(a > b for a, b in pairwise(values))
     if not falling or not 0.0 <= values[-1] <= values[0] <= 1.0:
-        raise ValueError(f"{name}: expected ts that fall, within 1 to 0, got {values[:4]} ... {values[-1]}")
+        raise ValueError(f"{name}: expected ts as falling times in [0, 1], got {values[:4]} ... {values[-1]}")
     return values
 
 
@@ -119,9 +128,10 @@ def sample_naive(
     *,
     key: NoiseKey | None = None,
 ) -> Tensor:
-    """Naive Sampler, Daras et al. 2022, Algorithm 1: corrupt the estimate anew, a = 0, b = noise_std(s).
+    """The paper's Naive Sampler (Algorithm 1), for comparison: its samples lack detail.
 
-    Arguments and result: see the module. Here for comparison; its samples lack detail.
+    It corrupts the estimate again: a = 0, b = noise_std(s). Daras et al. 2022. Arguments and result: see the
+    module.
     """
 
     def step(x_t: Tensor, x0_hat: Tensor, t: float, s: float, c: Corruption, k: NoiseKey) -> Tensor:
@@ -144,11 +154,13 @@ def sample_momentum(
     key: NoiseKey | None = None,
     variance: str = "large",
 ) -> Tensor:
-    """Momentum Sampler, Daras et al. 2022, Algorithm 2: a = r = noise_std(s)^2 / noise_std(t)^2.
+    """The paper's Momentum Sampler (Algorithm 2).
 
-    variance: "large" injects the paper's sqrt(noise_std(t)^2 - noise_std(s)^2), "small" sqrt(r) of
-    that, the exact posterior's under independent increments. Where the noise is constant the step is
-    deterministic, TACoS. Arguments and result: see the module.
+    a = r = noise_std(s)^2 / noise_std(t)^2. Daras et al. 2022.
+
+    variance: "large" adds noise of the paper's standard deviation sqrt(noise_std(t)^2 - noise_std(s)^2);
+    "small" of sqrt(r) times that, which is the exact posterior's under independent increments. Where the
+    noise is constant over t the step is deterministic and equals TACoS. Arguments and result: see the module.
     """
     args.choice("sample_momentum", "variance", variance, ("large", "small"))
 
@@ -180,13 +192,15 @@ def sample_ddim(
     nu: float = 0.0,
     eta: float | None = None,
 ) -> Tensor:
-    """DDIM: keeps the direction of the noise, a = sqrt(noise_std(s)^2 - nu^2) / noise_std(t), b = nu.
+    """DDIM applied to blur: deterministic unless fresh noise is asked for.
 
-    nu: standard deviation of each step's fresh noise, in units of the image, at most noise_std(s) at
-    every step taken; 0 is deterministic, the first-order probability-flow step. eta in [0, 1]: a
-    share of the exact posterior's deviation instead, step by step; 1 is `sample_momentum` with
-    variance "small". Song, Meng & Ermon 2021, eq. 12, carried over to blur; ours, not the paper's.
-    Arguments and result: see the module.
+    It keeps the direction of the noise: a = sqrt(noise_std(s)^2 - nu^2) / noise_std(t), b = nu.
+
+    nu: standard deviation of each step's fresh noise, in units of the image, at most noise_std(s) in every
+    step; 0 is deterministic, the first-order probability-flow step. eta in [0, 1]: instead of nu, a fraction
+    of the exact posterior's standard deviation in each step; 1 is `sample_momentum` with variance "small".
+    Song, Meng & Ermon 2021, eq. 12, applied to blur (ours, not the paper's). Arguments and result: see the
+    module.
     """
     nu = args.number("sample_ddim", "nu", nu)
     if eta is not None:
@@ -206,7 +220,7 @@ def sample_ddim(
 def ddim_coefficients(
     noise_std_t: float, noise_std_s: float, nu: float = 0.0, eta: float | None = None
 ) -> tuple[float, float]:
-    """(a, b) of a DDIM step; nu and eta as in `sample_ddim`. Where noise_std_t = 0: (1, 0)."""
+    """(a, b) of a DDIM step; nu and eta as in `sample_ddim`. For noise_std_t = 0: (1, 0)."""
     if noise_std_t == 0.0:
         return 1.0, 0.0
     if eta is not None:
@@ -228,10 +242,10 @@ def sample_tacos(
     *,
     key: NoiseKey | None = None,
 ) -> Tensor:
-    """TACoS, Bansal et al. 2022 (Cold Diffusion), Algorithm 2: `x_s = x_t + (C_s - C_t) x0_hat`.
+    """TACoS, Algorithm 2 of Cold Diffusion: deterministic.
 
-    Deterministic, a = 1 and b = 0; the noise of x_1 stays until the last step. Arguments and result:
-    see the module.
+    `x_s = x_t + (C_s - C_t) x0_hat`, a = 1 and b = 0; the noise of x_1 remains until the last step. Bansal et
+    al. 2022. Arguments and result: see the module.
     """
 
     def step(x_t: Tensor, x0_hat: Tensor, t: float, s: float, c: Corruption, k: NoiseKey) -> Tensor:
@@ -248,3 +262,70 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "ddim": sample_ddim,
     "tacos": sample_tacos,
 }
+"""The samplers by name. Command options, help texts (a docstring's first line) and tests derive from this."""
+
+
+@torch.no_grad()
+def generate(
+    denoiser: SoftDenoiser,
+    prior: Prior,
+    seeds: Sequence[int],
+    *,
+    sampler: str = "momentum",
+    steps: int = 64,
+    ts: Tensor | None = None,
+    batch: int = 64,
+    device: torch.device | str | None = None,
+    labels: Sequence[int] | None = None,
+    guidance: float = 1.0,
+    options: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    states: list[Tensor] | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> Tensor:
+    """One image per seed: uint8 [N, C, H, W] on the CPU. A seed gives the same image at any batch size.
+
+    denoiser, prior: a trained denoiser and where its sampling starts. sampler: a name in SAMPLERS; options:
+    its own keyword arguments. steps: number of even steps; ts: the sampler's times instead, as in
+    `time_steps`. batch: images at a time. device: None is that of the denoiser's parameters.
+
+    labels: one class per seed, for a class-conditional denoiser; guidance: its weight, as in `Guided`.
+
+    progress: draws a progress bar per batch. states: this list gets x_t before each step of the first batch,
+    then its images, each uint8 [batch, C, H, W]. on_step: called in each step; an exception from it stops the
+    sampling.
+
+    The noise is that of NoiseKey(SAMPLING_SEED, stream=seed): draw 0 for the prior, draw i for step i.
+    Raises ValueError for an unknown sampler.
+    """
+    args.choice("generate", "sampler", sampler, tuple(SAMPLERS))
+    ts = time_steps(steps) if ts is None else ts
+    weight = next(denoiser.parameters(), torch.empty(0))
+    where = weight.device if device is None else torch.device(device)
+    if not seeds:  # such as the seeds of one of several processes
+        shape = prior.sample(0, key=NoiseKey(SAMPLING_SEED), device=where).shape
+        return torch.empty(shape, dtype=torch.uint8)
+    images = []
+    for start in range(0, len(seeds), batch):
+        streams = torch.tensor(seeds[start : start + batch], dtype=torch.int64, device=where)
+        key = NoiseKey(SAMPLING_SEED, stream=streams)
+        x = prior.sample(len(streams), key=key, device=where, dtype=torch.float32)
+        model: Any = denoiser
+        if labels is not None:
+            classes = torch.tensor(labels[start : start + batch], dtype=torch.int64, device=where)
+            model = Guided(denoiser, classes, guidance)
+        callback = partial(_report, states if start == 0 else None, on_step)
+        x = SAMPLERS[sampler](
+            model, x, ts, disable=not progress, key=key, callback=callback, **(options or {})
+        )
+        images.append(to_uint8(x))
+    if states is not None:
+        states.append(images[0])
+    return torch.cat(images)
+
+
+def _report(states: list[Tensor] | None, on_step: Callable[[], None] | None, step: Mapping[str, Any]) -> None:
+    if on_step is not None:
+        on_step()
+    if states is not None:
+        states.append(to_uint8(step["x"]))

@@ -1,175 +1,197 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A corruption schedule as the shortest Wasserstein path from the data to its corruption."""
+"""Blur and noise over time: the paper's ranges, and a schedule as a value with its file and plot."""
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-from typing import NamedTuple
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .. import _arguments as args
-from .._version import __version__
-from . import _images
-from .corruption import geometric_noise_std, noise_range, paper_blur_std_max
-from .power_spectrum import PowerSpectrum
-from .schedule_file import Schedule
-from .wasserstein import wasserstein_distances
+from ..files import save_json, whole_file
 
-_MOST_ROUNDS = 12
-# The sum alone hardly minds a step that is left over, and nodes are lost to those: 4 of 31 steps of
-# scikit-learn's digits came out under a quarter of the limit, and none at this cost.
-_STEP_COST = 1e-3
+_FORMAT = "softdiff-schedule"
+# Between two nodes whose logarithms differ by h, the chord of an exponential is off by h^2 / 8.
+LOG_STEP = 0.05
 
-__all__ = ["Schedule", "shortest_path", "shortest_path_schedule"]
+PAPER_BLUR_STD_MAX = 23.0
+PAPER_SIDE = 64
 
 
-def shortest_path(distances: np.ndarray, epsilon: float, step_cost: float = 0.0) -> list[int] | None:
-    """Shortest way from the first level to the last by steps of at most epsilon; None where none is.
+def paper_blur_std_max(image_size: tuple[int, int]) -> float:
+    """The paper's strongest blur in pixels: 23 px at 64 px, in proportion to the longer side."""
+    return PAPER_BLUR_STD_MAX * max(image_size) / PAPER_SIDE
 
-    distances: float64 [L, L]. step_cost: what each step costs beyond its length, in epsilons.
-    Dijkstra's algorithm, by scipy.sparse.csgraph. Without the limit the direct step is a shortest
-    path, by the triangle inequality: the limit makes the nodes.
+
+def geometric_noise_std(
+    t: np.ndarray | Sequence[float], noise_std_min: float, noise_std_max: float, noise_full_at: float
+) -> np.ndarray:
+    """`noise_std_min (noise_std_max / noise_std_min)^min(t / noise_full_at, 1)`, float64.
+
+    Daras et al. 2022, figure 6, as others read it: geometric, full at a quarter of t, constant after.
     """
-    try:
-        from scipy.sparse import csr_array
-        from scipy.sparse.csgraph import dijkstra
-    except ImportError:
-        raise ImportError("the schedule's shortest path needs scipy: pip install scipy") from None
-    count = len(distances)
-    # Steps lead towards more corruption only. Stored zeros are edges of no length, not missing ones.
-    start, end = np.nonzero(np.triu(distances <= epsilon, 1))
-    cost = distances[start, end] + (step_cost * epsilon if step_cost else 0.0)
-    graph = csr_array((cost, (start, end)), shape=(count, count))
-    _, before = dijkstra(graph, indices=0, return_predecessors=True)
-    path = [count - 1]
-    while path[-1] != 0:
-        previous = int(before[path[-1]])
-        if previous < 0:
-            return None
-        path.append(previous)
-    return path[::-1]
-
-
-def path_with_nodes(distances: np.ndarray, nodes: int) -> tuple[float, list[int]]:
-    """The step limit, and its path, whose number of nodes is nearest to `nodes`.
-
-    Only the distances themselves matter as limits. Bisection over them finds the least limit whose
-    path has at most `nodes`; of all paths met on the way, the one nearest in number (of those, of
-    the least limit) is taken.
-    """
-    limits = np.unique(distances[np.triu_indices(len(distances), 1)])
-    best: tuple[int, float, list[int]] | None = None
-    low, high = -1, len(limits)
-    while high - low > 1:
-        middle = (low + high) // 2
-        path = shortest_path(distances, limits[middle], _STEP_COST)
-        if path is None:
-            low = middle
-            continue
-        off = abs(len(path) - nodes)
-        if best is None or (off, limits[middle]) < best[:2]:
-            best = (off, float(limits[middle]), path)
-        if len(path) > nodes:
-            low = middle
-        else:
-            high = middle
-    assert best is not None, "the largest limit joins everything"
-    return best[1], best[2]
-
-
-def shortest_path_schedule(
-    spectrum: PowerSpectrum,
-    *,
-    levels: int = 256,
-    nodes: int = 32,
-    blur_std_min: float = 0.01,
-    blur_std_max: float | None = None,
-    noise_std_min: float = 0.01,
-    noise_std_max: float = 0.10,
-    noise_full_at: float = 0.25,
-    noise_term: str = "shared",
-    dataset: str = "",
-) -> Schedule:
-    """The schedule of Daras et al. 2022: least total W2 from data to corruption, in limited steps.
-
-    spectrum: of the data (`power_spectrum`). levels: candidates, linear in blur_std from blur_std_min
-    to blur_std_max pixels (None: the paper's 23 px at 64 px, times max(H, W) / 64). nodes: wanted on
-    the path, both ends counted; the step limit epsilon is found by bisection, and where no limit
-    gives that number the nearest is taken (`Schedule.nodes_wanted` and `.exact` tell). noise_term:
-    see `wasserstein_distances`. dataset: a description for the file.
-
-    A step costs a thousandth of epsilon beyond its length (ours), which decides between paths of
-    nearly one length for the one without needless short steps.
-
-    A level's noise is geometric in the share of the data's W2 way that blur alone has gone by then,
-    and full from some share on. That share is found by bisection so that the noise is full at
-    t = noise_full_at of the path, to within half a node where a path allows it (our choice: the
-    paper gives noise over t alone, and how it entered its distances is not known).
-    """
-    op = "shortest_path_schedule"
-    nodes, levels = args.integer(op, "nodes", nodes), args.integer(op, "levels", levels)
-    if not 2 <= nodes <= levels:
-        raise ValueError(f"{op}: expected 2 <= nodes <= levels, got nodes {nodes} and levels {levels}")
-    size = _images.image_size(op, spectrum.image_size)
-    blur_std_min = args.number(op, "blur_std_min", blur_std_min)
-    most = paper_blur_std_max(size) if blur_std_max is None else args.number(op, "blur_std_max", blur_std_max)
-    if not blur_std_min < most:
+    if not 0 < noise_std_min <= noise_std_max < math.inf:
         raise ValueError(
-            f"{op}: expected 0 <= blur_std_min < blur_std_max, got {blur_std_min!r} and {most!r}"
+            f"expected 0 < noise_std_min <= noise_std_max, got {noise_std_min!r} and {noise_std_max!r}"
         )
-    candidates = np.linspace(blur_std_min, most, levels)
-    least_noise, most_noise, full_at = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
-    way = _share_of_way(spectrum, candidates)
-    best: _Found | None = None
-    low, high, wanted = 0.0, 1.0, full_at
-    for _ in range(_MOST_ROUNDS):
-        noise = geometric_noise_std(way, least_noise, most_noise, full_at)
-        distances = wasserstein_distances(spectrum, candidates, noise, noise_term)
-        if not distances[0, -1] > 0:
-            raise ValueError(f"{op}: expected images that blur or noise can change, got a path of no length")
-        epsilon, path = path_with_nodes(distances, nodes)
-        # Where the noise becomes full, as a level, and then in the path's own time.
-        level = np.interp(full_at, way, np.arange(levels))
-        reached = float(np.interp(level, path, np.linspace(0.0, 1.0, len(path))))
-        off = (abs(len(path) - nodes), abs(reached - wanted))
-        if best is None or off < best.off:
-            best = _Found(off, epsilon, path, noise, distances)
-        if least_noise == most_noise or (off[0] == 0 and off[1] <= 0.5 / (len(path) - 1)):
-            break
-        low, high = (full_at, high) if reached < wanted else (low, full_at)
-        full_at = 0.5 * (low + high)
-    assert best is not None
-    path = best.path
-    return Schedule(
-        image_size=size,
-        channels=spectrum.channels,
-        blur_std=tuple(candidates[path].tolist()),
-        noise_std=tuple(best.noise[path].tolist()),
-        steps=tuple(best.distances[path[:-1], path[1:]].tolist()),
-        epsilon=best.epsilon,
-        nodes_wanted=nodes,
-        levels=levels,
-        noise_term=noise_term,
-        images=spectrum.count,
-        dataset=dataset,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        version=__version__,
+    if not 0 < noise_full_at <= 1:
+        raise ValueError(f"expected noise_full_at in (0, 1], got {noise_full_at!r}")
+    share = np.minimum(np.asarray(t, dtype=np.float64) / noise_full_at, 1.0)
+    return np.where(
+        share >= 1.0, noise_std_max, noise_std_min * np.exp(share * math.log(noise_std_max / noise_std_min))
     )
 
 
-class _Found(NamedTuple):
-    off: tuple[int, float]
+def noise_range(
+    op: str, noise_std_min: float, noise_std_max: float, noise_full_at: float
+) -> tuple[float, float, float]:
+    """The last three arguments of `geometric_noise_std`, checked, as floats."""
+    numbers = (
+        args.number(op, "noise_std_min", noise_std_min),
+        args.number(op, "noise_std_max", noise_std_max),
+        args.number(op, "noise_full_at", noise_full_at),
+    )
+    geometric_noise_std([0.0], *numbers)
+    return numbers
+
+
+def noise_nodes(noise_std_min: float, noise_std_max: float, noise_full_at: float) -> np.ndarray:
+    """Times at which to tabulate `geometric_noise_std` so that chords are within 3.2e-4 of it."""
+    parts = max(1, math.ceil(math.log(noise_std_max / noise_std_min) / LOG_STEP))
+    return np.unique(np.append(np.linspace(0.0, noise_full_at, parts + 1), 1.0))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Blur and noise at evenly spaced times, and what they were computed from.
+
+    image_size (H, W), channels: of the data. blur_std (pixels), noise_std: at the nodes, whose times are
+    even from 0 to 1. steps: W2 from each node to the next, at most epsilon. nodes_wanted: the number of
+    nodes that was asked for. levels: the number of candidates. noise_term: how noise entered the distances.
+    images: the number of images used. dataset, created (UTC), version: for the record.
+    """
+
+    image_size: tuple[int, int]
+    channels: int
+    blur_std: tuple[float, ...]
+    noise_std: tuple[float, ...]
+    steps: tuple[float, ...]
     epsilon: float
-    path: list[int]
-    noise: np.ndarray
-    distances: np.ndarray
+    nodes_wanted: int
+    levels: int
+    noise_term: str
+    images: int
+    dataset: str
+    created: str
+    version: str
+
+    @property
+    def t(self) -> tuple[float, ...]:
+        """Times of the nodes."""
+        return tuple(np.linspace(0.0, 1.0, len(self.blur_std)).tolist())
+
+    @property
+    def length(self) -> float:
+        """Total W2 along the path."""
+        return math.fsum(self.steps)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the path has the number of nodes that was asked for."""
+        return len(self.blur_std) == self.nodes_wanted
+
+    def describe(self) -> str:
+        """One line for a log."""
+        nodes = f"{len(self.blur_std)} nodes"
+        if not self.exact:
+            nodes += f" ({self.nodes_wanted} wanted; no step limit gives that)"
+        return (
+            f"{nodes} of {self.levels} levels, blur {self.blur_std[0]:g} to {self.blur_std[-1]:g} px, "
+            f"W2 length {self.length:.4g} in steps of at most {self.epsilon:.4g} "
+            f"({self.noise_term} noise), from {self.images} images"
+            + (f" of {self.dataset}" if self.dataset else "")
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a JSON file, whole or not at all. UserError, a ValueError, if it cannot be written."""
+        content = {"format": _FORMAT, **asdict(self), "t": self.t, "length": self.length}
+        save_json(Path(path), content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], image_size: tuple[int, int] | None = None) -> Schedule:
+        """The schedule in a file. ValueError if the file is incomplete or not for images of image_size."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(
+                f"schedule {path}: expected a whole JSON file, got one that is cut off or damaged ({error})"
+            ) from None
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"schedule {path}: expected a JSON file of format {_FORMAT!r}, got another kind")
+        missing = [f.name for f in fields(cls) if f.name not in content]
+        if missing:
+            raise ValueError(f"schedule {path}: {', '.join(missing)} missing from the file")
+        try:
+            schedule = cls(**{f.name: _plain(content[f.name]) for f in fields(cls)})
+            _check(schedule)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"schedule {path}: {error}") from None
+        if image_size is not None and schedule.image_size != tuple(image_size):
+            raise ValueError(
+                f"schedule {path}: expected one for images of {image_size[0]} x {image_size[1]}, got one for "
+                f"{schedule.image_size[0]} x {schedule.image_size[1]}"
+            )
+        return schedule
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws blur, noise and step lengths over t into an image file. Needs matplotlib.
+
+        UserError, a ValueError, if the file cannot be written.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise ImportError("Schedule.plot needs matplotlib: pip install matplotlib") from None
+        figure = Figure(figsize=(10, 3.2), layout="constrained")
+        blur, noise, step = figure.subplots(1, 3)
+        blur.plot(self.t, self.blur_std, ".-")
+        blur.set(xlabel="t", ylabel="blur_std (px)", title=f"{len(self.t)} nodes of {self.levels} levels")
+        noise.plot(self.t, self.noise_std, ".-")
+        noise.set(xlabel="t", ylabel="noise_std", ylim=(0, None), title="noise")
+        step.bar(range(1, len(self.blur_std)), self.steps)
+        step.axhline(self.epsilon, color="C3", label=f"step limit {self.epsilon:.4g}")
+        step.set(
+            xlabel="step", ylabel="W2", title=f"W2 per step, {self.length:.4g} in all ({self.noise_term})"
+        )
+        step.set_ylim(0, 1.25 * max(self.epsilon, *self.steps))
+        step.legend(loc="upper left")
+        with whole_file(Path(path), sync=False) as file:
+            figure.savefig(file, dpi=120, format=Path(path).suffix[1:] or "png")
 
 
-def _share_of_way(spectrum: PowerSpectrum, blur_std_levels: np.ndarray) -> np.ndarray:
-    """How much of the W2 way through all levels lies behind each, without noise: 0 .. 1."""
-    steps = np.diagonal(wasserstein_distances(spectrum, blur_std_levels, np.zeros_like(blur_std_levels)), 1)
-    total = steps.sum()
-    if not total > 0:
-        return np.linspace(0.0, 1.0, len(blur_std_levels))
-    return np.append(0.0, np.cumsum(steps) / total)
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check(schedule: Schedule) -> None:
+    """Raises ValueError if a file's values contradict each other."""
+    blur, noise, size = schedule.blur_std, schedule.noise_std, schedule.image_size
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"expected image_size as two whole numbers of at least 1, got {args.shown(size)}")
+    if len(blur) < 2 or not all(a < b for a, b in pairwise(blur)) or not 0 <= blur[0] <= blur[-1] < math.inf:
+        raise ValueError(f"expected blur_std as at least 2 rising numbers, got {args.shown(blur)}")
+    if len(noise) != len(blur) or not all(a <= b for a, b in pairwise(noise)):
+        raise ValueError(f"expected noise_std as {len(blur)} nondecreasing numbers, got {args.shown(noise)}")
+    if not 0 <= noise[0] <= noise[-1] < math.inf:
+        raise ValueError(f"expected noise_std as finite numbers of at least 0, got {args.shown(noise)}")
+    if len(schedule.steps) != len(blur) - 1:
+        raise ValueError(
+            f"expected {len(blur) - 1} steps between {len(blur)} nodes, got {len(schedule.steps)}"
+        )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data.image_set import ImageSet
 from ..errors import UserError
+from ..images import decode
 from ..memory import is_out_of_memory
 from ..training.checkpoint import Checkpoint, load_checkpoint
 from .frechet import FeatureStatistics
@@ -88,7 +89,7 @@ def _initialise(network: _Network, generator: torch.Generator) -> None:
 
 def _decoded(pixels: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1]."""
-    return (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    return decode(pixels).contiguous(memory_format=torch.channels_last)
 
 
 def least_accuracy(chance: float) -> float:

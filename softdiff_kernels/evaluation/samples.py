@@ -32,7 +32,7 @@ from ..data.sample_folder import (
     parse_seeds,
     read_record,
 )
-from ..diffusion.generate import generate
+from ..diffusion import generate
 from ..errors import UserError, reason
 from ..training.checkpoint import find, numbered
 from ..training.device import pick_device

@@ -91,8 +91,9 @@ class TrainConfig:
     prediction: Literal["residual", "sample"] = "residual"
     """What the network predicts: x_0 - x_t (the paper's), or x_0."""
 
-    loss: Literal["soft", "plain"] = "soft"
-    """soft (Soft Score Matching: errors seen through the blur), or plain (the residual's own error)."""
+    loss: Literal["soft", "plain", "increment"] = "soft"
+    """soft (Soft Score Matching: errors seen through the blur), plain (the residual's own error), or
+    increment (errors seen as the next step of the sampler brings them out)."""
 
     schedule: PathText = "wasserstein"
     """wasserstein (the shortest path for this data), linear (the paper's ranges, blur linear in t),

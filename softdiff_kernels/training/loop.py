@@ -14,10 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..commands.sample import PRIOR_NAMES
 from ..data.image_set import ImageSet, load_images
-from ..diffusion import PRIORS, Corruption, prior_from_state
-from ..diffusion.generate import SAMPLING_SEED, generate
+from ..diffusion import PRIORS, SAMPLING_SEED, Corruption, generate, prior_from_state
 from ..errors import UserError, user_errors
 from ..files import HF, save_text, seen_from
 from ..images import save_png, tile, to_uint8
@@ -130,7 +128,7 @@ def _begin(config: TrainConfig, device: torch.device, processes: Processes) -> t
     """A new run: its schedule, prior and folder."""
     images = load_data(config)
     corruption, schedule = make_corruption(config, images)
-    prior = PRIORS[PRIOR_NAMES[config.prior]].fit(images.batches(), corruption)
+    prior = PRIORS[config.prior].fit(images.batches(), corruption)
     trainer = Trainer(config, images, corruption, prior, device, processes)
 
     def write() -> Path:
@@ -319,7 +317,7 @@ def _sample_grid(trainer: Trainer, folder: Path, log: Log, stop: StopFlag) -> Pa
             batch=trainer.each,
             device=trainer.device,
             labels=[seed % len(trainer.classes) for seed in seeds[mine]] if trainer.classes else None,
-            each=look,
+            on_step=look,
         )
     # All or none: a signal reaches the processes one after the other.
     if processes.any(stop.signal is not None):

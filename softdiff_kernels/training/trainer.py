@@ -20,10 +20,9 @@ from torch.optim.swa_utils import AveragedModel
 from .. import functional
 from ..data.image_set import ImageOrder, ImageSet
 from ..diffusion import Corruption, SoftDenoiser, TrainingLoss
-from ..diffusion._stream import uniforms
 from ..errors import UserError
 from ..memory import is_out_of_memory
-from ..noise import NoiseKey
+from ..noise import NoiseKey, uniforms
 from .build import build_model, scales
 from .checkpoint import Checkpoint
 from .config import TrainConfig
@@ -102,7 +101,7 @@ class Trainer:
             config, images.shape, scale if residual else None, input_scale, len(self.classes)
         ).to(device)
         called: Any = torch.compile(self.model) if config.compile else self.model
-        self.denoiser = SoftDenoiser(called, corruption, config.prediction, soft=config.loss == "soft")
+        self.denoiser = SoftDenoiser(called, corruption, config.prediction, loss=config.loss)
         self.loss: Any = TrainingLoss(self.denoiser)
         if self.processes.world > 1:
             on = [device.index] if device.type == "cuda" else None

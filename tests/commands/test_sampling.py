@@ -20,7 +20,7 @@ from training_runs import CPU, small
 
 from softdiff_kernels.commands.configs import SampleConfig
 from softdiff_kernels.commands.sample import sample
-from softdiff_kernels.diffusion.generate import generate
+from softdiff_kernels.diffusion import generate
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.loop import train
 from softdiff_kernels.training.weights import load_model

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 from softdiff_kernels import functional
-from softdiff_kernels.diffusion import Corruption, corruption
+from softdiff_kernels.diffusion import SCHEDULES, Corruption, ScheduleOptions, corruption, power_spectrum
+from softdiff_kernels.diffusion.corruption import farthest
 from softdiff_kernels.noise import NoiseKey
 
 
@@ -99,6 +101,14 @@ def test_corrupt_is_the_op_at_the_interpolated_levels(dtype: torch.dtype) -> Non
     assert torch.equal(
         c.corrupt(x0, 0.4, key=key), c.corrupt(x0, torch.full((3,), 0.4, dtype=torch.float64), key=key)
     )
+
+
+def test_gain_is_the_factor_of_each_frequency() -> None:
+    c = Corruption.paper((6, 9))
+    x, t = torch.rand(2, 3, 6, 9, dtype=torch.float64), torch.tensor([0.05, 0.4], dtype=torch.float64)
+    blurred = functional.idct2(c.gain(t) * functional.dct2(x))
+    torch.testing.assert_close(blurred, functional.blur(x, c.blur_std(t)), rtol=0, atol=1e-12)
+    assert torch.equal(c.gain(0.4), c.gain(t)[1:]) and c.gain(t.float()).dtype == torch.float32
 
 
 def test_dictionary_survives_json() -> None:
@@ -302,6 +312,54 @@ def test_builders_refuse_what_is_no_number(wrong: object) -> None:
         assert len(str(refused.value)) < 250
     with pytest.raises(ValueError, match="noise_std_min"):
         Corruption.noise_only((8, 8), noise_std_min=0.0, noise_std_max=1.0)
+
+
+class Blobs:
+    """A data set of smooth images, as a named corruption takes one."""
+
+    name = "blobs"
+    pixels = (
+        (
+            120
+            + 100
+            * functional.blur(torch.randn(30, 2, 8, 12, generator=torch.Generator().manual_seed(0)), 2.0)
+        )
+        .clamp(0, 255)
+        .byte()
+    )
+    spectrum = power_spectrum([pixels])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_named_corruption_uses_the_options_that_it_says(name: str) -> None:
+    """Rule: an option has an effect if the registry lists it, and none otherwise."""
+    if name == "wasserstein":
+        pytest.importorskip("scipy")
+    make, told, uses = SCHEDULES[name]
+    options = ScheduleOptions(nodes=6, blur_std_max=2.0, noise_std_min=0.02, noise_std_max=0.2)
+    c, schedule = make(Blobs(), options)
+    assert c.image_size == (8, 12) and told and (schedule is None or Corruption.from_schedule(schedule) == c)
+    assert c.noise_std(0.0) == pytest.approx(0.02) and c.noise_std(1.0) == pytest.approx(0.2)
+    for field, value in (
+        ("nodes", 8),
+        ("blur_std_max", 3.0),
+        ("noise_std_min", 0.03),
+        ("noise_std_max", 0.3),
+    ):
+        changed = make(Blobs(), dataclasses.replace(options, **{field: value}))[0]
+        assert (changed != c) == (field in uses), field
+
+
+def test_defaults_of_the_named_corruptions() -> None:
+    """Rule: noise up to the paper's 0.1, or to noise_std_min where that is more; without blur up to the
+    largest distance between two images."""
+    for least, most in ((0.01, 0.1), (0.3, 0.3)):
+        c = SCHEDULES["linear"].make(Blobs(), ScheduleOptions(noise_std_min=least))[0]
+        assert c.noise_std(1.0) == most and c.blur_std(1.0) == pytest.approx(23 * 12 / 64)
+    flat = Blobs.pixels.flatten(1).double() / 127.5
+    largest = max(float((a - b).norm()) for a in flat for b in flat)
+    assert farthest(Blobs.pixels) == pytest.approx(largest, rel=1e-5)
+    assert SCHEDULES["noise"].make(Blobs(), ScheduleOptions())[0].noise_std(1.0) == farthest(Blobs.pixels)
 
 
 def test_tables_are_not_differentiated_by() -> None:

@@ -14,9 +14,17 @@ import torch
 from torch import Tensor, nn
 
 import softdiff_kernels as sk
-from softdiff_kernels import reference
-from softdiff_kernels.diffusion import Corruption, SoftDenoiser, sample_momentum, time_steps
-from softdiff_kernels.diffusion.guidance import Guided
+from softdiff_kernels import reference, spectrum
+from softdiff_kernels.diffusion import (
+    LOSSES,
+    PREDICTIONS,
+    Corruption,
+    Guided,
+    SoftDenoiser,
+    sample_momentum,
+    time_steps,
+)
+from softdiff_kernels.diffusion.denoiser import INCREMENT_STEP
 
 C = Corruption.paper((6, 8))
 KEY = sk.NoiseKey(3, stream=20)
@@ -54,14 +62,14 @@ def _x0(batch: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("wrap", [False, True])
-@pytest.mark.parametrize("prediction_type", ["residual", "sample"])
-def test_forward_gives_x0_hat(prediction_type: str, wrap: bool) -> None:
+@pytest.mark.parametrize("prediction", ["residual", "sample"])
+def test_forward_gives_x0_hat(prediction: str, wrap: bool) -> None:
     net = Net(wrap=wrap)
     x, t = _x0(), torch.tensor([0.1, 0.5, 1.0])
-    got = SoftDenoiser(net, C, prediction_type)(x, t, bias=0.25)
+    got = SoftDenoiser(net, C, prediction)(x, t, bias=0.25)
     expected = net.conv(x) + t.view(-1, 1, 1, 1) + 0.25
     # A residual network predicts x_0 - x_t, so x_t is added back.
-    torch.testing.assert_close(got, expected + x if prediction_type == "residual" else expected)
+    torch.testing.assert_close(got, expected + x if prediction == "residual" else expected)
     assert torch.equal(net.seen[0][1], t)
 
 
@@ -73,32 +81,32 @@ def test_a_number_stands_for_the_same_time_in_every_row() -> None:
     assert all(t.shape == (3,) and t.dtype == torch.float32 for _, t in net.seen)
 
 
-@pytest.mark.parametrize("prediction_type", ["residual", "sample"])
-def test_loss_is_the_papers_equation_12(prediction_type: str) -> None:
+@pytest.mark.parametrize("prediction", ["residual", "sample"])
+def test_loss_is_the_papers_equation_12(prediction: str) -> None:
     net = Net().double()
     x0, t = _x0().double(), torch.tensor([0.05, 0.3, 0.9], dtype=torch.float64)
     n = sk.normal(x0.shape, KEY, dtype=torch.float64)
-    got = SoftDenoiser(net, C, prediction_type).loss(x0, t, key=KEY)
+    got = SoftDenoiser(net, C, prediction).loss(x0, t, key=KEY)
     sigma = C.noise_std(t)
     x_t = reference.blur(x0, C.blur_std(t)) + sigma.view(-1, 1, 1, 1) * n
     phi = net(x_t, t)
-    target = x0 - x_t if prediction_type == "residual" else x0
+    target = x0 - x_t if prediction == "residual" else x0
     expected = reference.blur(phi - target, C.blur_std(t)).square().sum(dim=(1, 2, 3)) / sigma.square()
     # float64 throughout; Parseval's sum in another order.
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=0)
-    by_noise = SoftDenoiser(net, C, prediction_type).loss(x0, t, noise=n)
+    by_noise = SoftDenoiser(net, C, prediction).loss(x0, t, noise=n)
     torch.testing.assert_close(by_noise, expected, rtol=1e-11, atol=0)
 
 
-@pytest.mark.parametrize("prediction_type", ["residual", "sample"])
-def test_the_true_answer_costs_nothing(prediction_type: str) -> None:
+@pytest.mark.parametrize("prediction", ["residual", "sample"])
+def test_the_true_answer_costs_nothing(prediction: str) -> None:
     x0, t = _x0(), torch.tensor([0.1, 0.5, 1.0])
     x_t = C.corrupt(x0, t, key=KEY)
-    answer = x0 - x_t if prediction_type == "residual" else x0
-    loss = SoftDenoiser(Answer(answer), C, prediction_type).loss(x0, t, key=KEY)
+    answer = x0 - x_t if prediction == "residual" else x0
+    loss = SoftDenoiser(Answer(answer), C, prediction).loss(x0, t, key=KEY)
     # The residual is formed before x_t is rounded: 2^-24 of up to 2, squared, over 96 elements and 0.02^2.
     assert loss.max() < 96 * (2 * 2.0**-23) ** 2 / 0.02**2
-    wrong = SoftDenoiser(Answer(answer + 0.01), C, prediction_type).loss(x0, t, key=KEY)
+    wrong = SoftDenoiser(Answer(answer + 0.01), C, prediction).loss(x0, t, key=KEY)
     # A constant error passes every blur: 96 times 0.01^2 over noise_std^2.
     torch.testing.assert_close(wrong, 96 * 1e-4 / C.noise_std(t).square(), rtol=1e-3, atol=0)
 
@@ -112,12 +120,87 @@ def test_weights() -> None:
     torch.testing.assert_close(own, uniform * (1 + t))
 
 
-def test_reductions() -> None:
-    denoiser, t = SoftDenoiser(Net(), C), torch.tensor([0.1, 0.5, 1.0])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_reductions(loss: str) -> None:
+    denoiser, t = SoftDenoiser(Net(), C, loss=loss), torch.tensor([0.1, 0.5, 1.0])
     each = denoiser.loss(_x0(), t, key=KEY)
     assert each.shape == (3,) and each.dtype == torch.float32
     torch.testing.assert_close(denoiser.loss(_x0(), t, key=KEY, reduction="mean"), each.mean())
     torch.testing.assert_close(denoiser.loss(_x0(), t, key=KEY, reduction="sum"), each.sum())
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_the_weighted_square_of_the_masked_spectral_error(name: str, prediction: str) -> None:
+    """Rule: a loss by name is w(t) sum_k mask[k]^2 DCT2(error)[k]^2, fused or not, or by a mask."""
+    x0, t, net = _x0().double(), torch.tensor([0.01, 0.3, 0.9]), Net().double()
+    x_t, residual = C.corrupt(x0, t, key=KEY, return_residual=True)
+    error = net(x_t, t.double()) - (residual if prediction == "residual" else x0)
+    weight = 1.0 if name == "increment" else C.noise_std(t).double().square().reciprocal()
+    masked = LOSSES[name](C, t.double()) * reference.dct2(error)
+    expected = weight * masked.square().sum(dim=(1, 2, 3))
+    by_name = SoftDenoiser(net, C, prediction, loss=name).loss(x0, t.double(), key=KEY)
+    # float64; the weight is of a float32 t in one of them: 2^-23, squared.
+    torch.testing.assert_close(by_name, expected, rtol=1e-6, atol=0)
+    kind = "uniform" if name == "increment" else "paper"
+    own = SoftDenoiser(net, C, prediction, kind, LOSSES[name]).loss(x0, t.double(), key=KEY)
+    torch.testing.assert_close(own, by_name, rtol=1e-10, atol=0)
+
+
+def test_a_loss_of_ones_own_sees_the_frequencies_that_it_names() -> None:
+    """Rule: a function (corruption, t) -> mask is a loss, of weight 1 unless one is given."""
+    seen: list[Tensor] = []
+
+    def mean_only(corruption: Corruption, t: Tensor) -> Tensor:
+        assert corruption is C
+        seen.append(t)
+        mask = torch.zeros(len(t), 1, *corruption.image_size)
+        mask[:, :, 0, 0] = 2.0
+        return mask
+
+    x0, t = _x0(), torch.tensor([0.1, 0.5, 1.0])
+    answer = x0 - C.corrupt(x0, t, key=KEY) + 0.25
+    denoiser = SoftDenoiser(Answer(answer), C, loss=mean_only)
+    # A constant error of 0.25 in 2 channels of 48 pixels: coefficient (0, 0) is 0.25 sqrt(48), the gain is 2.
+    expected = torch.full((3,), 2 * 4 * 48 * 0.25**2)
+    torch.testing.assert_close(denoiser.loss(x0, t, key=KEY), expected, rtol=1e-4, atol=0)
+    assert torch.equal(seen[0], t)
+    weighted = SoftDenoiser(Answer(answer), C, weight=lambda t: 1 + t, loss=mean_only)
+    torch.testing.assert_close(weighted.loss(x0, t, key=KEY), expected * (1 + t), rtol=1e-4, atol=0)
+    trained = SoftDenoiser(Net(), C, loss=mean_only)
+    trained.loss(x0, t, key=KEY, reduction="mean").backward()
+    assert all(bool(p.grad.abs().sum() > 0) for p in trained.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert trained.loss(x0, t, key=KEY).dtype == torch.float32
+
+
+def test_bad_losses_are_refused() -> None:
+    with pytest.raises(ValueError, match="loss as one of 'soft', 'plain', 'increment', got 'hard'"):
+        SoftDenoiser(Net(), C, loss="hard")
+    for mask, sentence in (
+        (lambda c, t: torch.ones(3, 1, 8, 8), r"expected mask to broadcast to \[3, 2, 6, 8\]"),
+        (lambda c, t: 1.0, "expected mask as a floating-point tensor, got float"),
+        (lambda c, t: torch.ones(6, 8, requires_grad=True), "mask requires grad"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            SoftDenoiser(Net(), C, loss=mask).loss(_x0(), 0.5, key=KEY)
+    with pytest.raises(ValueError, match="reduction as one of"):
+        SoftDenoiser(Net(), C, loss="increment").loss(_x0(), 0.5, key=KEY, reduction="max")
+
+
+def test_the_increment_mask_is_the_gain_of_a_sampler_step() -> None:
+    """Rule: its square is (m_s - m_t noise_s^2 / noise_t^2) / (t - s), at 0 and without noise, too."""
+    c = Corruption.paper((12, 9))
+    t = torch.tensor([0.004, 0.1, 0.3, 0.9], dtype=torch.float64)
+    s = (t - INCREMENT_STEP).clamp(min=0.0)
+    share = 1 - (c.noise_std(s) / c.noise_std(t)).square()
+    # Without the cancellation of the difference; in float64 either form is right to 1e-10 or better.
+    gain = spectrum.reverse_gain(c.blur_std(t), c.blur_std(s), share, 12, 9)
+    expected = gain / (t - s).view(-1, 1, 1, 1)
+    torch.testing.assert_close(LOSSES["increment"](c, t).square(), expected, rtol=1e-9, atol=1e-12)
+    assert LOSSES["increment"](c, torch.tensor([0.0])).amax() == 0
+    silent = Corruption.from_tables((12, 9), [0, 1], [0, 3], [0, 0])
+    assert bool(LOSSES["increment"](silent, t).isfinite().all())
 
 
 def test_uint8_images_are_decoded() -> None:
@@ -215,7 +298,7 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="noise_std over 0 for the weight"):
         SoftDenoiser(Net(), silent)
     SoftDenoiser(Net(), silent, weight="uniform")
-    with pytest.raises(ValueError, match="prediction_type as one of 'residual', 'sample', got 'epsilon'"):
+    with pytest.raises(ValueError, match="prediction as one of 'residual', 'sample', got 'epsilon'"):
         SoftDenoiser(Net(), C, "epsilon")
     with pytest.raises(ValueError, match="weight as one of"):
         SoftDenoiser(Net(), C, weight="snr")
@@ -242,7 +325,8 @@ def test_bad_arguments_are_refused() -> None:
 OF_T = {
     "forward": lambda t: SoftDenoiser(Net(), C)(_x0(), t),
     "loss": lambda t: SoftDenoiser(Net(), C).loss(_x0(), t, key=KEY),
-    "plain loss": lambda t: SoftDenoiser(Net(), C, weight="uniform", soft=False).loss(_x0(), t, key=KEY),
+    "masked loss": lambda t: SoftDenoiser(Net(), C, loss="increment").loss(_x0(), t, key=KEY),
+    "plain loss": lambda t: SoftDenoiser(Net(), C, weight="uniform", loss="plain").loss(_x0(), t, key=KEY),
     "guided": lambda t: Guided(SoftDenoiser(Labelled(), C), torch.zeros(3, dtype=torch.int64), 2.0)(_x0(), t),
 }
 
@@ -302,8 +386,10 @@ def test_by_other_arguments_the_denoiser_is_differentiated_as_ever() -> None:
         torch.export.export(halving, (x, t)).module(),
     ):
         torch.testing.assert_close(graph(x, t), x * 1.5)
-    loss = torch.compile(halving.loss, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(loss(x, t, key=KEY), halving.loss(x, t, key=KEY))
+    for name in LOSSES:
+        halving = SoftDenoiser(Half(), C, loss=name)
+        loss = torch.compile(halving.loss, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(loss(x, t, key=KEY), halving.loss(x, t, key=KEY))
 
 
 class Half(nn.Module):
@@ -319,8 +405,9 @@ def test_a_weight_is_checked_as_the_ops_check_it() -> None:
         (lambda t: "1", "expected weight as a number or a tensor, got str '1'"),
         (lambda t: np.ones(3), "expected weight as a number or a tensor, got float64 array"),
     ):
-        with pytest.raises((TypeError, ValueError), match=sentence):
-            SoftDenoiser(Net(), C, weight=weight).loss(_x0(), 0.5, key=KEY)
+        for loss in LOSSES:
+            with pytest.raises((TypeError, ValueError), match=sentence):
+                SoftDenoiser(Net(), C, weight=weight, loss=loss).loss(_x0(), 0.5, key=KEY)
 
 
 def test_guidance_takes_numbers_and_labels() -> None:

@@ -24,8 +24,7 @@ from softdiff_kernels.diffusion import (
     Prior,
     prior_from_state,
 )
-from softdiff_kernels.diffusion._stream import words_after
-from softdiff_kernels.noise import key_rows, pack_key, philox_words
+from softdiff_kernels.noise import key_rows, pack_key, philox_words, words_after
 
 PAPER = Corruption.paper((8, 12))
 
@@ -49,13 +48,13 @@ def _fit(name: str, images: Tensor, corruption: Corruption = PAPER) -> Prior:
 
 def test_the_papers_blur_leaves_39_numbers_of_a_64_pixel_colour_image() -> None:
     prior = GaussianDCTPrior.fit([torch.rand(50, 3, 64, 64)], Corruption.paper((64, 64)))
-    assert prior.kept.size == 39 and prior.factor.shape == (39, 39)
+    assert prior.surviving.size == 39 and prior.factor.shape == (39, 39)
     assert "39 surviving DCT coefficients" in prior.describe() and "full covariance" in prior.describe()
 
 
 def test_gaussian_prior_has_the_mean_and_covariance_of_blurred_data() -> None:
     images = _images(4000)
-    prior = _fit("gaussian-dct", images)
+    prior = _fit("gaussian", images)
     samples = prior.sample(4000, key=sk.NoiseKey(1), dtype=torch.float64)
     kept = _gain(PAPER) > 1e-3
     blurred = (_gain(PAPER) * sk.dct2(images))[:, :, kept].flatten(1)
@@ -72,7 +71,7 @@ def test_gaussian_prior_has_the_mean_and_covariance_of_blurred_data() -> None:
 
 
 def test_frequencies_that_do_not_survive_hold_noise_alone() -> None:
-    for name in ("gaussian-dct", "blurred-images"):
+    for name in ("gaussian", "blurred"):
         samples = _fit(name, _images(100)).sample(400, key=sk.NoiseKey(2), dtype=torch.float64)
         lost = sk.dct2(samples)[:, :, _gain(PAPER) <= 1e-3]
         count = lost.numel()
@@ -115,8 +114,8 @@ def test_fewer_images_than_numbers_are_enough(count: int) -> None:
 def test_many_surviving_coefficients_get_variances_alone() -> None:
     mild = Corruption.paper((24, 24), blur_std_max=0.3)
     prior = GaussianDCTPrior.fit([_images(30, 2, 24, 24)], mild)
-    assert prior.kept.size == 2 * 24 * 24 > 1024
-    assert prior.factor.dim() == 1 and "variances alone" in prior.describe()
+    assert prior.surviving.size == 2 * 24 * 24 > 1024
+    assert prior.factor.dim() == 1 and "variances only" in prior.describe()
     exact = (_gain(mild) * sk.dct2(_images(30, 2, 24, 24))).flatten(1).std(dim=0, correction=0)
     torch.testing.assert_close(prior.factor, exact, rtol=1e-4, atol=1e-5)
 
@@ -150,7 +149,7 @@ def test_blurred_images_stop_reading_when_full() -> None:
 
 def test_plain_gaussian_has_the_power_of_x_1() -> None:
     images = _images(300)
-    prior = _fit("plain-gaussian", images)
+    prior = _fit("plain", images)
     power = sk.blur(images, PAPER.blur_std(1.0)).square().mean() + PAPER.noise_std(1.0) ** 2
     assert prior.noise_std == pytest.approx(power.sqrt().item(), rel=1e-5)
     samples = PlainGaussianPrior((8, 12), 3, 0.7).sample(200, key=sk.NoiseKey(1))
@@ -180,7 +179,7 @@ def test_an_image_depends_on_its_seed_and_stream_alone(name: str) -> None:
 
 def test_noise_is_the_first_of_an_images_stream_and_the_rest_comes_after() -> None:
     # Else a prior's coefficients and its noise would go together.
-    prior = _fit("gaussian-dct", _images(30))
+    prior = _fit("gaussian", _images(30))
     key = sk.NoiseKey(4, 50)
     x = prior.sample(3, key=key, dtype=torch.float64)
     mean = x - prior.noise_std * sk.normal((3, 2, 8, 12), key, dtype=torch.float64)
@@ -211,19 +210,21 @@ def test_saved_state_gives_the_same_prior_back(name: str) -> None:
     tensors = {k: v.clone() for k, v in prior.state_dict().items()}
     assert all(v.is_contiguous() for v in tensors.values())
     again = prior_from_state(config, tensors)
-    assert type(again) is type(prior) and again.describe() == prior.describe() and name in again.describe()
+    assert (
+        type(again) is type(prior) and again.describe() == prior.describe() and prior.name in again.describe()
+    )
     key = sk.NoiseKey(1)
     assert torch.equal(again.sample(4, key=key), prior.sample(4, key=key))
 
 
 def test_foreign_state_is_refused() -> None:
-    prior = _fit("gaussian-dct", _images(30))
+    prior = _fit("gaussian", _images(30))
     config, tensors = prior.config(), prior.state_dict()
     with pytest.raises(ValueError, match=r"expected one of 'gaussian-dct', .*, got 'other'"):
         prior_from_state({"prior": "other"}, {})
-    with pytest.raises(ValueError, match="whole configuration and tensors"):
+    with pytest.raises(ValueError, match="complete configuration and tensors"):
         prior_from_state(config, {"mean": tensors["mean"]})
-    with pytest.raises(ValueError, match="whole configuration and tensors"):
+    with pytest.raises(ValueError, match="complete configuration and tensors"):
         prior_from_state({k: v for k, v in config.items() if k != "blur_std"}, tensors)
     with pytest.raises(ValueError, match=r"expected a mean of \d+ numbers"):
         prior_from_state({**config, "image_size": [16, 16]}, tensors)
@@ -246,7 +247,7 @@ def test_bad_data_and_requests_are_refused(name: str) -> None:
 
 
 def test_without_a_key_torchs_seed_rules() -> None:
-    prior = _fit("gaussian-dct", _images(30))
+    prior = _fit("gaussian", _images(30))
     runs = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)

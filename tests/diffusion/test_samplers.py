@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import softdiff_kernels as sk
 from softdiff_kernels import reference, spectrum
 from softdiff_kernels.diffusion import (
     SAMPLERS,
     Corruption,
+    PlainGaussianPrior,
+    SoftDenoiser,
+    generate,
     sample_ddim,
     sample_momentum,
     sample_naive,
@@ -277,6 +280,39 @@ def test_small_float_dtypes_and_empty_batches(name: str) -> None:
     got = SAMPLERS[name](Denoiser(PAPER, lambda x, t: x.float()), x, time_steps(3), disable=True, key=KEY)
     assert got.dtype == torch.bfloat16 and got.isfinite().all()
     assert SAMPLERS[name](Denoiser(PAPER, _bent), x[:0], time_steps(3), disable=True).shape == (0, 2, 6, 8)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_generate_draws_one_image_per_seed_at_any_batch_size(name: str) -> None:
+    model, prior = SoftDenoiser(nn.Conv2d(2, 2, 3, padding=1), PAPER), PlainGaussianPrior((6, 8), 2, 0.3)
+    model.inner_model.forward = lambda x, t, f=model.inner_model.forward: f(x)  # type: ignore[method-assign]
+    states: list[Tensor] = []
+    steps: list[int] = []
+
+    def on_step() -> None:
+        steps.append(1)
+
+    images = generate(model, prior, range(5), sampler=name, steps=4, batch=2, states=states, on_step=on_step)
+    assert images.shape == (5, 2, 6, 8) and images.dtype == torch.uint8 and len(steps) == 3 * 4
+    assert len(states) == 5 and all(state.shape == (2, 2, 6, 8) for state in states)
+    assert torch.equal(states[-1], images[:2])
+    chosen = generate(model, prior, [3, 1], sampler=name, ts=time_steps(4), device="cpu")
+    # A convolution may sum in another order at another batch size: off by one level.
+    assert (chosen.int() - images[[3, 1]].int()).abs().max() <= 1
+    assert generate(model, prior, [], sampler=name).shape == (0, 2, 6, 8)
+
+
+def test_generate_refuses_unknown_samplers_and_ends_where_a_step_raises() -> None:
+    model, prior = SoftDenoiser(nn.Identity(), PAPER), PlainGaussianPrior((6, 8), 2, 0.3)
+    with pytest.raises(ValueError, match=r"generate: expected sampler as one of 'naive', .*, got 'heun'"):
+        generate(model, prior, [1], sampler="heun")
+
+    def stop() -> None:
+        raise InterruptedError
+
+    model.inner_model.forward = lambda x, t: x  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):
+        generate(model, prior, [1], on_step=stop)
 
 
 def test_progress_bar_is_optional(

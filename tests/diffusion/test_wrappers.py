@@ -98,22 +98,24 @@ class Rank:
         return "nothing"
 
     def ddp(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"loss": self.step(DistributedDataParallel(new_loss()))}
+        results: dict[str, Any] = {"loss": self.step(DistributedDataParallel(new_loss()))}
         accumulated = DistributedDataParallel(new_loss())
         with accumulated.no_sync():
             (self.call(accumulated, slice(0, 1)) / EACH).backward()
         (self.call(accumulated, slice(1, EACH)) * ((EACH - 1) / EACH)).backward()
-        found["accumulated"] = gradients(accumulated)
-        found["owner"] = self.step(DistributedDataParallel(Owner()))
+        results["accumulated"] = gradients(accumulated)
+        results["owner"] = self.step(DistributedDataParallel(Owner()))
         inner = SoftDenoiser(DistributedDataParallel(Net()), C)
-        found["network"] = self.step(inner, inner.loss)
-        found["compiled"] = self.step(torch.compile(DistributedDataParallel(new_loss()), backend="eager"))
+        results["network"] = self.step(inner, inner.loss)
+        results["compiled"] = self.step(torch.compile(DistributedDataParallel(new_loss()), backend="eager"))
         network = torch.compile(Net(), backend="aot_eager")
-        found["compiled network"] = self.step(DistributedDataParallel(TrainingLoss(SoftDenoiser(network, C))))
+        results["compiled network"] = self.step(
+            DistributedDataParallel(TrainingLoss(SoftDenoiser(network, C)))
+        )
 
         ddp = DistributedDataParallel(SoftDenoiser(Net(), C))
         under = DistributedDataParallel(new_loss())
-        found["refused"] = {
+        results["refused"] = {
             "module": self.refused(ddp.module.loss),
             "under a loss": self.refused(under.module.denoiser.loss),
         }
@@ -129,28 +131,28 @@ class Rank:
         ddp.circle = ddp  # which garbage collection alone frees
         given_up = ddp.module
         del ddp
-        found["allowed"] = [value, self.call(denoiser.loss), self.call(given_up.loss), teacher]
-        found["own"] = free
-        return found
+        results["allowed"] = [value, self.call(denoiser.loss), self.call(given_up.loss), teacher]
+        results["own"] = free
+        return results
 
     def fsdp(self) -> dict[str, Any]:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         mesh = init_device_mesh("cpu", (WORLD,))
-        found: dict[str, Any] = {"loss": self.step(fully_shard(new_loss(), mesh=mesh))}
+        results: dict[str, Any] = {"loss": self.step(fully_shard(new_loss(), mesh=mesh))}
         both = new_loss()
         fully_shard(both.denoiser.inner_model, mesh=mesh)
-        found["network and loss"] = self.step(fully_shard(both, mesh=mesh))
-        found["the denoiser then"] = both.denoiser(images(), 0.5).detach()
+        results["network and loss"] = self.step(fully_shard(both, mesh=mesh))
+        results["the denoiser then"] = both.denoiser(images(), 0.5).detach()
         inner = SoftDenoiser(fully_shard(Net(), mesh=mesh), C)
-        found["network"] = self.step(inner, inner.loss)
+        results["network"] = self.step(inner, inner.loss)
         registered = fully_shard(SoftDenoiser(Net(), C), mesh=mesh)
         register_fsdp_forward_method(registered, "loss")
-        found["registered"] = self.step(registered, registered.loss)
+        results["registered"] = self.step(registered, registered.loss)
         half = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
         network = fully_shard(Net(), mesh=mesh, mp_policy=half)
-        found["half"] = self.step(fully_shard(TrainingLoss(SoftDenoiser(network, C)), mesh=mesh))
+        results["half"] = self.step(fully_shard(TrainingLoss(SoftDenoiser(network, C)), mesh=mesh))
 
         sharded = fully_shard(SoftDenoiser(Net(), C), mesh=mesh)
         refused = {"before a forward": self.refused(sharded.loss)}
@@ -163,8 +165,8 @@ class Rank:
             refused["denoiser"] = self.refused(lambda x, **_: under.denoiser(x, 0.5))
             self.call(under)
         refused["under a loss that was called"] = self.refused(under.denoiser.loss)
-        found["refused"] = refused
-        return found
+        results["refused"] = refused
+        return results
 
     def accelerate(self) -> dict[str, Any]:
         from accelerate import Accelerator
@@ -174,9 +176,9 @@ class Rank:
         for i in range(EACH):
             with accelerator.accumulate(model):
                 accelerator.backward(self.call(model, slice(i, i + 1)))
-        found: dict[str, Any] = {"accumulated": gradients(model)}
-        found["refused"] = {"unwrapped": self.refused(accelerator.unwrap_model(model).denoiser.loss)}
-        return found
+        results: dict[str, Any] = {"accumulated": gradients(model)}
+        results["refused"] = {"unwrapped": self.refused(accelerator.unwrap_model(model).denoiser.loss)}
+        return results
 
     def page(self, block: str) -> list[Tensor]:
         """The weights after a block of the page."""
@@ -189,12 +191,12 @@ class Rank:
 
 def work(rank: int) -> dict[str, Any]:
     this = Rank(rank)
-    found = {"ddp": this.ddp(), "ddp page": this.page(BLOCKS[0])}
+    results = {"ddp": this.ddp(), "ddp page": this.page(BLOCKS[0])}
     if SHARDS:
-        found.update({"fsdp": this.fsdp(), "fsdp page": this.page(BLOCKS[1])})
+        results.update({"fsdp": this.fsdp(), "fsdp page": this.page(BLOCKS[1])})
     if ACCELERATE:
-        found.update({"accelerate": this.accelerate(), "accelerate page": this.page(BLOCKS[2])})
-    return found
+        results.update({"accelerate": this.accelerate(), "accelerate page": this.page(BLOCKS[2])})
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +212,9 @@ def one_process() -> list[Tensor]:
     return gradients(loss)
 
 
-def gap(found: list[Tensor], wanted: list[Tensor]) -> float:
+def gap(results: list[Tensor], expected: list[Tensor]) -> float:
     """Largest relative distance of a tensor."""
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True))
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(results, expected, strict=True))
 
 
 MARKS = {
@@ -258,11 +260,11 @@ def test_what_is_right_beside_a_wrapper_is_taken(wrapper: str, rank: int, ranks:
     # gone, and that of a frozen denoiser are what they are alone.
     loss, this = new_loss(), Rank(rank)
     own = this.step(loss)
-    found = ranks[rank][wrapper]
-    wanted = this.call(loss)
-    for value in found["allowed"]:
-        torch.testing.assert_close(value, wanted, rtol=1e-6, atol=0)
-    assert gap(found["own"], own) < 1e-6
+    results = ranks[rank][wrapper]
+    expected = this.call(loss)
+    for value in results["allowed"]:
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    assert gap(results["own"], own) < 1e-6
 
 
 @of(*MARKS)
@@ -279,8 +281,8 @@ def test_the_page_trains_as_one_process(wrapper: str, ranks: Any) -> None:
         optimizer.step()
     way = [p.detach() - p0 for p, p0 in zip(network.parameters(), start, strict=True)]
     for rank in ranks:
-        found = [p - p0 for p, p0 in zip(rank[f"{wrapper} page"], start, strict=True)]
-        assert gap(found, way) < 1e-3
+        results = [p - p0 for p, p0 in zip(rank[f"{wrapper} page"], start, strict=True)]
+        assert gap(results, way) < 1e-3
 
 
 @of("fsdp")
@@ -317,9 +319,9 @@ def test_it_compiles_in_one_graph() -> None:
     loss, x0 = new_loss(), images()
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     # Rule: as eager, to the rounding of a few operations that are taken apart otherwise.
-    wanted = torch.autograd.grad(loss(x0, key=NoiseKey(3), reduction="mean"), list(loss.parameters()))
-    found = torch.autograd.grad(compiled(x0, key=NoiseKey(3), reduction="mean"), list(loss.parameters()))
-    assert gap(list(found), list(wanted)) < 1e-5
+    expected = torch.autograd.grad(loss(x0, key=NoiseKey(3), reduction="mean"), list(loss.parameters()))
+    results = torch.autograd.grad(compiled(x0, key=NoiseKey(3), reduction="mean"), list(loss.parameters()))
+    assert gap(list(results), list(expected)) < 1e-5
 
 
 def test_what_it_does_not_take_is_refused() -> None:

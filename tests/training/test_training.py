@@ -17,8 +17,13 @@ pytest.importorskip("diffusers")
 from training_runs import CPU, losses, make_trainer, small, tensors
 
 from softdiff_kernels.data.sample_folder import parse_seeds
-from softdiff_kernels.diffusion import Corruption, TrainingLoss, power_spectrum, shortest_path_schedule
-from softdiff_kernels.diffusion.generate import generate
+from softdiff_kernels.diffusion import (
+    Corruption,
+    TrainingLoss,
+    generate,
+    power_spectrum,
+    shortest_path_schedule,
+)
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.images import tile, to_uint8
 from softdiff_kernels.noise import NoiseKey

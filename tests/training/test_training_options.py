@@ -19,12 +19,12 @@ from training_runs import CPU, losses, make_trainer, small, tensors
 from softdiff_kernels.commands.configs import SampleConfig
 from softdiff_kernels.commands.sample import class_list, labels_of, sample
 from softdiff_kernels.data.image_set import load_images
-from softdiff_kernels.diffusion import Corruption, Guided
-from softdiff_kernels.diffusion.generate import generate
+from softdiff_kernels.diffusion import Corruption, Guided, generate
+from softdiff_kernels.diffusion.corruption import farthest
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.build import build_model
 from softdiff_kernels.training.config import TrainConfig
-from softdiff_kernels.training.corruptions import farthest, make_corruption
+from softdiff_kernels.training.corruptions import make_corruption
 from softdiff_kernels.training.loop import run_name, train
 from softdiff_kernels.training.meter import Meter
 from softdiff_kernels.training.presets import PRESETS
@@ -258,7 +258,7 @@ def test_corruption_processes_are_what_their_names_say(blobs: Path) -> None:
     # By definition the largest distance between two images in [-1, 1], here of 20.
     flat = images.pixels.flatten(1).double() / 127.5
     largest = max(float((a - b).norm()) for a in flat for b in flat)
-    assert farthest(images) == pytest.approx(largest, rel=1e-5)
+    assert farthest(images.pixels) == pytest.approx(largest, rel=1e-5)
     assert noise.noise_std(1.0) == pytest.approx(largest, rel=1e-5)
     # Geometric in t: the logarithm is a line, but for 3.2e-4 between its nodes.
     assert noise.noise_std(0.5) == pytest.approx((0.01 * largest) ** 0.5, rel=1e-3)

@@ -164,7 +164,7 @@ def test_256_levels_at_64_pixels_fit_in_memory() -> None:
 def test_bad_levels_are_refused() -> None:
     moments = _random_spectrum(4, 1, 4, 4)
     for blur, noise, term, sentence in (
-        ([1, 0.5], [0, 0], "shared", "never fall"),
+        ([1, 0.5], [0, 0], "shared", "nondecreasing"),
         ([0, 1], [0, 0, 0], "shared", "as many noise levels"),
         ([0, float("nan")], [0, 0], "shared", "finite numbers"),
         ([0, 1], [-1, 0], "shared", "at least 0"),

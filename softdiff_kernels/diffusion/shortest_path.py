@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A corruption schedule as the shortest Wasserstein path from the data to its corruption.
+
+In three steps: the power spectrum of the data, in one pass; from it the exact Wasserstein distances between
+all levels of blur; and the shortest path through the levels in steps of limited length.
+
+Gaussian blurs commute and are positive, so `C_s x -> C_t x` is the gradient of a convex function. By
+Brenier's theorem it is then the optimal map, for the empirical distribution too: every image is paired with
+itself. With P the mean power of the DCT,
+
+    W2^2(C_s X, C_t X) = sum_k (m_s[k] - m_t[k])^2 P[k].
+
+The sum needs its digits where levels are near each other, so nothing here subtracts large, nearly equal
+quantities: differences of neighbouring levels come from expm1, and all others are sums of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _arguments as args
+from .. import functional
+from .. import spectrum as dct
+from .._version import __version__
+from ..images import pieces
+from .schedule import Schedule, geometric_noise_std, noise_range, paper_blur_std_max
+
+NOISE_TERMS = ("shared", "gaussian")
+_MOST_ROUNDS = 12
+# In units of epsilon. Without it the sum hardly distinguishes paths with needless short steps, and nodes are
+# lost to those: 4 of 31 steps of scikit-learn's digits were under a quarter of the limit, and none with it.
+_STEP_COST = 1e-3
+
+
+@dataclass(frozen=True)
+class PowerSpectrum:
+    """First and second moments of the images' orthonormal 2-D DCT, per channel and frequency.
+
+    mean: E[DCT2(x)], power: E[DCT2(x)^2], both float64 [C, H, W] on the CPU; images in [-1, 1].
+    count: how many images.
+    """
+
+    mean: Tensor
+    power: Tensor
+    count: int
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.power.shape[1], self.power.shape[2]
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.power.shape[0]
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[DCT2(x)], float64 [C, H, W]."""
+        return (self.power - self.mean.square()).clamp(min=0)
+
+
+@torch.no_grad()
+def power_spectrum(batches: Iterable[Any]) -> PowerSpectrum:
+    """Moments of the DCT over a stream of batches: uint8 or floating-point [B, C, H, W].
+
+    One pass, in pieces of bounded size: transformed and squared in float32, summed in float64. Raises
+    ValueError if images differ in size, are not finite, or if there are none.
+    """
+    total: Tensor | None = None
+    squares: Tensor | None = None
+    count = 0
+    for images in pieces("power_spectrum", batches):
+        spectrum = functional.dct2(images)
+        first = spectrum.sum(dim=0, dtype=torch.float64)
+        second = spectrum.square_().sum(dim=0, dtype=torch.float64)
+        total = first if total is None else total.add_(first)
+        squares = second if squares is None else squares.add_(second)
+        count += images.shape[0]
+    if total is None or squares is None:
+        raise ValueError("power_spectrum: expected at least one image, got none")
+    if not bool(torch.isfinite(squares).all()):
+        raise ValueError("power_spectrum: expected finite images, got NaN or infinite values")
+    return PowerSpectrum((total / count).cpu(), (squares / count).cpu(), count)
+
+
+def wasserstein_distances(
+    spectrum: PowerSpectrum,
+    blur_std_levels: Sequence[float] | np.ndarray | Tensor,
+    noise_std_levels: Sequence[float] | np.ndarray | Tensor,
+    noise_term: str = "shared",
+) -> np.ndarray:
+    """W2 between `C_i X + noise_std_i N` and `C_j X + noise_std_j N`, for all i, j: float64 [L, L].
+
+    blur_std_levels: in pixels, nondecreasing; noise_std_levels: as many. The distance is a 2-norm of images:
+    in the images' units times the root of the number of elements. noise_term says how noise enters:
+
+    - "shared": both levels share N, `+ (noise_std_i - noise_std_j)^2 d`, d the number of elements of an
+      image: an upper bound for any data, exact without noise.
+    - "gaussian": exact if X were Gaussian with a covariance diagonal in the DCT, mean mu and
+      variances v: `sum_k (sqrt(m_i^2 v + s_i^2) - sqrt(m_j^2 v + s_j^2))^2 + (m_i - m_j)^2 mu^2`
+      (Dowson & Landau 1982).
+    """
+    op = "wasserstein_distances"
+    args.choice(op, "noise_term", noise_term, NOISE_TERMS)
+    blur = _levels(op, "blur_std_levels", blur_std_levels)
+    noise = _levels(op, "noise_std_levels", noise_std_levels)
+    if blur.shape != noise.shape:
+        raise ValueError(
+            f"{op}: expected as many noise levels as blur levels, got {len(noise)} and {len(blur)}"
+        )
+    if np.any(np.diff(blur) < 0):
+        raise ValueError(f"{op}: expected nondecreasing blur_std_levels, got {args.shown(blur.tolist())}")
+
+    height, width = spectrum.image_size
+    gain = dct.heat_gain(torch.from_numpy(blur), height, width).reshape(len(blur), -1).numpy()
+    step = 0.5 * (np.diff(blur) * (blur[1:] + blur[:-1]))[:, None]
+    lam = dct.eigenvalues_2d(height, width).reshape(-1).numpy()
+    drop = gain[:-1] * np.expm1(-lam * step)
+    if noise_term == "shared":
+        power = spectrum.power.numpy().sum(axis=0).reshape(-1)
+        return np.sqrt(
+            _double_sums((drop * power) @ drop.T)
+            + (noise[:, None] - noise[None, :]) ** 2 * spectrum.power.numel()
+        )
+    mean = spectrum.mean.numpy().reshape(spectrum.channels, -1)
+    gram = (drop * np.square(mean).sum(axis=0)) @ drop.T
+    for variance in spectrum.variance.numpy().reshape(spectrum.channels, -1):
+        change = _deviation_changes(gain, drop, variance, noise)
+        gram += change @ change.T
+    return np.sqrt(_double_sums(gram))
+
+
+def _levels(op: str, name: str, values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
+    levels = args.numbers(op, name, values, "levels")
+    if min(levels, default=0.0) < 0:
+        raise ValueError(f"{op}: expected {name} as numbers of at least 0, got {min(levels)!r}")
+    return np.array(levels, dtype=np.float64)
+
+
+def _double_sums(gram: np.ndarray) -> np.ndarray:
+    """sum of gram[n, n'] over n, n' in [i, j), for all i <= j, and its mirror: [L, L] from [L - 1, L - 1].
+
+    If gram holds the inner products of the changes between neighbouring levels, these are the squared
+    distances. Only running sums are used: where the changes have one sign nothing cancels; elsewhere the
+    relative rounding is that of the square of (length of the way between the levels / their distance).
+    """
+    count = len(gram)
+    # above[i, n] = sum of gram[i..n-1, n]: level n + 1's change against all changes since level i.
+    above = np.triu(np.cumsum(np.triu(gram, 1)[::-1], axis=0)[::-1])
+    added = np.triu(2.0 * above + np.diag(gram)[None, :])
+    squared = np.zeros((count + 1, count + 1))
+    squared[:count, 1:] = np.cumsum(added, axis=1)
+    return np.maximum(squared + squared.T, 0.0)
+
+
+def _deviation_changes(
+    gain: np.ndarray, drop: np.ndarray, variance: np.ndarray, noise: np.ndarray
+) -> np.ndarray:
+    """a_{n+1} - a_n of a = sqrt(m^2 v + s^2), for one channel: [L - 1, K], from a^2 - b^2 over a + b."""
+    deviation = np.sqrt(gain**2 * variance + noise[:, None] ** 2)
+    change = variance * drop * (gain[1:] + gain[:-1])
+    change += (np.diff(noise) * (noise[1:] + noise[:-1]))[:, None]
+    total = deviation[1:] + deviation[:-1]
+    return np.divide(change, total, out=np.zeros_like(change), where=total > 0)
+
+
+def shortest_path(distances: np.ndarray, epsilon: float, step_cost: float = 0.0) -> list[int] | None:
+    """Shortest path from the first level to the last in steps of at most epsilon; None if there is none.
+
+    distances: float64 [L, L]. step_cost: what each step costs beyond its length, in units of epsilon.
+    Returns the levels on the path. Dijkstra's algorithm, by scipy.sparse.csgraph. Without the limit the
+    direct step is a shortest path, by the triangle inequality: the limit creates the nodes.
+    """
+    try:
+        from scipy.sparse import csr_array
+        from scipy.sparse.csgraph import dijkstra
+    except ImportError:
+        raise ImportError("the shortest-path schedule needs scipy: pip install scipy") from None
+    count = len(distances)
+    # Steps lead towards more corruption only. A stored zero is an edge of length 0, not a missing one.
+    start, end = np.nonzero(np.triu(distances <= epsilon, 1))
+    cost = distances[start, end] + (step_cost * epsilon if step_cost else 0.0)
+    graph = csr_array((cost, (start, end)), shape=(count, count))
+    _, predecessors = dijkstra(graph, indices=0, return_predecessors=True)
+    path = [count - 1]
+    while path[-1] != 0:
+        previous = int(predecessors[path[-1]])
+        if previous < 0:
+            return None
+        path.append(previous)
+    return path[::-1]
+
+
+def path_with_nodes(distances: np.ndarray, nodes: int) -> tuple[float, list[int]]:
+    """(step limit, path), of the path whose number of nodes is nearest to `nodes`.
+
+    Only the distances themselves matter as limits. Bisection over them finds the smallest limit whose path
+    has at most `nodes`. Of all paths that it computes, the one with the nearest number of nodes is returned,
+    and among several of those the one with the smallest limit.
+    """
+    limits = np.unique(distances[np.triu_indices(len(distances), 1)])
+    best: tuple[int, float, list[int]] | None = None
+    low, high = -1, len(limits)
+    while high - low > 1:
+        middle = (low + high) // 2
+        path = shortest_path(distances, limits[middle], _STEP_COST)
+        if path is None:
+            low = middle
+            continue
+        error = abs(len(path) - nodes)
+        if best is None or (error, limits[middle]) < best[:2]:
+            best = (error, float(limits[middle]), path)
+        if len(path) > nodes:
+            low = middle
+        else:
+            high = middle
+    assert best is not None, "the largest limit allows the direct step"
+    return best[1], best[2]
+
+
+def shortest_path_schedule(
+    spectrum: PowerSpectrum,
+    *,
+    levels: int = 256,
+    nodes: int = 32,
+    blur_std_min: float = 0.01,
+    blur_std_max: float | None = None,
+    noise_std_min: float = 0.01,
+    noise_std_max: float = 0.10,
+    noise_full_at: float = 0.25,
+    noise_term: str = "shared",
+    dataset: str = "",
+) -> Schedule:
+    """The schedule of Daras et al. 2022: the smallest total W2 from data to corruption, in limited steps.
+
+    spectrum: of the data (`power_spectrum`). levels: number of candidates, linear in blur_std from
+    blur_std_min to blur_std_max pixels (None: the paper's 23 px at 64 px, times max(H, W) / 64). nodes:
+    number of nodes on the path, including both ends. The step limit epsilon is found by bisection; if no
+    limit gives that number, the nearest is taken (see `Schedule.nodes_wanted` and `.exact`). noise_term:
+    see `wasserstein_distances`. dataset: a description for the file. Needs scipy.
+
+    A step costs a thousandth of epsilon beyond its length (ours). Among paths of nearly equal length, this
+    selects one without needless short steps.
+
+    The noise of a level is geometric in the share of the data's total W2 that blur alone has covered at
+    that level, and full from some share on. That share is found by bisection, so that the noise is full at
+    t = noise_full_at of the path, to within half a node if some path allows it (our choice: the paper gives
+    noise over t only, and how noise entered its distances is not known).
+    """
+    op = "shortest_path_schedule"
+    nodes, levels = args.integer(op, "nodes", nodes), args.integer(op, "levels", levels)
+    if not 2 <= nodes <= levels:
+        raise ValueError(f"{op}: expected 2 <= nodes <= levels, got nodes {nodes} and levels {levels}")
+    size = args.image_size(op, spectrum.image_size)
+    blur_std_min = args.number(op, "blur_std_min", blur_std_min)
+    most = paper_blur_std_max(size) if blur_std_max is None else args.number(op, "blur_std_max", blur_std_max)
+    if not blur_std_min < most:
+        raise ValueError(
+            f"{op}: expected 0 <= blur_std_min < blur_std_max, got {blur_std_min!r} and {most!r}"
+        )
+    candidates = np.linspace(blur_std_min, most, levels)
+    least_noise, most_noise, full_at = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
+    covered = _share_covered(spectrum, candidates)
+    best: _Candidate | None = None
+    low, high, target = 0.0, 1.0, full_at
+    for _ in range(_MOST_ROUNDS):
+        noise = geometric_noise_std(covered, least_noise, most_noise, full_at)
+        distances = wasserstein_distances(spectrum, candidates, noise, noise_term)
+        if not distances[0, -1] > 0:
+            raise ValueError(f"{op}: expected images that blur or noise changes, got a path of length 0")
+        epsilon, path = path_with_nodes(distances, nodes)
+        # The level at which the noise becomes full, then its time on the path.
+        level = np.interp(full_at, covered, np.arange(levels))
+        reached = float(np.interp(level, path, np.linspace(0.0, 1.0, len(path))))
+        errors = (abs(len(path) - nodes), abs(reached - target))
+        if best is None or errors < best.errors:
+            best = _Candidate(errors, epsilon, path, noise, distances)
+        if least_noise == most_noise or (errors[0] == 0 and errors[1] <= 0.5 / (len(path) - 1)):
+            break
+        low, high = (full_at, high) if reached < target else (low, full_at)
+        full_at = 0.5 * (low + high)
+    assert best is not None
+    path = best.path
+    return Schedule(
+        image_size=size,
+        channels=spectrum.channels,
+        blur_std=tuple(candidates[path].tolist()),
+        noise_std=tuple(best.noise[path].tolist()),
+        steps=tuple(best.distances[path[:-1], path[1:]].tolist()),
+        epsilon=best.epsilon,
+        nodes_wanted=nodes,
+        levels=levels,
+        noise_term=noise_term,
+        images=spectrum.count,
+        dataset=dataset,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=__version__,
+    )
+
+
+class _Candidate(NamedTuple):
+    """A path. errors: how far its number of nodes and its time of full noise are from the requested ones."""
+
+    errors: tuple[int, float]
+    epsilon: float
+    path: list[int]
+    noise: np.ndarray
+    distances: np.ndarray
+
+
+def _share_covered(spectrum: PowerSpectrum, blur_std_levels: np.ndarray) -> np.ndarray:
+    """The share, 0 to 1, of the total W2 through all levels that is covered at each level, without noise."""
+    steps = np.diagonal(wasserstein_distances(spectrum, blur_std_levels, np.zeros_like(blur_std_levels)), 1)
+    total = steps.sum()
+    if not total > 0:
+        return np.linspace(0.0, 1.0, len(blur_std_levels))
+    return np.append(0.0, np.cumsum(steps) / total)
