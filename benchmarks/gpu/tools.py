@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,15 @@ def calls(op: str, size: int | None, backends: Sequence[str], dry: bool) -> None
     """`every_op`, or one op on float32 images that fill the GPU, three times by each backend in turn; at the
     end the word "done". dry: tiny, on the CPU."""
     device = torch.device("cpu") if dry else torch.device("cuda", torch.cuda.current_device())
-    every = op == "every"
-    case = None
-    if not every:
+    if op == "every":
+        call, times = partial(every_op, device, SIZES[:2] if dry else (size,) if size else SIZES), 1
+    else:
         side, image_bytes = (8, 2**12) if dry else (size or 64, 2**28)
-        case = rows.make(op, side, rows.full_batch(side, torch.float32, image_bytes), torch.float32, device)
-    for _ in range(1 if every else 3):
-        for backend in backends:
-            with sk.use_backend(backend):
-                if case is None:
-                    every_op(device, SIZES[:2] if dry else SIZES if size is None else (size,))
-                else:
-                    rows.ours(op, case)
+        batch = rows.full_batch(side, torch.float32, image_bytes)
+        call, times = partial(rows.ours, op, rows.make(op, side, batch, torch.float32, device)), 3
+    for backend in times * tuple(backends):
+        with sk.use_backend(backend):
+            call()
     if device.type == "cuda":
         torch.cuda.synchronize()
     print("done", flush=True)
