@@ -131,7 +131,7 @@ class Bench:
         yield from (full(entry, late=True) for entry in compiled_first)
         yield "launch overhead", self.launch_overhead, 5.0
         size = 64 if 64 in sizes else sizes[0]
-        for batch in (1, 4, 16):
+        for batch in self.setup.batches:
             for op in TRAINED:
                 yield f"small {op} {batch}", lambda o=op, b=batch: self.small(o, size, b), 6.0  # type: ignore[misc]
         yield from (full(entry) for entry in everything if entry not in headline)
@@ -168,7 +168,9 @@ def dry_backends() -> tuple[str, ...]:
     """The GPU backends that run on the CPU here: interpreted by Triton, compiled for the CPU; else auto."""
     sys.path.insert(0, str(ROOT / "tests"))
     from cuda_emulated import install  # what SOFTDIFF_CUDA_SHIM=1 asks for
+    from quick_interpreter import quicken
 
+    quicken()
     emulated = install()  # before any backend is asked whether it is usable
     interpreted = triton.interpreted() and sk.backends()["triton"].usable
     return ("triton",) * interpreted + ("cuda",) * emulated or ("auto",)
@@ -178,7 +180,8 @@ def setup_for(dry: bool, backends: tuple[str, ...]) -> tuple[Setup, dict[str, An
     """The device and its copy bandwidth, measured; and the same for the report."""
     if dry:
         device, size, l2 = torch.device("cpu"), 2**16, 2**10
-        limits: dict[str, Any] = {"image_bytes": 2**12, "budget": 1e-4, "least": 1, "compiler": "eager"}
+        limits: dict[str, Any] = {"image_bytes": 1, "budget": 1e-4, "least": 1, "compiler": "eager"}
+        limits["batches"] = (1,)
     else:
         device = torch.device("cuda", torch.cuda.current_device())
         free = torch.cuda.mem_get_info(device)[0]

@@ -45,6 +45,7 @@ class Setup:
     budget: float = 0.12
     least: int = 7
     compiler: str = "inductor"
+    batches: tuple[int, ...] = (1, 4, 16)  # the small ones
     backends: tuple[str, ...] = ("auto",)
 
 
