@@ -80,7 +80,7 @@ def corruption_and_residual(
 
 
 class EagerDenoiser(SoftDenoiser):
-    """A SoftDenoiser (prediction type "residual") whose loss is computed in eager PyTorch by a form."""
+    """A SoftDenoiser (of the prediction "residual") whose loss is computed in eager PyTorch by a form."""
 
     def __init__(self, denoiser: SoftDenoiser, form: Form) -> None:
         super().__init__(denoiser.inner_model, denoiser.corruption, denoiser.prediction, denoiser.weight)

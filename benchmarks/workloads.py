@@ -35,7 +35,7 @@ from softdiff_kernels.diffusion import (
     time_steps,
     wasserstein_distances,
 )
-from softdiff_kernels.diffusion.corruption import paper_blur_std_max
+from softdiff_kernels.diffusion.schedule import paper_blur_std_max
 from softdiff_kernels.errors import UserError, need
 
 from . import eager
