@@ -102,6 +102,23 @@ def end_with_commands() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
+def watch(
+    command: Sequence[str], seconds: float, scratch: Path, **variables: str
+) -> tuple[int | None, str, float]:
+    """(exit status, output, seconds) of a command, which is printed with its output."""
+    log = scratch / f"{threading.get_ident()}-{time.monotonic_ns()}.log"
+    code, took = execute(command, seconds=seconds, log=log, environment={**os.environ, **variables})
+    text = log.read_text(errors="replace")
+    print(f"---- {' '.join(command)}\n{text}", flush=True)
+    return code, text, took
+
+
+def worst(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The worst "status" of several results."""
+    statuses = [result["status"] for result in results.values()]
+    return next((status for status in ("failed", "timeout", "absent") if status in statuses), "ok")
+
+
 def read(path: Path) -> dict[str, Any]:
     """What a part has saved so far; empty if there is nothing."""
     try:

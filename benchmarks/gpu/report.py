@@ -12,6 +12,7 @@ status is 1 if a test of the ops failed or was not run in time, or the CUDA kern
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import signal
@@ -26,19 +27,20 @@ from pathlib import Path
 
 from softdiff_kernels.files import save_json, save_text
 
-from . import bench, build, correctness, document, parts, tools
+from . import bench, build, document, parts, tools
 from .parts import ROOT, Outcome
 from .targets import BACKENDS, faster_table
 
-# Each part's seconds, and its module with options. From the build to the sanitizer all share a window of
-# WINDOW seconds: the CUDA module is built beside Triton's parts, and its own get what the build leaves.
+# Each part's seconds, and its script or module with options. From the build to the sanitizer all share a
+# window of WINDOW seconds: the CUDA module is built beside Triton's parts, and its own parts get what the
+# build leaves.
 PARTS: dict[str, tuple[float, str]] = {
     "environment": (60.0, "benchmarks.gpu.report environment"),
     "build": (160, "benchmarks.gpu.report build"),
-    "correctness triton": (240, "benchmarks.gpu.report correctness --backend triton"),
-    "correctness cuda": (240, "benchmarks.gpu.report correctness --backend cuda"),
-    "sanitizer triton": (230, "benchmarks.gpu.report sanitizer --backend triton"),
-    "sanitizer cuda": (230, "benchmarks.gpu.report sanitizer --backend cuda"),
+    "correctness triton": (240, "tests/gpu/in_processes.py --backend triton"),
+    "correctness cuda": (240, "tests/gpu/in_processes.py --backend cuda"),
+    "sanitizer triton": (230, "tests/gpu/sanitizer.py --backend triton"),
+    "sanitizer cuda": (230, "tests/gpu/sanitizer.py --backend cuda"),
     "tune": (70, "softdiff_kernels.backends.triton.tune"),
     "bench": (120, "benchmarks.gpu.report bench"),
     "tuned bench": (30, "benchmarks.gpu.report bench --only-ours"),
@@ -103,7 +105,9 @@ class Report:
         share = min(self.share(name) if seconds is None else seconds, self.left())
         if share < 5.0:
             return self.add(Outcome(name, "timeout", detail="no time was left"))
-        command = [sys.executable, "-m", *PARTS[name][1].split(), *options]
+        program, *words = PARTS[name][1].split()
+        start = [str(ROOT / program)] if program.endswith(".py") else ["-m", program]
+        command = [sys.executable, *start, *words, *options]
         command += ["--seconds", f"{max(share - _MARGIN, share / 2):.0f}"]
         print(f"{name}: up to {share:.0f} s", flush=True)
         with self.lock:
@@ -211,8 +215,8 @@ def report(folder: Path, seconds: float, only: set[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("report.json", "report.md", "log.txt", _TUNED, "faster.json"):
         (folder / name).unlink(missing_ok=True)
-    if correctness.missing():
-        print(f"{correctness.NO_PYTEST}: the tests of the ops are left out (python -m pip install pytest)")
+    if importlib.util.find_spec("pytest") is None:
+        print("pytest is not installed: the tests of the ops are left out (python -m pip install pytest)")
     ended = threading.Event()
     with tempfile.TemporaryDirectory(prefix="gpu-report-") as scratch, ThreadPoolExecutor(1) as saver:
         whole = Report(folder, Path(scratch), seconds, only)
@@ -237,10 +241,6 @@ def report(folder: Path, seconds: float, only: set[str]) -> int:
 EACH: dict[str, Callable[[argparse.Namespace, Path], object]] = {
     "environment": lambda o, _: save_json(o.out, tools.environment()),
     "build": lambda o, scratch: save_json(o.out, build.place(o.into, o.arch, scratch)),
-    "correctness": lambda o, scratch: correctness.run(
-        correctness.TESTS, o.out, o.backend[0], scratch, o.seconds, o.workers
-    ),
-    "sanitizer": lambda o, scratch: tools.sanitizer(o.out, o.backend[0], o.seconds, scratch),
     "bench": lambda o, _: bench.run(o.out, o.seconds, only_ours=o.only_ours, dry=o.dry),
     "ncu": lambda o, scratch: tools.ncu(o.out, o.seconds, scratch),
     "calls": lambda o, _: tools.calls(o.op, o.size, o.backend, o.dry),
@@ -255,14 +255,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the report's folder, or the part's JSON file")
     parser.add_argument("--seconds", type=float, default=float(TOTAL), help=f"of all (default {TOTAL})")
     parser.add_argument("--only", nargs="+", choices=tuple(names), default=list(PARTS), metavar="PART")
-    parser.add_argument("--backend", nargs="+", default=["triton"], help="of a part's ops")
     parser.add_argument("--into", type=Path, help="build: the folder with links to the package")
     parser.add_argument("--arch", type=int, help="build: compile for it, as 90, and do not try the result")
-    parser.add_argument("--workers", type=int, default=4, help="correctness: processes at a time")
     parser.add_argument("--only-ours", action="store_true", help="bench: Triton beside one baseline")
     parser.add_argument("--dry", action="store_true", help="bench, calls: tiny sizes on the CPU")
-    parser.add_argument("--op", default="every", help="calls, which the tools watch: one op alone")
-    parser.add_argument("--size", type=int, help="calls: px")
+    parser.add_argument("--op", default="corrupt", help="calls, which ncu watches: the op")
+    parser.add_argument("--size", type=int, default=64, help="calls: px")
+    parser.add_argument("--backend", nargs="+", default=["triton"], help="calls: in turn")
     parser.add_argument("--share", default="0/1", help="compile: the rows I, I + N, ... of I/N, by Triton")
     args = parser.parse_args(argv)
     if args.part is not None:

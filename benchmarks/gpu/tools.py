@@ -1,21 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What NVIDIA's tools say: nvidia-smi of the GPU; compute-sanitizer and Nsight Compute of a few calls."""
+"""What nvidia-smi and the benchmark engine say of the machine, and Nsight Compute of two ops' kernels."""
 
 from __future__ import annotations
 
 import csv
-import os
-import re
 import sys
-import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import softdiff_kernels as sk
@@ -24,12 +18,8 @@ from softdiff_kernels.bench import cases, machine
 from softdiff_kernels.files import save_json
 
 from . import rows
-from .parts import execute, find, tail
+from .parts import find, tail, watch, worst
 
-# The CUDA kernels name their own barriers and shuffles; Triton's compiler chooses those of its kernels.
-SANITIZERS = {"triton": ("memcheck", "racecheck"), "cuda": ("memcheck", "racecheck", "synccheck")}
-# For each form of either backend's kernels; the CUDA ones change at 8, 16, 24, 32, 64, 128 and 256 px.
-SIZES = (8, 13, 24, 33, 64, 128, 136, 260)
 # (op, px, the kernel that takes it by each backend)
 PROFILED = (
     ("corrupt", 64, {"triton": "corrupt_kernel", "cuda": "plane_kernel"}),
@@ -57,123 +47,17 @@ def environment() -> dict[str, Any]:
     }
 
 
-def every_op(device: torch.device, sizes: Sequence[int] = SIZES) -> None:
-    """Every op once at each size, in float32, and the filter in bfloat16 and from bytes."""
-    key = sk.NoiseKey(1, 2, 3)
-    for side in sizes:
-        # From the host, so that the ops' kernels are nearly all that the device runs.
-        images = np.random.default_rng(side).uniform(-1, 1, (2, 2, 2, side, side)).astype(np.float32)
-        x, y = torch.from_numpy(images).to(device)
-        std, level = torch.tensor([0.7, 3.0]).to(device), torch.tensor([0.2, 0.1]).to(device)
-        mask = torch.linspace(1, 0, side * side).view(side, side).to(device)
-        sk.dct2(x)
-        sk.idct2(x)
-        sk.blur(x, std)
-        sk.corrupt(x, std, level, key=key, return_residual=True)
-        sk.corrupt(((x + 1) * 100).to(torch.uint8), 1.5, 0.1, noise=y)
-        steps: dict[str, Any] = {"blur_std_t": std, "blur_std_s": 0.5 * std}
-        sk.reverse_step(x, y, **steps, a=0.5, b=0.1, key=key)
-        sk.momentum_step(x, y, **steps, noise_std_t=level, noise_std_s=0.5 * level, key=key, out=x.clone())
-        sk.soft_score_loss(x.clone().requires_grad_(), y, std, weight=level).backward()
-        sk.spectral_mix([x, y], [mask, mask], noise_mask=mask, key=key)
-        sk.normal(x.shape, key, device=device)
-        sk.corrupt(x.bfloat16().contiguous(memory_format=torch.channels_last), std, level, key=key)
-
-
-def calls(op: str, size: int | None, backends: Sequence[str], dry: bool) -> None:
-    """`every_op`, or one op on float32 images that fill the GPU, three times by each backend in turn; at the
-    end the word "done". dry: tiny, on the CPU."""
+def calls(op: str, size: int, backends: Sequence[str], dry: bool) -> None:
+    """The program that ncu watches: an op on float32 images that fill the GPU, three times by each backend in
+    turn. dry: tiny, on the CPU."""
     device = torch.device("cpu") if dry else torch.device("cuda", torch.cuda.current_device())
-    if op == "every":
-        call, times = partial(every_op, device, SIZES[:2] if dry else (size,) if size else SIZES), 1
-    else:
-        side, image_bytes = (8, 2**12) if dry else (size or 64, 2**28)
-        batch = rows.full_batch(side, torch.float32, image_bytes)
-        call, times = partial(rows.ours, op, rows.make(op, side, batch, torch.float32, device)), 3
-    for backend in times * tuple(backends):
+    batch = rows.full_batch(size, torch.float32, 2**12 if dry else 2**28)
+    case = rows.make(op, size, batch, torch.float32, device)
+    for backend in 3 * tuple(backends):
         with sk.use_backend(backend):
-            call()
+            rows.ours(op, case)
     if device.type == "cuda":
         torch.cuda.synchronize()
-    print("done", flush=True)
-
-
-def _watched(
-    tool: Sequence[str], words: Iterable[Any], seconds: float, scratch: Path, **variables: str
-) -> tuple[int | None, str, float]:
-    """(exit status, output, seconds) of `calls` with some words, under a tool."""
-    program = [sys.executable, "-m", "benchmarks.gpu.report", "calls", *map(str, words)]
-    log = scratch / f"{threading.get_ident()}-{time.monotonic_ns()}.log"
-    code, took = execute([*tool, *program], seconds=seconds, log=log, environment={**os.environ, **variables})
-    text = log.read_text(errors="replace")
-    print(f"---- {' '.join([*tool, *program])}\n{text}", flush=True)
-    return code, text, took
-
-
-def _worst(results: Mapping[str, Mapping[str, Any]]) -> str:
-    statuses = [result["status"] for result in results.values()]
-    return next((status for status in ("failed", "timeout", "absent") if status in statuses), "ok")
-
-
-def sanitizer_findings(text: str) -> tuple[int | None, str]:
-    """(errors of memcheck or hazards of racecheck, the first lines about one) in compute-sanitizer's output.
-
-    None instead of the number where the summary is missing: it did not finish."""
-    counts = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
-    lines = re.findall(r"^=========\s*(.*(?:Invalid|Error:|Warning:|hazard|Race|Program hit).*)$", text, re.M)
-    lines = [line for line in lines if "SUMMARY" not in line]
-    return int(counts[-1]) if counts else None, " / ".join(lines[:3])[:400]
-
-
-def check(tool: str, path: str, backend: str, seconds: float, scratch: Path) -> dict[str, Any]:
-    """Runs every op under one of compute-sanitizer's tools."""
-    # Without torch's cache each tensor is an allocation of its own, whose ends memcheck knows.
-    options = ["--report-api-errors", "no"] if tool == "memcheck" else []
-    words, uncached = ("--backend", backend), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    code, text, took = _watched([path, "--tool", tool, *options], words, seconds, scratch, **uncached)
-    errors, first = sanitizer_findings(text)
-    status, said = "failed", f"{errors} errors: {first}" if errors else tail(text, 4)
-    if not errors and code is None:
-        status = "timeout"
-    elif errors == 0 and "\ndone" in f"\n{text}":
-        status, said = "ok", "no hazards" if tool == "racecheck" else "no errors"
-    return {"status": status, "errors": errors, "seconds": round(took, 1), "said": said}
-
-
-def sanitizer_summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The worst status of the tools, and a few words on each."""
-    detail = "; ".join(f"{tool}: {r['status']}, {r['said']}"[:200] for tool, r in results.items())
-    return {"status": _worst(results), "detail": detail, "tools": dict(results)}
-
-
-def sanitizer(out: Path, backend: str, seconds: float, scratch: Path) -> None:
-    """compute-sanitizer's tools over every op of a backend at small sizes."""
-    end = time.monotonic() + seconds - 5.0
-    path = find("compute-sanitizer")
-    if path is None:
-        save_json(out, {"status": "absent", "detail": "compute-sanitizer is not on this machine"})
-        return
-    results: dict[str, dict[str, Any]] = {}
-    lock = threading.Lock()
-
-    def plain(size: int) -> str:
-        code, text, _ = _watched([], ("--size", size, "--backend", backend), seconds / 2, scratch)
-        return "" if code == 0 else f"fails without a tool at {size} px: {tail(text)}"
-
-    def job(tool: str) -> None:
-        result = check(tool, path, backend, end - time.monotonic(), scratch)
-        with lock:
-            results[tool] = result
-            save_json(out, sanitizer_summary(results))
-
-    with ThreadPoolExecutor(len(SIZES)) as pool:
-        # First without a tool: Triton's kernels are compiled then, at all sizes at once, and what fails
-        # anyway is told from what a tool finds.
-        problem = next(filter(None, list(pool.map(plain, SIZES))), "")
-        if problem:
-            save_json(out, {"status": "failed", "detail": problem})
-        else:
-            list(pool.map(job, SANITIZERS[backend]))
 
 
 def ncu_metrics(text: str) -> dict[str, dict[str, float]]:
@@ -204,7 +88,8 @@ def profile(
     tool = [path, "--csv", "--clock-control", "none", "--target-processes", "all"]
     tool += ["--metrics", ",".join(METRICS), "--kernel-name", f"regex:{'|'.join(kernels.values())}"]
     tool += ["--launch-skip", count, "--launch-count", count]
-    code, text, _ = _watched(tool, ("--op", op, "--size", size, "--backend", *kernels), seconds, scratch)
+    program = [sys.executable, "-m", "benchmarks.gpu.report", "calls", "--op", op, "--size", str(size)]
+    code, text, _ = watch([*tool, *program, "--backend", *kernels], seconds, scratch)
     every = ncu_metrics(text)
     metrics = {backend: own for backend, kernel in kernels.items() if (own := metrics_of(every, kernel))}
     missing = ", ".join(backend for backend in kernels if backend not in metrics)
@@ -239,4 +124,4 @@ def ncu(out: Path, seconds: float, scratch: Path) -> None:
         kernels = {backend: kernel for backend, kernel in every.items() if backend in usable}
         results[f"{op} {size} px"] = profile(path, op, size, kernels, left, scratch)
         detail = "; ".join(f"{name}: {'; '.join(metrics_lines(r))}" for name, r in results.items())
-        save_json(out, {"status": _worst(results), "detail": detail, "kernels": results})
+        save_json(out, {"status": worst(results), "detail": detail, "kernels": results})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu import sanitizer
 
 from benchmarks.gpu import bench, document, parts, rows, targets, tools
 from benchmarks.gpu.parts import Outcome
@@ -185,9 +186,9 @@ RACECHECK = "done\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0
 
 
 def test_what_the_sanitizer_says():
-    assert tools.sanitizer_findings(MEMCHECK) == (3, "Invalid __global__ read of size 4 bytes")
-    assert tools.sanitizer_findings(RACECHECK) == (0, "")
-    assert tools.sanitizer_findings("killed")[0] is None
+    assert sanitizer.findings(MEMCHECK) == (3, "Invalid __global__ read of size 4 bytes")
+    assert sanitizer.findings(RACECHECK) == (0, "")
+    assert sanitizer.findings("killed")[0] is None
 
 
 def pretend(monkeypatch, text, code=0):
@@ -199,7 +200,7 @@ def pretend(monkeypatch, text, code=0):
         log.write_text(text)
         return code, 1.0
 
-    monkeypatch.setattr(tools, "execute", execute)
+    monkeypatch.setattr(parts, "execute", execute)
     return commands
 
 
@@ -219,23 +220,23 @@ def pretend(monkeypatch, text, code=0):
 )
 def test_how_a_sanitizer_run_is_judged(tmp_path, monkeypatch, text, code, status):
     pretend(monkeypatch, text, code)
-    result = tools.check("memcheck", "compute-sanitizer", "cuda", 5.0, tmp_path)
+    result = sanitizer.check("memcheck", "compute-sanitizer", "cuda", 5.0, tmp_path)
     assert result["status"] == status
-    assert tools.sanitizer_summary({"memcheck": result})["status"] == status
+    assert sanitizer.summary({"memcheck": result})["status"] == status
 
 
 def test_the_sanitizer_begins_with_a_plain_run_of_all_sizes(tmp_path, monkeypatch):
     # Kernels are compiled then, at all sizes at once; what fails without a tool is not run under one.
-    monkeypatch.setattr(tools, "find", lambda name: "compute-sanitizer")
+    monkeypatch.setattr(sanitizer, "find", lambda name: "compute-sanitizer")
     commands = pretend(monkeypatch, "done\n========= ERROR SUMMARY: 0 errors\n")
-    tools.sanitizer(tmp_path / "out.json", "cuda", 50.0, tmp_path)
+    sanitizer.run(tmp_path / "out.json", "cuda", 50.0, tmp_path)
     assert parts.read(tmp_path / "out.json")["status"] == "ok"
     plain = [c[c.index("--size") + 1] for c in commands if "compute-sanitizer" not in c]
-    assert sorted(map(int, plain)) == sorted(tools.SIZES)
+    assert sorted(map(int, plain)) == sorted(sanitizer.SIZES)
     under = [c[c.index("--tool") + 1] for c in commands if "compute-sanitizer" in c]
-    assert sorted(under) == sorted(tools.SANITIZERS["cuda"])
+    assert sorted(under) == sorted(sanitizer.SANITIZERS["cuda"])
     commands = pretend(monkeypatch, "RuntimeError: no", 1)
-    tools.sanitizer(tmp_path / "out.json", "cuda", 50.0, tmp_path)
+    sanitizer.run(tmp_path / "out.json", "cuda", 50.0, tmp_path)
     result = parts.read(tmp_path / "out.json")
     assert result["status"] == "failed" and "fails without a tool at 8 px" in result["detail"]
     assert not any("compute-sanitizer" in command for command in commands)
@@ -391,9 +392,9 @@ def test_the_most_wanted_rows_come_first():
 
 
 def test_the_watched_program_calls_every_op(capsys):
-    tools.calls("every", None, ["auto"], dry=True)
-    tools.calls("momentum_step", None, ["auto", "reference"], dry=True)
-    assert capsys.readouterr().out == "done\ndone\n"
+    sanitizer.watched("auto", sanitizer.SIZES[:2], "cpu")
+    assert capsys.readouterr().out == "done\n"
+    tools.calls("momentum_step", 8, ["auto", "reference"], dry=True)
 
 
 def test_a_part_by_itself(tmp_path):

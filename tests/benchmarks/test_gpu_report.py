@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 import torch
+from gpu import in_processes as correctness
 
-from benchmarks.gpu import build, correctness, document, parts, report
+from benchmarks.gpu import build, document, parts, report
 from benchmarks.gpu.parts import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,6 +272,17 @@ sys.exit(report.main(["--out", {str(tmp_path / "out")!r}, "--only", "correctness
     assert found["complete"] == (how == signal.SIGTERM)
     assert "3 passed" in markdown.read_text()
     wait_until(lambda: gone(pid))
+
+
+@pytest.mark.parametrize("name", ["correctness cuda", "sanitizer cuda", "bench"])
+def test_the_parts_start_from_anywhere(tmp_path, name):
+    # As the report starts them: from another folder, with its variables alone.
+    program, *_ = report.PARTS[name][1].split()
+    start = [str(ROOT / program)] if program.endswith(".py") else ["-m", program]
+    environ = report.variables_of_parts(tmp_path)
+    command = [sys.executable, *start, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0 and "--seconds" in done.stdout, done.stderr
 
 
 def test_the_shares_fit_into_nine_minutes():

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the tests marked `gpu` by pytest, each function in processes of its own: a crash spares the others.
+"""Runs these tests by pytest, each function in processes of its own: a crash spares the others.
 
-The core cases come first: `CORE` at 32 to 256 px in float32 and bfloat16.
+PYTHONPATH=. python tests/gpu/in_processes.py --out JSON [--backend cuda] [--seconds N] [--workers N]
+
+The core cases come first: `CORE` at 32 to 256 px in float32 and bfloat16. The GPU report runs this.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,13 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.parts import ROOT, end_with_commands, execute, tail
+from benchmarks.gpu.targets import BACKENDS
 from softdiff_kernels.files import save_json
 
-from .parts import ROOT, execute, tail
-from .targets import BACKENDS
-
-NO_PYTEST = "pytest is not installed"
-TESTS = ROOT / "tests" / "gpu"
+TESTS = Path(__file__).resolve().parent
 CORE = ("test_corrupt", "test_momentum_step", "test_loss_and_gradient")
 _CORE_CASE = re.compile(r"\d+x\d+x(32x32|64x64|128x128|256x256)-(float32|bfloat16)\b")
 # Cases of one process. Triton compiles a kernel or more for each; some start a process for each.
@@ -43,11 +45,6 @@ class Unit:
     name: str
     ids: tuple[str, ...]
     core: bool = False
-
-
-def missing() -> bool:
-    """Whether there is no pytest."""
-    return importlib.util.find_spec("pytest") is None
 
 
 def _pytest(
@@ -134,8 +131,8 @@ def one(unit: Unit, folder: Path, backend: str, seconds: float, log: Path) -> di
 
 def run(folder: Path, out: Path, backend: str, scratch: Path, seconds: float, workers: int) -> None:
     """Runs all, `workers` at a time, until the time is over; `out` holds the totals as they grow."""
-    if missing():
-        save_json(out, {"status": "absent", "detail": NO_PYTEST})
+    if importlib.util.find_spec("pytest") is None:
+        save_json(out, {"status": "absent", "detail": "pytest is not installed"})
         return
     deadline = time.monotonic() + seconds
     ids, broken = collect(folder, scratch / "collection.log", backend, max(seconds, 60.0))
@@ -174,3 +171,19 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     detail = f"core: {first}; all: {words}" if first else words or "nothing ran"
     status = "failed" if bad else "ok"
     return {"status": status, "detail": detail, **totals, "core": core, "units": list(results)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--backend", choices=BACKENDS, default="triton")
+    parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--workers", type=int, default=4)
+    args = parser.parse_args()
+    end_with_commands()
+    with tempfile.TemporaryDirectory() as folder:
+        run(TESTS, args.out, args.backend, Path(folder), args.seconds, args.workers)
+
+
+if __name__ == "__main__":
+    main()
