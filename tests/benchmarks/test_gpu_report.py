@@ -159,9 +159,9 @@ def test_parts_follow_each_other_whatever_happens(tmp_path, monkeypatch):
     }
     pretend(monkeypatch, folder, texts)
     monkeypatch.setitem(report.PARTS, "ncu", (5.5, report.PARTS["ncu"][1]))
-    monkeypatch.setattr(report, "TOTAL", 60.0)
+    monkeypatch.setattr(report, "TOTAL", 200.0)
     out = tmp_path / "report"
-    assert report.main(["--out", str(out), "--seconds", "60"]) == 1
+    assert report.main(["--out", str(out), "--seconds", "200"]) == 1
     found = json.loads((out / "report.json").read_text())["parts"]
     ended = {name: part["status"] for name, part in found.items()}
     assert ended == {
