@@ -16,7 +16,7 @@ from softdiff_kernels import _machine
 from softdiff_kernels.bench import cases, machine, report, timing
 from softdiff_kernels.bench.timing import OURS, Timing
 from softdiff_kernels.files import save_json
-from softdiff_kernels.training.device import pick_device
+from softdiff_kernels.training.distributed import pick_device
 
 Step = tuple[str, Callable[[], list[dict[str, Any]]]]
 Plan = Callable[[torch.device, bool], Iterable[Step]]

@@ -78,16 +78,6 @@ def checked(what: str, ours: Op, others: Mapping[str, Op], *given: Any, **option
         agree(f"{what}, {name}", exact, call(*given), **options)
 
 
-def on(call: Op, *given: Any) -> Call:
-    """The call on fixed arguments."""
-    return lambda: call(*given)
-
-
-def each(calls: Mapping[str, Op], *given: Any) -> dict[str, Call]:
-    """Every call on fixed arguments."""
-    return {name: on(call, *given) for name, call in calls.items()}
-
-
 def levels(size: int, count: int = LEVELS) -> np.ndarray:
     """The candidates of the paper's schedule, in pixels: float64 [count]."""
     return np.linspace(0.01, paper_blur_std_max((size, size)), count)
@@ -120,13 +110,13 @@ def statistics(device: torch.device, size: int, count: int, budget: float) -> Ro
     def ours() -> PowerSpectrum:
         return power_spectrum(pixels.split(512))
 
-    loops = {name: on(eager_spectrum, dct2, pixels) for name, dct2 in transforms.items()}
+    loops = {name: partial(eager_spectrum, dct2, pixels) for name, dct2 in transforms.items()}
     for name, loop in loops.items():
         agree(f"power spectrum, {name}", ours().power, loop().power)  # type: ignore
     about = {"case": "schedule of a data set", "size": size, "batch": count}
     limits: dict[str, Any] = {"budget": budget, "least": 3}
     first = {**about, "what": "power spectrum, one loop for all"}
-    timed = compete(first, on(eager_spectrum, functional.dct2, pixels), loops, device, **limits)
+    timed = compete(first, partial(eager_spectrum, functional.dct2, pixels), loops, device, **limits)
     fastest = min(timed, key=lambda row: float(row["other"]))["other_name"]
     timed += [] if scipy else [absent(first, ScipyDct.name, "ms", why)]
     one = {fastest: loops[fastest]}
@@ -326,7 +316,13 @@ def small_batches(device: torch.device, size: int, batch: int, budget: float) ->
     about = {"case": "small batches", "size": size, "batch": batch}
     limits: dict[str, Any] = {"unit": "us", "budget": budget, "most": 400}
     what = {**about, "what": "corrupt"}
-    timed = compete(what, on(ours, *given), each(others, *given), device, **limits)
+    timed = compete(
+        what,
+        partial(ours, *given),
+        {name: partial(call, *given) for name, call in others.items()},
+        device,
+        **limits,
+    )
     what = {**about, "what": "momentum_step"}
     return timed + _momentum(what, lambda x: 0.9 * x, x0, eager.FOR_ONE_TIME, **limits)
 

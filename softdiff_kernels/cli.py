@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `softdiff train | sample | evaluate | dataset | schedule | bench | doctor | demo`.
+"""The command line: chooses the command, reads its options with tyro, and reports errors in one line.
 
-Commands are chosen here by hand, so that `doctor` and `--help` need the standard library and torch
-alone; a command's own flags are read by tyro from the dataclasses of `training.config` and its like.
+The commands and their options are in `softdiff_kernels.commands`. `softdiff doctor`, `--help` and `--version`
+need the standard library and torch only.
 """
 
 from __future__ import annotations
@@ -12,32 +12,26 @@ import errno
 import io
 import os
 import re
-import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from . import __version__, _interrupt
+from . import _interrupt
+from ._version import __version__
+from .commands import COMMANDS
 from .errors import UserError, need, reason
+from .files import expanded
+from .memory import is_out_of_memory, out_of_memory
 
-COMMANDS = {
-    "train": "train a model on a folder of images, a .zip or .npz file, or the built-in digits",
-    "sample": "draw images from a weights file",
-    "evaluate": "measure how far images are from a reference data set",
-    "dataset": "report what is in a data set, and convert it to a .zip or .npz file",
-    "schedule": "compute the Wasserstein schedule of a data set",
-    "bench": "time every op beside what people write or install; `bench compare A B` shows what changed",
-    "demo": "train on digits for a few minutes and draw momentum beside naive samples",
-    "doctor": "tell what works on this machine, and why the rest does not",
-}
+HELP = {"-h", "--help"}
 Options = TypeVar("Options")
 
 
 def usage() -> str:
-    """What `softdiff --help` prints."""
+    """The text of `softdiff --help`."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
-    lines += ["", "softdiff COMMAND --help lists its options; softdiff --version tells the versions"]
+    lines = [f"  {name.ljust(width)}  {command.help}" for name, command in COMMANDS.items()]
+    lines += ["", "softdiff COMMAND --help lists its options; softdiff --version prints the versions"]
     return "\n".join(["usage: softdiff COMMAND [OPTIONS]", "", *lines])
 
 
@@ -49,26 +43,23 @@ def parse(
     *,
     positional: bool = False,
 ) -> Options:
-    """Reads flags into a dataclass, ~ in paths as the home folder; a wrong flag is a UserError of one
-    sentence.
+    """Reads flags into a dataclass, with ~ in paths as the home folder. UserError for a wrong flag.
 
-    positional: what has no default stands without a flag.
+    default: the options that the flags override. positional: an option without a default has no flag.
     """
     tyro = need("tyro", f"softdiff {command}")
-    from .files import expanded
-
-    described = io.StringIO()
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(described):
+        with contextlib.redirect_stderr(message):
             extra: dict[str, Any] = {} if default is None else {"default": default}
             if positional:
                 extra["config"] = (tyro.conf.PositionalRequiredArgs,)
-            found: Options = tyro.cli(options, prog=f"softdiff {command}", args=list(argv), **extra)
-            return expanded(found)
+            result: Options = tyro.cli(options, prog=f"softdiff {command}", args=list(argv), **extra)
+            return expanded(result)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_sentence(described.getvalue(), command)) from None
+        raise UserError(_sentence(message.getvalue(), command)) from None
 
 
 _KINDS = (
@@ -76,195 +67,40 @@ _KINDS = (
     (r"(?:could not convert string to float|no type matching \S*\bFLOAT\b)", "a number"),
     (r"Could not find valid parse", "numbers with spaces between"),
 )
-"""How tyro's messages on a value of another kind begin, and what the option takes."""
+"""How the messages of tyro for a value of the wrong type begin, and what the option expects."""
 
 
-def _sentence(framed: str, command: str) -> str:
-    """tyro's message on one line, without its frame (of lines, or of dashes where the terminal's
-    encoding has no lines), its title and its pointer to the help."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", framed)
+def _sentence(box: str, command: str) -> str:
+    """The message of tyro in one line: without its box (of lines, or of dashes where the encoding of the
+    terminal has no lines), its title and its pointer to the help.
+
+    tyro has no public way to get the message itself: 0.9.35 and 1.0.0 only print the box and exit, and the
+    hook of 1.0.17, `tyro._errors.on_parse_error`, is private and documented as such.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│╭╮╰╯ ").strip("─").strip() for line in plain.splitlines()]
     lines = [line for line in lines if line.strip("-")][1:]
     pointer = next((i for i, line in enumerate(lines) if line.startswith("For full helptext")), len(lines))
     text = " ".join(" ".join(lines[:pointer]).split())
-    text = re.sub(r"^Error parsing \w+: ", "", text)  # what the dataclass itself says
-    for said, wanted in _KINDS:
-        if found := re.match(rf"Error parsing (--[\w-]+): {said}.*?(?:\[(.*?)\]|('.*?'))", text):
-            text = f"{found[1]}: expected {wanted}, got {found[2] or found[3]}"
+    text = re.sub(r"^Error parsing \w+: ", "", text)  # a message of the dataclass itself
+    for pattern, wanted in _KINDS:
+        if match := re.match(rf"Error parsing (--[\w-]+): {pattern}.*?(?:\[(.*?)\]|('.*?'))", text):
+            text = f"{match[1]}: expected {wanted}, got {match[2] or match[3]}"
+    if match := re.match(r"invalid choice (.*) for argument '(--[\w-]+)'\. Expected one of \((.*)\)", text):
+        text = f"{match[2]}: expected one of {match[3].replace(chr(39), '')}, got {match[1]}"
     text = text.partition(" Argument helptext:")[0]
     return f"{text or 'the options cannot be read'} (softdiff {command} --help lists them)"
 
 
-def _flag(argv: Sequence[str], name: str) -> str | None:
-    """The value of a flag, read before the others because the others' defaults depend on it."""
-    for i, word in enumerate(argv):
-        value = None
-        if word.replace("_", "-") == name and i + 1 < len(argv):
-            value = argv[i + 1]
-        elif word.startswith(name + "="):
-            value = word.partition("=")[2]
-        if value is not None:
-            return None if value == "None" else value
-    return None
-
-
-def _train(argv: Sequence[str]) -> int:
-    from .training.config import TrainConfig
-    from .training.distributed import rank, world_size
-
-    first = rank() == 0
-    default, given = None, argv
-    helped = "--help" in argv or "-h" in argv
-    if not helped:
-        from .training.options import beginning, check_flags_count, merged
-
-        argv = ["--dry-run" if word == "-n" else word for word in argv]
-        argv = merged(argv, beginning(_flag(argv, "--preset"), _flag(argv, "--config")))
-    if not helped and (resume := _flag(argv, "--resume")) is not None:
-        need("safetensors", "softdiff train")
-        from .files import at_home
-        from .training.loop import with_resume_defaults
-
-        outdir = _flag(argv, "--outdir")
-        outdir = None if outdir is None else at_home(outdir, "outdir")
-        default = with_resume_defaults(at_home(resume, "resume"), outdir)
-    config = parse(TrainConfig, "train", argv, default)
-    if default is not None and config.duration is not None and config.batch != default.batch:
-        raise UserError("--duration: a run that goes on with another --batch takes --steps")
-    config = config.resolved()
-    check_flags_count(given, config)
-    if config.dry_run:
-        from .training.loop import check_dry_run
-        from .training.options import describe, to_yaml
-
-        check_dry_run(config)
-        print(f"{to_yaml(config)}# {describe(config, world_size())}")
-        return 0
-    for module in ("safetensors", "PIL", "diffusers", "yaml"):
-        need(module, "softdiff train")
-    if config.tensorboard:
-        need("tensorboard", "--tensorboard", "log")
-    if config.wandb:
-        need("wandb", "--wandb", "wandb")
-    from .training.loop import train
-
-    result = train(config)
-    if not first:
-        return 0 if result.stopped_by is None else 128 + result.stopped_by
-    if result.stopped_by is not None:
-        again = f"softdiff train --resume {shlex.quote(str(result.folder))}"
-        print(f"stopped at step {result.step}; go on by: {again}")
-        return 128 + result.stopped_by
-    print(f"done; draw images by: softdiff sample --weights {shlex.quote(str(result.weights))}")
-    return 0
-
-
-def _sample(argv: Sequence[str]) -> int:
-    from .commands.configs import SampleConfig
-
-    config = parse(SampleConfig, "sample", argv)
-    for module in ("safetensors", "PIL", "diffusers"):
-        need(module, "softdiff sample")
-    from .commands.sample import sample
-
-    sample(config)
-    return 0
-
-
-def _dataset(argv: Sequence[str]) -> int:
-    from .commands.dataset import DatasetConfig, convert
-
-    config = parse(DatasetConfig, "dataset", argv, positional=True)
-    need("PIL", "softdiff dataset")
-    convert(config)
-    return 0
-
-
-def _evaluate(argv: Sequence[str]) -> int:
-    from .commands.evaluate_config import EvaluateConfig
-
-    config = parse(EvaluateConfig, "evaluate", argv)
-    for module in ("safetensors", "PIL", *(("diffusers",) if config.weights is not None else ())):
-        need(module, "softdiff evaluate")
-    from .commands.evaluate import evaluate
-
-    evaluate(config)
-    return 0
-
-
-def _schedule(argv: Sequence[str]) -> int:
-    from .commands.configs import ScheduleConfig
-
-    config = parse(ScheduleConfig, "schedule", argv)
-    from .commands.schedule import make_schedule
-
-    make_schedule(config)
-    return 0
-
-
-def _bench(argv: Sequence[str]) -> int:
-    if argv and argv[0] == "compare":
-        from .bench.config import CompareConfig
-
-        comparison = parse(CompareConfig, "bench compare", argv[1:], positional=True)
-        from .bench.compare import compare
-
-        print(compare(comparison))
-        return 0
-    from .bench.config import BenchConfig
-
-    config = parse(BenchConfig, "bench", argv)
-    from .bench.run import bench
-
-    bench(config, argv)
-    return 0
-
-
-def _demo(argv: Sequence[str]) -> int:
-    from .commands.configs import DemoConfig
-
-    config = parse(DemoConfig, "demo", argv)
-    for module in ("safetensors", "PIL", "diffusers", "sklearn"):
-        need(module, "softdiff demo")
-    from .commands.demo import demo
-
-    demo(config)
-    return 0
-
-
-def _doctor(argv: Sequence[str]) -> int:
-    if argv and set(argv) & {"-h", "--help"}:
-        print("usage: softdiff doctor\n\n" + COMMANDS["doctor"])
-        return 0
-    if argv:
-        raise UserError(f"doctor takes no options, got {' '.join(argv)}")
-    from .commands.doctor import report
-
-    print(report())
-    return 0
-
-
-RUN: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": _train,
-    "sample": _sample,
-    "evaluate": _evaluate,
-    "dataset": _dataset,
-    "schedule": _schedule,
-    "bench": _bench,
-    "demo": _demo,
-    "doctor": _doctor,
-}
-
-
 def version() -> str:
-    """What `softdiff --version` prints."""
+    """The text of `softdiff --version`."""
     import torch
 
     return f"softdiff_kernels {__version__}, torch {torch.__version__}"
 
 
 def _check_variables() -> None:
-    """Refuses variables of the ops that say nothing they know, before any work."""
+    """Raises UserError for invalid values of the ops' environment variables, before any work."""
     from .backends import chosen
     from .caches import limit
 
@@ -275,23 +111,45 @@ def _check_variables() -> None:
         raise UserError(str(error)) from error
 
 
-def _command(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def run_command(name: str, argv: Sequence[str]) -> int:
+    """Reads the options of a command and runs it; returns its exit code."""
+    command = COMMANDS[name]
+    asks_help = bool(HELP & set(argv))
+    if name != "doctor" and not asks_help:
+        _check_variables()
+    if command.options is None:
+        if asks_help:
+            print(f"usage: softdiff {name}\n\n{command.help}")
+            return 0
+        code: int = command.load().run(argv)
+        return code
+    module = command.load()
+    default = None
+    if command.prepare is not None and not asks_help:
+        argv, default = getattr(module, command.prepare)(argv)
+    options: type[Any] = getattr(module, command.options)
+    config = parse(options, name, argv, default, positional=command.positional)
+    code = getattr(module, command.run)(config, argv)
+    return code
+
+
+def _choose(words: Sequence[str]) -> int:
+    if not words or words[0] in (*HELP, "help"):
         print(usage())
         return 0 if words else 2
     if words[0] in ("-V", "--version", "version"):
         print(version())
         return 0
-    if words[0] not in RUN:
-        raise UserError(f"expected a command ({', '.join(RUN)}), got {words[0]!r}")
-    if words[0] != "doctor" and not {"-h", "--help"} & set(words):
-        _check_variables()
-    return RUN[words[0]](words[1:])
+    length = 2 if " ".join(words[:2]) in COMMANDS and len(words) > 1 else 1
+    name = " ".join(words[:length])
+    if name not in COMMANDS:
+        raise UserError(f"expected a command ({', '.join(COMMANDS)}), got {words[0]!r}")
+    return run_command(name, words[length:])
 
 
 def _lost_output() -> OSError | None:
-    """Writes out standard output; the error, if that fails. What it holds is then thrown away, or Python
-    would try again on its way out and complain in its own words."""
+    """Flushes standard output, and returns the error if that fails. The rest of the output is then discarded;
+    otherwise Python would try again at exit and print its own message."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -302,10 +160,8 @@ def _lost_output() -> OSError | None:
     return None
 
 
-def _told(error: Exception) -> str:
-    """The sentence for an error of the machine; any other is raised again, with its traceback."""
-    from .memory import is_out_of_memory, out_of_memory
-
+def _message_for(error: Exception) -> str:
+    """The message for an error of the machine; any other error is raised again, with its traceback."""
     if is_out_of_memory(error):
         return out_of_memory(error)
     if isinstance(error, OSError):
@@ -314,41 +170,41 @@ def _told(error: Exception) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns its exit code: 2, with one line on stderr, where the user can put right what
-    went wrong; 130 after Ctrl-C; 1, without a word, where the reader of a pipe has left."""
-    _interrupt.over()
-    with contextlib.suppress(AttributeError, ValueError):  # names that the terminal's encoding lacks
+    """Runs one command and returns its exit code: 2, with one line on stderr, for an error that the user can
+    correct; 130 after Ctrl-C; 1, without a message, where the reader of a pipe has closed it."""
+    _interrupt.restore()
+    with contextlib.suppress(AttributeError, ValueError):  # for names that the terminal cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    code, said = 2, ""
+    code, message = 2, ""
     lost: OSError | None = None
     try:
-        code = _command(list(sys.argv[1:] if argv is None else argv))
-    except SystemExit as stop:  # of the parser, once it has printed its help
+        code = _choose(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as stop:  # from the parser, after it has printed its help
         if stop.code not in (0, None):
             raise
         code = 0
     except UserError as error:
-        said = str(error)
+        message = str(error)
     except KeyboardInterrupt:
-        code, said = 130, _interrupt.STOPPED
+        code, message = 130, _interrupt.STOPPED
     except OSError as error:
-        # Without a name: of standard output, where it has no buffer that would fail again.
-        written = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
-        lost, said = error if written else None, _told(error)
+        # Without a file name it comes from an unbuffered standard output.
+        output = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
+        lost, message = error if output else None, _message_for(error)
     except Exception as error:
-        said = _told(error)
+        message = _message_for(error)
     lost = _lost_output() or lost
     if isinstance(lost, BrokenPipeError):
         return 1
     if lost is not None:
-        code, said = 2, f"cannot write to standard output: {reason(lost)}"
-    if said and code == 2:
+        code, message = 2, f"cannot write to standard output: {reason(lost)}"
+    if message and code == 2:
         rank = os.environ.get("RANK")
-        who = f"softdiff (process {rank})" if rank else "softdiff"
-        said = f"{who}: error: {' '.join(said.split())}"
-    if said:
+        program = f"softdiff (process {rank})" if rank else "softdiff"
+        message = f"{program}: error: {' '.join(message.split())}"
+    if message:
         with contextlib.suppress(OSError):
-            print(said, file=sys.stderr)
+            print(message, file=sys.stderr)
     return code
 
 

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line shows as one line, without a traceback."""
+"""Errors that the command line reports in one line, without a traceback, and helpers to word them."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 
 def install(extra: str = "train") -> str:
-    """The command that brings an extra."""
+    """The command that installs an extra."""
     return f'pip install "softdiff_kernels[{extra}]"'
 
 
 class UserError(ValueError):
-    """Something that the user can put right: a wrong path, file or flag. The message is one sentence."""
+    """An error that the user can correct: a wrong path, file or flag. The message is one sentence."""
 
 
 def need(module: str, purpose: str, extra: str = "train") -> ModuleType:
@@ -28,30 +29,40 @@ def need(module: str, purpose: str, extra: str = "train") -> ModuleType:
             raise UserError(f"{purpose} needs {package}, which fails to import here: {error}") from error
         raise UserError(f"{purpose} needs {package}, which is not installed: {install(extra)}") from None
     except (RuntimeError, OSError) as error:
-        # As where a package that it imports was built for another torch.
+        # For example, it imports a package that was built for another version of torch.
         raise UserError(f"{purpose} needs {module}, which fails to import here: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
-    """What an error says, an OSError without its number."""
+    """The message of an error; of an OSError without its number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def bare_reason(error: Exception) -> str:
-    """The same without a file's name, for a list of names and reasons."""
-    told = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return " ".join(str(told).split()) or type(error).__name__
+    """The same without the name of the file, for a list of names and reasons."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return " ".join(str(message).split()) or type(error).__name__
+
+
+def with_nearest(name: str, options: Iterable[str]) -> str:
+    """An unknown name, followed by the most similar option if there is one: `widht (did you mean width?)`."""
+    near = difflib.get_close_matches(name, list(options), n=1)
+    return f"{name} (did you mean {near[0]}?)" if near else name
 
 
 @contextmanager
-def user_errors(prefix: str = "") -> Iterator[None]:
-    """Turns the ValueError, TypeError or OSError of a file or flag that the user gave into a UserError."""
+def user_errors(prefix: str = "", *, again: bool = False) -> Iterator[None]:
+    """Turns the ValueError, TypeError or OSError of a file or flag that the user gave into a UserError.
+
+    again: a UserError gets the prefix, too; otherwise it passes unchanged.
+    """
     try:
         yield
-    except UserError:
-        raise
     except (ValueError, TypeError, OSError) as error:
-        told = reason(error)
-        raise UserError(told if told.startswith(prefix) else prefix + told) from error  # a file is named once
+        if isinstance(error, UserError) and not again:
+            raise
+        message = reason(error)
+        # The message of an OSError may begin with the file already.
+        raise UserError(message if message.startswith(prefix) else prefix + message) from error

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: written whole or not at all, checked before any work, and named by options (~, other folders)."""
+"""Files: written completely or not at all, checked before any work, and named by options (~, relative
+paths)."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from .errors import UserError
 PARTIAL = ".partial"
 HF = "hf:"
 PathText = Annotated[str, "path"]
-"""The type of an option that names a file or folder, or may do so."""
+"""The type of an option that names, or may name, a file or folder."""
 Options = TypeVar("Options")
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Puts a rename on the disk; systems that cannot open a folder (Windows) need and allow none."""
+    """Makes a rename durable. Windows, where a folder cannot be opened, neither needs nor allows it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -35,12 +36,11 @@ def _fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write that lies beside `path` under a temporary name, and gets its name once it is whole and
-    on the disk.
+    """Opens a file to write. It has a temporary name beside `path` until it is complete and on the disk.
 
-    At every instant `path` is the old file or the whole new one. Raises UserError where it cannot
-    be written; what was there before is then still there. sync=False does not wait for the disk, so
-    that a power cut, though no kill, may lose the file: for pictures, of which there can be thousands.
+    At any time `path` is either the old file or the complete new one. UserError where the file cannot be
+    written; the old file then remains. sync=False does not wait for the disk: a power failure may lose the
+    file, though a kill cannot. It is meant for pictures, of which there can be thousands.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -55,29 +55,30 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            kept = "; the file that it was to replace is untouched" if path.exists() else ""
+            kept = "; the existing file is unchanged" if path.exists() else ""
             raise UserError(f"cannot write {path}: {error.strerror or error}{kept}") from error
         raise
 
 
 def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Writes these bytes as a `whole_file`."""
+    """Writes bytes to a file, completely or not at all."""
     with whole_file(path, sync=sync) as file:
         file.write(data)
 
 
 def save_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
+    """Writes a text file, completely or not at all."""
     write_atomically(path, text.encode())
 
 
 def save_json(path: Path, content: Any) -> None:
-    """Writes indented JSON, whole or not at all."""
+    """Writes indented JSON, completely or not at all."""
     save_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def check_free(flag: str, path: str | Path | None, *, overwrite: bool) -> None:
-    """Refuses, before any work, a file to write that exists already or has no folder to lie in."""
+    """Raises UserError, before any work, for an output file that exists already or whose folder does not
+    exist."""
     if path is None:
         return
     check_no_folder(flag, path)
@@ -88,14 +89,15 @@ def check_free(flag: str, path: str | Path | None, *, overwrite: bool) -> None:
 
 
 def check_no_folder(flag: str, path: str | Path | None) -> None:
-    """Refuses, before any work, a folder as the name of a file to write."""
+    """Raises UserError, before any work, where the name of an output file is that of a folder."""
     if path is not None and Path(path).is_dir():
         raise UserError(f"{flag}: expected the name of a file to write, got the folder {path}")
 
 
 def at_home(text: str, name: str) -> str:
-    """With ~ or ~user at its beginning, or behind hf:, as that home folder. UserError for an empty text, as
-    of a shell's variable that is not set, which would be the present folder: name is what it was given as."""
+    """A path with ~ or ~user, at its beginning or after hf:, replaced by that home folder. UserError for an
+    empty text, which would mean the current folder, but comes from an unset shell variable. name: of the
+    option."""
     if not text:
         raise UserError(f"expected the name of a file or folder as {name}, got an empty text")
     prefix = HF if text.startswith(HF) else ""
@@ -103,22 +105,29 @@ def at_home(text: str, name: str) -> str:
 
 
 def expanded(options: Options) -> Options:
-    """The dataclass with ~ as the home folder in every option that is a `PathText`."""
+    """The dataclass with ~ replaced by the home folder in every `PathText`."""
     changed: dict[str, Any] = {}
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
-        if isinstance(value, str) and (hint == PathText or PathText in get_args(hint)):
+        if isinstance(value, str) and _is_path(hint):
             changed[name] = at_home(value, name)
     return dataclasses.replace(options, **changed)  # type: ignore[type-var]
 
 
-def seen_from(folder: Path, text: str) -> str:
-    """What `text` names in `folder`, as an absolute path; `text` itself where nothing of that name is there.
+def _is_path(hint: Any) -> bool:
+    """Whether a type hint is PathText, or a union or annotation of it."""
+    if "path" in getattr(hint, "__metadata__", ()):
+        return True
+    return any(_is_path(part) for part in get_args(hint) if not isinstance(part, str))
 
-    Of hf:FOLDER:SPLIT the folder.
+
+def seen_from(folder: Path, text: str) -> str:
+    """The absolute path of what `text` names in `folder`; `text` itself where no such file or folder exists.
+
+    Of hf:FOLDER:SPLIT only the folder is looked up.
     """
     prefix = HF if text.startswith(HF) else ""
     name, split = text.removeprefix(prefix), ""
-    if prefix and not (folder / name).exists() and (found := re.fullmatch(r"(.+?)(:[^:]*)", name)):
-        name, split = found[1], found[2]
+    if prefix and not (folder / name).exists() and (match := re.fullmatch(r"(.+?)(:[^:]*)", name)):
+        name, split = match[1], match[2]
     return f"{prefix}{os.path.abspath(folder / name)}{split}" if name and (folder / name).exists() else text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory this process may still use, and errors that mean that there was none."""
+"""How much memory this process can still use, and which errors mean that memory ran out."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _TOTAL_FILE_PAGES = ("total_active_file", "total_inactive_file")
 
 
 def available_memory(root: Path = ROOT) -> int | None:
-    """Bytes that this process can still take: the least of what the machine, its control groups (version 1
-    and 2, with those above them) and its own limits leave. None where there is no /proc to ask.
+    """Bytes that this process can still allocate: the minimum of what the machine, the control groups
+    (version 1 and 2, and their parents) and the limits of the process allow. None on systems without /proc.
 
-    root: where /proc and /sys are.
+    root: the folder of /proc and /sys.
     """
     try:
         meminfo = _numbers(root / "proc/meminfo")
     except OSError:
         return None
     machine = [meminfo["MemAvailable:"] * 1024] if "MemAvailable:" in meminfo else []
-    left = [*machine, *_groups(root), *_own_limits(root)]
-    return max(0, min(left)) if left else None
+    limits = [*machine, *_groups(root), *_own_limits(root)]
+    return max(0, min(limits)) if limits else None
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """Lines of a name and a whole number."""
-    found = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
-    return {words[0]: int(words[1]) for words in found if len(words) > 1 and words[1].isdigit()}
+    """The whole number after each name, in a file of one name per line."""
+    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
 
 
 def _number(path: Path) -> int | None:
-    """A file's one number; None for the word max, or where there is no such file."""
+    """The number in a file; None for the word max, or where there is no such file."""
     try:
         return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -47,8 +47,8 @@ def _number(path: Path) -> int | None:
 
 
 def _groups(root: Path) -> Iterator[int]:
-    """What each limited control group leaves. Pages of files count as free: they give way when memory is
-    short."""
+    """The free bytes of each control group with a limit. Pages of files count as free, because the system
+    drops them when memory is short."""
     for folder, limits, usage, reclaimable in _folders(root):
         limit = min((n for name in limits if (n := _number(folder / name)) is not None), default=None)
         used = _number(folder / usage)
@@ -62,11 +62,11 @@ def _groups(root: Path) -> Iterator[int]:
 
 
 Files = tuple[Path, tuple[str, ...], str, tuple[str, ...]]
-"""A group's folder, the names of its limits and of its usage, and what counts as free in memory.stat."""
+"""The folder of a group, the names of its limits and of its usage, and what memory.stat counts as free."""
 
 
 def _folders(root: Path) -> Iterator[Files]:
-    """The process's groups and those above, as far as they can be seen."""
+    """The groups of the process and their parents, as far as they are visible."""
     try:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
         mounts = (root / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
@@ -87,7 +87,7 @@ def _folders(root: Path) -> Iterator[Files]:
             continue
         mounted = root / point.lstrip("/")
         inside = os.path.relpath(paths[kind], top)
-        # A group outside of what is mounted is seen from a namespace of its own: its files are at the top.
+        # A group outside of the mount is in another namespace; its files are at the top of the mount.
         group = mounted if inside.startswith("..") else mounted / inside
         for folder in (group, *group.parents):
             if kind == "cgroup2":
@@ -99,7 +99,7 @@ def _folders(root: Path) -> Iterator[Files]:
 
 
 def _own_limits(root: Path) -> Iterator[int]:
-    """What `ulimit -v` and `ulimit -d` leave."""
+    """The free bytes under `ulimit -v` and `ulimit -d`."""
     try:
         resource = importlib.import_module("resource")
         pages = [int(word) for word in (root / "proc/self/statm").read_text(encoding="ascii").split()]
@@ -120,22 +120,22 @@ _ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ \w+)", re.IGNORECA
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: torch has RuntimeErrors of several texts beside
-    MemoryError and torch.OutOfMemoryError, and a failed mapping or thread is one too."""
+    """Whether an error means that memory ran out. Besides MemoryError and torch.OutOfMemoryError, torch
+    raises RuntimeErrors with several texts, and a mapping or a thread may fail."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, (RuntimeError, OSError)) and _WORDS.search(str(error)) is not None
 
 
 def out_of_memory(error: BaseException) -> str:
-    """The sentence for such an error."""
+    """The message for such an error."""
     text = str(error)
     gpu = isinstance(error, torch.OutOfMemoryError) or re.search(r"\bCU(DA|BLAS)", text) is not None
     asked = _ASKED.search(text)
-    told = [f"{asked[1]} more were asked for"] if asked else text.splitlines()[:1]
-    with suppress(MemoryError):  # there may be none to ask with
-        if not gpu and (room := available_memory()) is not None:
-            told.append(f"{room:,} bytes are free")
-    more = f" ({', '.join(told)})" if told else ""
-    whose = "GPU memory" if gpu else "memory"
-    return f"out of {whose}{more}; smaller images or batches, or fewer images, need less"
+    details = [f"{asked[1]} more were requested"] if asked else text.splitlines()[:1]
+    with suppress(MemoryError):  # there may be too little to look it up
+        if not gpu and (free := available_memory()) is not None:
+            details.append(f"{free:,} bytes are free")
+    detail = f" ({', '.join(details)})" if details else ""
+    kind = "GPU memory" if gpu else "memory"
+    return f"out of {kind}{detail}; smaller images or batches, or fewer images, need less"

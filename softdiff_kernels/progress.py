@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress for people: a bar on a terminal, plain lines elsewhere; and a stop that loses nothing."""
+"""Progress for people (a bar on a terminal, lines elsewhere), and signals that stop a run without losing
+work."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from typing import Any
 
 
 class Progress:
-    """Counts steps. `bar` wants a bar; without a terminal or tqdm there are lines instead; quiet: neither."""
+    """Counts steps. bar: show a bar, if there are a terminal and tqdm; otherwise print lines. quiet:
+    neither."""
 
     def __init__(self, total: int, done: int, *, bar: bool, quiet: bool = False) -> None:
         self._bar: Any = None
@@ -29,32 +31,32 @@ class Progress:
             self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
 
     def advance(self) -> None:
-        """One step more."""
+        """Counts one step."""
         if self._bar is not None:
             self._bar.update()
 
     def numbers(self, text: str, line: str) -> None:
-        """The latest figures: beside the bar, or as a line of their own."""
+        """Shows the latest figures: `text` beside the bar, or `line`."""
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         elif not self._quiet:
             print(line, flush=True)
 
     def say(self, line: str) -> None:
-        """A line that stays, above the bar."""
+        """Prints a line, above the bar."""
         if self._bar is not None:
             self._bar.write(line)
         elif not self._quiet:
             print(line, flush=True)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Ends the bar, which stays visible."""
         if self._bar is not None:
             self._bar.close()
 
 
 class StopFlag:
-    """Set by the first Ctrl-C or SIGTERM; a second one stops at once."""
+    """The number and time of the first Ctrl-C or SIGTERM; signal is None before it."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -62,31 +64,36 @@ class StopFlag:
 
 
 ECHO = 1.0
-"""Seconds in which a second signal is the first one's echo: torchrun hands on what a terminal sent to all."""
+"""Seconds in which a second signal is ignored: torchrun forwards a signal that the terminal sent to all
+processes."""
 
 
 @contextmanager
 def stop_on_signals(*, quiet: bool = False) -> Iterator[StopFlag]:
-    """Turns the first Ctrl-C or SIGTERM into a flag, so that no step is cut in half; says so unless quiet."""
+    """Records the first Ctrl-C or SIGTERM in a flag, so that no step is interrupted, and prints that unless
+    quiet.
+
+    A second signal raises KeyboardInterrupt.
+    """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
 
-    def note(number: int, _: Any) -> None:
+    def on_signal(number: int, _: Any) -> None:
         if flag.signal is not None:
             if time.monotonic() - flag.since < ECHO:
                 return
             raise KeyboardInterrupt
         flag.signal, flag.since = number, time.monotonic()
         if not quiet:
-            # Not by print, which may be at work just now.
+            # Not print, because the signal may have interrupted a print.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nstopping with a checkpoint; the same signal again stops at once\n")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 from softdiff_kernels.errors import UserError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 from softdiff_kernels.diffusion import Corruption, GaussianDCTPrior
 from softdiff_kernels.training.checkpoint import load_checkpoint
 from softdiff_kernels.training.config import TrainConfig

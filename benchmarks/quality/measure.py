@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softdiff_kernels.data.image_set import ImageSet, load_images
+from softdiff_kernels.data import ImageSet, load_images
 from softdiff_kernels.diffusion import Corruption, generate, time_steps
-from softdiff_kernels.evaluation.classifier import Classifier, load_classifier, train_classifier
+from softdiff_kernels.evaluation import Classifier, load_classifier, train_classifier
 from softdiff_kernels.images import save_png, tile
 from softdiff_kernels.training.checkpoint import checkpoint_name
 from softdiff_kernels.training.weights import LoadedModel, load_model

@@ -5,8 +5,9 @@ A baseline is an op's function over the arguments of `cases.py`, in order, made 
 op draws noise, `noise=None` means that the baseline draws its own, as it would in use; the tests pass theirs.
 Of bfloat16 and float16 images a baseline computes in float32, as it must to keep their digits.
 
-To add a baseline: a transform or blur is a `Form`, added to `FORMS` or `PACKAGES`, which gives it every op
-that it can compute. A formula for one op is a function below, added to `_special`.
+To add a baseline: a transform or blur in PyTorch is a class in `forms.py`, one that a package provides is a
+class in `packages.py`, each named in the list at the end of its file; either gives every op that it can
+compute. A formula for one op is a function below, named in `_special`.
 """
 
 from __future__ import annotations
@@ -21,30 +22,11 @@ from torch import Tensor
 
 from . import packages
 from .config import OPS
-from .forms import (
-    DctForm,
-    FftDct,
-    FoldedTwoProduct,
-    Form,
-    FourProduct,
-    RealFftDct,
-    TwoProduct,
-    TwoProductBmm,
-)
+from .forms import FORMS, DctForm, FftDct, FoldedTwoProduct, Form, FourProduct, TwoProductBmm
+from .packages import PACKAGES
 
 Op = Callable[..., Any]
 HALVES = (torch.bfloat16, torch.float16)
-# Written in PyTorch, for any device.
-FORMS: tuple[type[Form], ...] = (
-    *(TwoProduct, TwoProductBmm, FourProduct, FftDct, RealFftDct),
-    FoldedTwoProduct,
-)
-# Installed: each takes part where it is importable and fast enough.
-PACKAGES: tuple[type[packages.Package], ...] = (
-    *(packages.ScipyDct, packages.Fftw, packages.Ducc, packages.CupyDct, packages.VkFft),
-    *(packages.TorchDct, packages.DcTorch),
-    *(packages.ScipyNdimageBlur, packages.KorniaBlur, packages.TorchvisionBlur, packages.DeepinvBlur),
-)
 # The forms that torch.compile is tried on, beside the FFT-DCT: the fastest few.
 COMPILED: tuple[type[Form], ...] = (TwoProductBmm, FoldedTwoProduct, FourProduct)
 _NEAREST_OPS = ("blur", "corrupt")
@@ -329,16 +311,6 @@ def _special(op: str, form: Form) -> Iterator[tuple[str, str, str, Op]]:
     if op == "soft_score_loss" and isinstance(form, FourProduct):
         by_hand = loss_and_gradient_by_hand(form)
         yield "four-product by hand", "main", "the gradient written out", by_hand
-
-
-def absent(height: int = 1, width: int = 1, device: torch.device | str = "cpu") -> dict[str, str]:
-    """The packages that `baselines` leaves out at a size and on a device, each with the reason in words."""
-    reasons = {}
-    for kind in PACKAGES:
-        form, reason = packages.make(kind, height, width, torch.float32, torch.device(device))
-        if form is None:
-            reasons[kind.name] = reason
-    return reasons
 
 
 def compiled(

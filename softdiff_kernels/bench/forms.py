@@ -267,3 +267,7 @@ class RealFftDct(AxisDct):
         x[..., ::2] = v[..., :half]
         x[..., 1::2] = v[..., half:].flip(-1)
         return x
+
+
+FORMS = (TwoProduct, TwoProductBmm, FoldedTwoProduct, FourProduct, FftDct, RealFftDct)
+"""All of them, for any device."""

@@ -18,9 +18,8 @@ from .timing import Call, Timing, clock_of, interleaved, sample, summary
 
 # What takes part in the timings; where one is absent, so are its rows.
 _PACKAGES = (
-    *("torch", "triton", "numpy", "scipy", "pyfftw", "ducc0", "diffusers"),
-    *("torch-dct", "dctorch", "kornia", "torchvision", "deepinv", "pyvkfft"),
-    *("cupy", "cupy-cuda12x", "cupy-cuda13x"),
+    *("torch", "triton", "numpy", "scipy", "diffusers"),
+    *("cupy-cuda12x", "cupy-cuda13x"),
 )
 # A change to these changes what is measured; one elsewhere does not.
 _MEASURED = ("softdiff_kernels", "csrc", "setup.py")

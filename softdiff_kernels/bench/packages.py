@@ -6,14 +6,16 @@ the same ops. The Gaussian blurs of the other packages are convolutions with a s
 of them with another border: the nearest available function, not the operator of this library. They are timed
 beside `blur` and `corrupt` only.
 
-To add a package, write a class here and add it to `baselines.PACKAGES`.
+To add a package, write a class here and name it in `PACKAGES`, at the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -368,3 +370,25 @@ class DeepinvBlur(NearestBlur):
             dtype=x.dtype,
         )
         return self.physics.A(x, filter=kernels)
+
+
+PACKAGES: tuple[type[Package], ...] = (
+    *(ScipyDct, Fftw, Ducc, CupyDct, VkFft, TorchDct, DcTorch),
+    *(ScipyNdimageBlur, KorniaBlur, TorchvisionBlur, DeepinvBlur),
+)
+"""All of them; each takes part where it can be imported and is fast enough."""
+
+
+def absent(height: int = 1, width: int = 1, device: torch.device | str = "cpu") -> dict[str, str]:
+    """The packages that are left out at a size and on a device, each with the reason in words."""
+    made = {kind: make(kind, height, width, torch.float32, torch.device(device)) for kind in PACKAGES}
+    return {kind.name: reason for kind, (form, reason) in made.items() if form is None}
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that are installed."""
+    out = {}
+    for name in sorted({kind.package for kind in PACKAGES}):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            out[name] = metadata.version(name)
+    return out

@@ -21,9 +21,8 @@ import softdiff_kernels as sk
 
 from ..errors import UserError, need
 from ..progress import Progress
-from ..training.device import pick_device
-from . import cases, machine, report, rows, sweeps, timing
-from .baselines import absent
+from ..training.distributed import pick_device
+from . import cases, machine, packages, report, rows, sweeps, timing
 from .config import BenchConfig
 
 COMPILED_SIZES = {"cpu": (64, 256), "cuda": (64,)}
@@ -48,6 +47,7 @@ class Run:
         self.device = pick_device(config.device)
         self.gpu = self.device.type == "cuda"
         about = machine.description(self.device)
+        about["versions"] |= packages.versions()
         # Thread counts. On a GPU they make no difference.
         self.threads = config.threads or tuple(sorted({1, about["cores"]}))
         if self.gpu:
@@ -68,7 +68,7 @@ class Run:
             "backends": {name: [b.usable, b.reason] for name, b in sk.backends().items()},
             "seed": cases.SEED,
             "memory_kept": False,
-            "absent": absent(device=self.device),
+            "absent": packages.absent(device=self.device),
             "complete": False,
             "seconds": 0.0,
             "limits": {},

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`softdiff demo`: digits in a few minutes on two CPU cores, by the momentum and the naive sampler."""
+"""`softdiff demo`: trains on digits in a few minutes on two CPU cores, and samples with two samplers."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.image_set import load_images
-from ..diffusion import generate
-from ..errors import UserError, user_errors
+from ..data import load_images
+from ..errors import UserError, need, user_errors
+from ..files import PathText
 from ..images import labelled, save_png, tile
+from ..training.checkpoint import next_run_folder
 from ..training.config import TrainConfig
 from ..training.loop import train
-from ..training.presets import preset
-from ..training.run_folder import next_run_folder
 from ..training.weights import load_model
-from .configs import DemoConfig
 
 SAMPLER_STEPS = 300
 ROWS, COLUMNS = 4, 15
 ENLARGED = 5
 
 
-def options(config: DemoConfig, folder: Path) -> TrainConfig:
-    """How the demo trains: as `softdiff train --preset digits` does, without its grids."""
-    settings = {name: setting.value for name, setting in preset("digits").items()}
-    if config.steps is not None:
-        settings["steps"] = config.steps
-    settings.update(outdir=str(folder), sample_count=0, save_every=settings["steps"], seed=config.seed)
-    return TrainConfig(preset="digits", **settings)
+@dataclass(frozen=True)
+class DemoConfig:
+    """Train on the digits of scikit-learn for a few minutes, and show momentum beside naive samples."""
+
+    outdir: PathText = "demo"
+    """Folder for digits.png and the run."""
+    steps: int | None = None
+    """Optimiser steps. Default: those of the preset digits."""
+    sampler_steps: int | None = None
+    """Steps of both samplers. Default: 300."""
+    seed: int = 0
+    """Seed of the training."""
+
+
+def run(config: DemoConfig, argv: Sequence[str]) -> int:
+    """Runs the demo."""
+    for module in ("safetensors", "PIL", "diffusers", "sklearn"):
+        need(module, "softdiff demo")
+    demo(config)
+    return 0
+
+
+def training_options(config: DemoConfig, folder: Path) -> TrainConfig:
+    """The options of `softdiff train --preset digits`, without sample grids."""
+    changes: dict[str, Any] = {} if config.steps is None else {"steps": config.steps}
+    options = TrainConfig.from_preset(
+        "digits", outdir=str(folder), sample_count=0, seed=config.seed, **changes
+    )
+    return replace(options, save_every=options.steps)
 
 
 def enlarge(pixels: Tensor) -> Tensor:
-    """Smoothly, for eyes that find 8 x 8 squares hard to read: uint8 in, uint8 out."""
-    framed = F.pad(pixels.float(), (1, 1, 1, 1))
-    return F.interpolate(framed, scale_factor=ENLARGED, mode="bicubic").round().clamp(0, 255).byte()
+    """Enlarges images smoothly, which makes 8 x 8 pixels readable: uint8 in, uint8 out."""
+    padded = F.pad(pixels.float(), (1, 1, 1, 1))
+    return F.interpolate(padded, scale_factor=ENLARGED, mode="bicubic").round().clamp(0, 255).byte()
 
 
 def demo(config: DemoConfig, say: Callable[[str], Any] = print) -> Path:
-    """Trains, samples twice from the same weights and the same starts, draws digits.png; returns it."""
-    begun = time.perf_counter()
+    """Trains, samples with both samplers from the same weights and starts, and writes digits.png. Returns its
+    path."""
+    start = time.perf_counter()
     sampler_steps = SAMPLER_STEPS if config.sampler_steps is None else config.sampler_steps
     if sampler_steps < 1:
         raise UserError(f"--sampler-steps: expected at least 1, got {sampler_steps}")
     outdir = Path(config.outdir)
-    result = train(options(config, next_run_folder("digits", outdir)))
+    result = train(training_options(config, next_run_folder("digits", outdir)))
     if result.stopped_by is not None:
         raise KeyboardInterrupt
     trained = time.perf_counter()
@@ -60,14 +82,11 @@ def demo(config: DemoConfig, say: Callable[[str], Any] = print) -> Path:
     count = ROWS * COLUMNS
     rows = [("Real digits (scikit-learn, 8 x 8 pixels)", load_images("digits").pixels[:count])]
     for sampler in ("momentum", "naive"):
-        images = generate(
-            model.denoiser,
-            model.prior,
+        images = model.generate(
             range(count),
             sampler=sampler,
             steps=sampler_steps,
             batch=count,
-            device=device,
             progress=sys.stderr.isatty(),
         )
         rows.append((f"{sampler.capitalize()} sampler, {sampler_steps} steps", images))
@@ -75,9 +94,9 @@ def demo(config: DemoConfig, say: Callable[[str], Any] = print) -> Path:
     with user_errors():
         save_png(path, labelled([(label, tile(enlarge(x), COLUMNS)) for label, x in rows]))
     ended = time.perf_counter()
-    say(f"start of both samplers, the same for each image: {model.prior.describe()}")
+    say(f"both samplers start from the same noise, image by image: {model.prior.describe()}")
     say(
         f"real digits above momentum above naive samples: {path.resolve()} "
-        f"({ended - begun:.0f} s: training {trained - begun:.0f}, sampling {ended - trained:.0f})"
+        f"({ended - start:.0f} s: training {trained - start:.0f}, sampling {ended - trained:.0f})"
     )
     return path

@@ -13,10 +13,11 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .. import _machine
+from ..errors import UserError, install
 
 EXTRAS = ("diffusers", "tyro", "tqdm", "safetensors", "PIL", "numpy", "scipy", "sklearn", "matplotlib")
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
@@ -110,8 +111,6 @@ def _extras() -> str:
             absent.append(name)
         else:
             present.append(f"{name} {_machine.package_version(name) or 'of unknown version'}")
-    from ..errors import install
-
     return ", ".join(present) + (f"; missing: {', '.join(absent)} ({install()})" if absent else "")
 
 
@@ -159,6 +158,14 @@ def _table(rows: Iterable[tuple[str, ...]], indent: str = "") -> list[str]:
         indent + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
         for row in rows
     ]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prints the report."""
+    if argv:
+        raise UserError(f"doctor takes no options, got {' '.join(argv)}")
+    print(report())
+    return 0
 
 
 def report() -> str:

@@ -1,177 +1,208 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`softdiff sample`: images from a weights file, as PNGs, a grid, an .npz, and how they came about."""
+"""`softdiff sample`: images from a weights file, as PNGs, a grid, an .npz, and a picture of how they form."""
 
 from __future__ import annotations
 
 import io
-import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.class_choice import choose_classes, named_class
-from ..data.image_set import load_images
-from ..data.labels import MOST_SHOWN, class_table
-from ..data.npz import DAMAGED
-from ..data.sample_folder import GRID, NPZ_RECORD, RECORD, enter_folder, format_seeds, image_name, parse_seeds
-from ..diffusion import PRIORS, generate
-from ..errors import UserError, user_errors
-from ..files import check_no_folder, save_json, write_atomically
+from ..data.choices import class_list, class_names, class_table, labels_of, parse_seeds
+from ..data.sample_folder import GRID, RECORD, check_npz, enter_folder, image_name, save_npz
+from ..errors import UserError, need, user_errors
+from ..files import PathText, check_no_folder, save_json, write_atomically
 from ..images import save_png, tile
-from ..training.device import autocast, pick_device, set_precision
-from ..training.distributed import Processes, abandon, join
+from ..training.config import SAMPLER_HELP, PriorName, SamplerName
+from ..training.distributed import (
+    Processes,
+    autocast,
+    join,
+    leave_after_error,
+    pick_device,
+    set_precision,
+)
 from ..training.weights import LoadedModel, load_model
-from .configs import SampleConfig
-from .trajectory import save_trajectory
 
 GRID_MOST = 256
 SHOWN = 8
+COLUMNS = 10
+FRAMES = 48
+FRAME_MS, LAST_MS = 60, 2000
 
 
-def class_list(text: str | None, model: LoadedModel) -> list[int] | None:
-    """The classes that seeds take in turn; None for a model that knows none."""
-    if not model.classes:
-        if text is not None:
-            raise UserError("--classes: the model was trained without classes (softdiff train --conditional)")
-        return None
-    if text is None:
-        return list(range(len(model.classes)))
-    return choose_classes(text, model.classes)
+@dataclass(frozen=True)
+class SampleConfig:
+    """Generate images from a weights file."""
+
+    weights: PathText
+    """Weights file, or run folder (its newest weights)."""
+    ema: float | None = None
+    """Decay of the averaged weights to use, of those in a run folder. Default: the first."""
+    outdir: PathText = "samples"
+    """Folder for one PNG per seed, named after its seed, and for samples.json and grid.png."""
+    seeds: str = "0-63"
+    """Seeds: a range such as 0-63, a list such as 3,5,8-10, or one number. The image of a seed does not
+    depend on the other seeds, on --batch or on the number of processes."""
+    sampler: SamplerName = field(default="momentum", metadata={"help": SAMPLER_HELP})
+    steps: int = 64
+    """Sampler steps. Each evaluates the network once."""
+    variance: Literal["large", "small"] = "large"
+    """Noise that the momentum sampler adds: large (the paper's) or small (the exact posterior's)."""
+    eta: float = 0.0
+    """Noise that ddim adds, as a fraction of the exact posterior's: 0 is deterministic."""
+    prior: PriorName | None = None
+    """Start from this prior, fitted to --data, instead of the prior in the weights file."""
+    data: PathText | None = None
+    """Images to fit --prior to, as in `softdiff train`."""
+    classes: str | None = None
+    """Classes of a conditional model, which the seeds use in turn: names or numbers, such as cat,dog or 0-9;
+    name:3 or number:3 where 3 could be either. Default: all."""
+    guidance: float = 1.0
+    """Classifier-free guidance: x0_hat without a class, plus this factor times the change due to the
+    class."""
+    batch: int = 64
+    """Images per batch in each process."""
+    grid: bool = True
+    """Also write grid.png."""
+    npz: PathText | None = None
+    """Also write all images to this .npz: arr_0 uint8 [N, H, W, C], seeds, and labels with classes. A file of
+    an earlier `softdiff sample` is replaced, any other file is not."""
+    trajectory: PathText | None = None
+    """Also show how the first eight images form: a strip (.png) or an animation (.gif)."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Precision of the network, as in `softdiff train`."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    timeout: float = 600.0
+    """Seconds that a process waits for the others before it fails."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range, and for options that do not go together."""
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"--eta: expected a number in [0, 1], got {self.eta}")
+        if not math.isfinite(self.guidance):
+            raise UserError(f"--guidance: expected a finite number, got {self.guidance}")
+        for flag, sampler, changed in (
+            ("--variance", "momentum", self.variance != "large"),
+            ("--eta", "ddim", self.eta != 0),
+        ):
+            if changed and self.sampler != sampler:
+                raise UserError(f"{flag} is for --sampler {sampler}, got --sampler {self.sampler}")
+        if (self.prior is None) != (self.data is None):
+            raise UserError("--prior and --data: expected both (a prior is fitted to images) or neither")
+        if self.trajectory is not None and not self.trajectory.endswith((".png", ".gif")):
+            raise UserError(f"--trajectory: expected a name that ends in .png or .gif, got {self.trajectory}")
+        if self.npz is not None and not self.npz.endswith(".npz"):
+            raise UserError(f"--npz: expected a name that ends in .npz, got {self.npz}")
 
 
-def labels_of(seeds: Sequence[int], classes: Sequence[int] | None) -> list[int] | None:
-    """Each seed's class: a function of the seed, so that it is the same whatever is drawn beside it."""
-    return None if classes is None else [classes[seed % len(classes)] for seed in seeds]
-
-
-def choose_prior(config: SampleConfig, model: LoadedModel) -> Any:
-    """The prior of the weights file, or another one, fitted to --data."""
-    if config.prior is None or config.data is None:
-        return model.prior
-    images = load_images(config.data, model.config.size)
-    if images.shape != model.shape:
-        way = f"; `softdiff dataset --channels {model.shape[0]}` converts them"
-        raise UserError(
-            f"--data: expected images of {list(model.shape)}, got {list(images.shape)}"
-            f"{way if images.shape[0] != model.shape[0] else ''}"
-        )
-    return PRIORS[config.prior].fit(images.batches(), model.denoiser.corruption)
+def run(config: SampleConfig, argv: Sequence[str]) -> int:
+    """Generates the images."""
+    for module in ("safetensors", "PIL", "diffusers"):
+        need(module, "softdiff sample")
+    sample(config)
+    return 0
 
 
 def sampler_options(config: SampleConfig) -> dict[str, Any]:
-    """What the chosen sampler takes beside the common arguments."""
-    taken: dict[str, dict[str, Any]] = {
+    """The arguments of the chosen sampler that not all samplers have."""
+    options: dict[str, dict[str, Any]] = {
         "momentum": {"variance": config.variance},
         "ddim": {"eta": config.eta},
     }
-    return taken.get(config.sampler, {})
+    return options.get(config.sampler, {})
 
 
 def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Path]:
-    """`softdiff sample`: one PNG a seed, samples.json and a grid; returns this process's files."""
+    """Writes one PNG per seed, samples.json and a grid. Returns the files that this process wrote."""
     seeds = parse_seeds(config.seeds)
     device = pick_device(config.device)
     set_precision(config.precision)
     processes, device = join(config.timeout, device)
     try:
-        files = _sample(config, seeds, device, processes, say if processes.first else lambda _: None)
+        model = load_model(config.weights, device, config.ema)
+        files = _sample(config, seeds, model, processes, say if processes.first else lambda _: None)
         processes.close()
         return files
     except BaseException:
-        abandon()
+        leave_after_error()
         raise
 
 
 def _sample(
     config: SampleConfig,
     seeds: list[int],
-    device: torch.device,
+    model: LoadedModel,
     processes: Processes,
     say: Callable[[str], None],
 ) -> list[Path]:
-    model = load_model(config.weights, device, config.ema)
-    prior = choose_prior(config, model)
-    classes = class_list(config.classes, model)
+    prior, device = model.prior, model.device
+    if config.prior is not None and config.data is not None:
+        prior = model.fit_prior(config.prior, config.data)
+    classes = class_list(config.classes, model.classes)
     if config.guidance != 1.0 and classes is None:
         raise UserError("--guidance: the model was trained without classes (softdiff train --conditional)")
+    if config.guidance != 1.0 and model.config.class_dropout == 0:
+        raise UserError("--guidance: the model never saw an image without its class (--class-dropout 0)")
     if config.compile:
         compiled: Any = torch.compile(model.denoiser.inner_model)
         model.denoiser.inner_model = compiled
-    if config.guidance != 1.0 and model.config.class_dropout == 0:
-        raise UserError("--guidance: the model never saw an image without its class (--class-dropout 0)")
-    folder = Path(config.outdir)
-    for flag, name in (("--npz", config.npz), ("--trajectory", config.trajectory)):
-        check_no_folder(flag, name)
-    _check_no_data(config.npz)
-    with user_errors("--outdir, --npz or --trajectory: "):
-        for path in (folder, *(Path(name).parent for name in (config.npz, config.trajectory) if name)):
-            path.mkdir(parents=True, exist_ok=True)
-    common: dict[str, Any] = {
-        "sampler": config.sampler,
-        "steps": config.steps,
-        "device": device,
-        "guidance": config.guidance,
-        "options": sampler_options(config),
-    }
+    folder = _make_folders(config)
     say(
         f"{len(seeds)} images by the {config.sampler} sampler in {config.steps} steps, from the "
         f"{prior.describe()}, with the weights of step {model.step}"
     )
-    drawn = ", ".join(named_class(i, model.classes) for i in (classes or ())[:MOST_SHOWN])
-    if classes is not None and len(classes) > MOST_SHOWN:
-        drawn += f" and {len(classes) - MOST_SHOWN} more"
-    record: dict[str, Any] = {
-        "weights": os.path.abspath(config.weights),
-        "weights_digest": model.digest,
-        "step": model.step,
-        "sampler": config.sampler,
-        **sampler_options(config),
-        "steps": config.steps,
-        "prior": prior.describe(),
-        "class": None if classes is None else "all" if config.classes is None else drawn,
-        "guidance": config.guidance,
-        "precision": config.precision,
-    }
+    record = _record(config, model, prior.describe(), classes)
     if classes is not None:
-        record["classes"] = [{"number": i, "name": model.classes[i]} for i in classes]
         for line in class_table(model.classes):
             say(line)
         if config.classes is not None:
-            say(f"seeds take in turn: {drawn}")
+            say(f"seeds use in turn: {class_names(classes, model.classes)}")
 
-    # Written before the images: whatever comes, it names all that may be there.
-    processes.from_first(lambda: save_json(folder / RECORD, enter_folder(folder, record, seeds)))
-    mine = seeds[processes.rank :: processes.world]
-    files: list[Path] = []
-    kept: list[Tensor] = []
-    wanted = len(mine) if config.npz else -(-GRID_MOST // processes.world) if config.grid else 0
-    for start in range(0, len(mine), config.batch):
-        part = mine[start : start + config.batch]
-        bar = processes.first and sys.stderr.isatty()
+    def generate(part: list[int], **options: Any) -> Tensor:
         with autocast(device, config.precision):
-            images = generate(
-                model.denoiser,
-                prior,
+            return model.generate(
                 part,
-                batch=config.batch,
+                prior,
+                device=device,
+                sampler=config.sampler,
+                steps=config.steps,
+                guidance=config.guidance,
+                options=sampler_options(config),
                 labels=labels_of(part, classes),
-                progress=bar,
-                **common,
+                **options,
             )
+
+    # Written before the images, so that it names all of them whatever happens.
+    processes.from_first(lambda: save_json(folder / RECORD, enter_folder(folder, record, seeds)))
+    own_seeds = seeds[processes.rank :: processes.world]
+    files: list[Path] = []
+    collected: list[Tensor] = []
+    wanted = len(own_seeds) if config.npz else -(-GRID_MOST // processes.world) if config.grid else 0
+    for start in range(0, len(own_seeds), config.batch):
+        part = own_seeds[start : start + config.batch]
+        images = generate(part, batch=config.batch, progress=processes.first and sys.stderr.isatty())
         for seed, image in zip(part, images, strict=True):
             files.append(folder / image_name(seed))
             save_png(files[-1], image)
-        # Copies, since a slice would keep, and send, its whole batch.
-        kept.extend(image.clone() for image in images[: max(0, wanted - len(kept))])
+        # Copies, because a slice would keep, and send, its whole batch.
+        collected.extend(image.clone() for image in images[: max(0, wanted - len(collected))])
         done = min((start + len(part)) * processes.world, len(seeds))
         say(f"{done}/{len(seeds)} images in {folder}")
-    shown = _in_order(processes.gather(kept), seeds)
+    shown = _in_order(processes.gather(collected), seeds)
     if not processes.first:
         return files
     extra = [folder / RECORD]
@@ -180,63 +211,71 @@ def _sample(
         save_png(extra[-1], tile(torch.stack(shown[:GRID_MOST])))
     if config.npz:
         extra.append(Path(config.npz))
-        _save_npz(extra[-1], shown, seeds, labels_of(seeds, classes), model.classes, record)
+        save_npz(extra[-1], torch.stack(shown), seeds, record, labels_of(seeds, classes), model.classes)
     if config.trajectory:
         extra.append(Path(config.trajectory))
-        first = seeds[:SHOWN]
         states: list[Tensor] = []
-        with autocast(device, config.precision):
-            generate(
-                model.denoiser,
-                prior,
-                first,
-                batch=len(first),
-                labels=labels_of(first, classes),
-                states=states,
-                **common,
-            )
+        generate(seeds[:SHOWN], batch=SHOWN, states=states)
         save_trajectory(extra[-1], states)
     for path in extra:
         say(f"{path}")
     return files + extra
 
 
-def _check_no_data(npz: str | None) -> None:
-    """Refuses to replace an archive that no call of `softdiff sample` wrote: a data set, say."""
-    if npz is None or not Path(npz).exists():
-        return
-    try:
-        with np.load(npz, allow_pickle=False) as archive:
-            own = NPZ_RECORD in archive.files
-    except DAMAGED:
-        own = False
-    if not own:
-        raise UserError(
-            f"{npz} exists already, and is not of softdiff sample: choose another --npz, or remove it"
-        )
+def _make_folders(config: SampleConfig) -> Path:
+    """Creates the folders of all files to write; returns --outdir."""
+    folder = Path(config.outdir)
+    for flag, name in (("--npz", config.npz), ("--trajectory", config.trajectory)):
+        check_no_folder(flag, name)
+    if config.npz is not None:
+        check_npz(Path(config.npz))
+    with user_errors("--outdir, --npz or --trajectory: "):
+        for path in (folder, *(Path(name).parent for name in (config.npz, config.trajectory) if name)):
+            path.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _record(
+    config: SampleConfig, model: LoadedModel, prior: str, classes: Sequence[int] | None
+) -> dict[str, Any]:
+    """How the images are made, for samples.json and --npz."""
+    record: dict[str, Any] = {
+        "weights": os.path.abspath(config.weights),
+        "weights_digest": model.digest,
+        "step": model.step,
+        "sampler": config.sampler,
+        **sampler_options(config),
+        "steps": config.steps,
+        "prior": prior,
+        "class": None,
+        "guidance": config.guidance,
+        "precision": config.precision,
+    }
+    if classes is not None:
+        record["class"] = "all" if config.classes is None else class_names(classes, model.classes)
+        record["classes"] = [{"number": i, "name": model.classes[i]} for i in classes]
+    return record
 
 
 def _in_order(parts: list[list[Tensor]], seeds: Sequence[int]) -> list[Tensor]:
-    """The processes' images, each process's those of every so-many-th seed, in the order of the seeds."""
+    """The images of all processes in the order of the seeds. Process r of n has those of seeds r, r + n,
+    ..."""
     world = len(parts)
     places = ((i % world, i // world) for i in range(len(seeds)))
     return [parts[rank][place] for rank, place in places if place < len(parts[rank])]
 
 
-def _save_npz(
-    path: Path,
-    images: list[Tensor],
-    seeds: list[int],
-    labels: list[int] | None,
-    classes: Sequence[str],
-    record: dict[str, Any],
-) -> None:
-    """The images as [N, H, W, C], which other evaluators read as arr_0, and how they were made."""
-    pixels = torch.stack(images).permute(0, 2, 3, 1).numpy()
-    arrays: dict[str, Any] = {"arr_0": pixels, "seeds": np.array(seeds)}
-    arrays[NPZ_RECORD] = np.array(json.dumps({**record, "seeds": format_seeds(seeds)}))
-    if labels is not None:
-        arrays |= {"labels": np.array(labels), "classes": np.array(classes, dtype=str)}
+def save_trajectory(path: Path, states: Sequence[Tensor]) -> None:
+    """Writes uint8 states [B, C, H, W], from the first to the last. As .png: a row per image, with ten evenly
+    spaced times as columns. As .gif: at most 48 frames, the last one shown for two seconds."""
+    shown = COLUMNS if path.suffix == ".png" else FRAMES
+    places = torch.linspace(0, len(states) - 1, min(shown, len(states))).round().long().tolist()
+    chosen = [states[i] for i in places]
+    if path.suffix == ".png":
+        save_png(path, tile(torch.stack(chosen, dim=1).flatten(0, 1), len(chosen)))
+        return
+    frames = [tile(state) for state in chosen]
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    write_atomically(path, buffer.getvalue(), sync=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded images (PNG, JPEG, ...) into one array, wherever their bytes come from."""
+"""Images into one uint8 array [N, C, H, W]: decoding of files (PNG, JPEG, ...), channels, sizes, memory."""
 
 from __future__ import annotations
 
@@ -8,47 +8,52 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..errors import UserError, bare_reason, need
-from ..memory import is_out_of_memory
-from .formats import HEIC, UNREADABLE, formats
-from .labels import Labels
-from .names import parts_of, shown, suffix_of
-from .pixels import (
-    CHANNELS,
-    GREY_MODES,
-    MODES,
-    Found,
-    Pixels,
-    Wanted,
-    allocated,
-    check_memory,
-    cropped,
-    eight_bits,
-    grey_range,
-    has_alpha,
-    put,
-    to_mode,
-)
+from ..memory import available_memory, is_out_of_memory
+from .names import HEIC, IMAGE_ERRORS, formats, parts_of, shown, suffix_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CHUNK = 256
-UNKNOWN = "not an image that Pillow knows"
-HEIC_REASON = "Pillow reads HEIC with the package pillow-heif alone"
+Pixels = np.ndarray[Any, Any]
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+CHANNELS = {mode: channels for channels, mode in MODES.items()}
+GREY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"))
+ALPHA_MODES = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))
+WHOLE_RANGE = frozenset(("PNG", "PPM"))
+"""Formats whose mode I is 16 bits, scaled so that 65535 is white."""
 STILL = frozenset(("MPO", "PSD"))
 """Formats whose further frames are previews or layers of one picture."""
-Opened = Callable[[int], "Path | IO[bytes]"]
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+"""Tags of TIFF files."""
+LEAVE_FREE = 0.95
+CHUNK = 256
+UNKNOWN = "not an image that Pillow knows"
+HEIC_REASON = "Pillow reads HEIC only with the package pillow-heif"
+OpenImage = Callable[[int], "Path | IO[bytes]"]
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """How a data set is to be read. size: (height, width) to resize and crop to; channels: 1, 3 or 4; None
+    leaves either as it is. limit: read only this many images, from the first."""
+
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    limit: int | None = None
 
 
 @dataclass
-class Decoded:
-    """pixels: uint8 [N, C, H, W] of the images that can be read; kept: their places in the list."""
+class DecodedImages:
+    """pixels: uint8 [N, C, H, W] of the images that can be read; kept: their places in the list.
+
+    sizes, (width, height) before resizing, and modes: each with its count. By name: unreadable images, with
+    the reason; animated ones, of which only the first frame was taken."""
 
     pixels: Pixels
     kept: list[int] = field(default_factory=list)
@@ -57,15 +62,135 @@ class Decoded:
     unreadable: dict[str, str] = field(default_factory=dict)
     animated: dict[str, str] = field(default_factory=dict)
 
-    def found(self, labels: Labels, others: dict[str, str] | None = None) -> Found:
-        """With the labels of the whole list, and what else lies beside the images."""
-        kept = labels.take(self.kept)
-        told = (self.sizes, self.modes, self.unreadable, self.animated)
-        return Found(self.pixels, kept, *told, others or {})
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuses `needed` bytes if they exceed what memory has free, less a margin."""
+    room = available_memory()
+    if room is not None and needed > room * LEAVE_FREE:
+        raise UserError(
+            f"{what} need {needed:,} bytes, and {room:,} bytes of memory are free; a smaller --image-size, "
+            "or fewer images, would fit"
+        )
+
+
+def unreadable_reason(error: Exception) -> str:
+    """Why a file cannot be read. Running out of memory says nothing about the file and is raised again."""
+    if is_out_of_memory(error):
+        raise error
+    return bare_reason(error)
+
+
+def has_alpha(image: Image) -> bool:
+    """Whether an image has transparency: a channel of its own, a palette entry, or one colour."""
+    return image.mode in ALPHA_MODES or "transparency" in image.info
+
+
+def grey_range(image: Image) -> tuple[int, bool] | None:
+    """The level of white of a grey image deeper than 8 bits, and whether 0 is white; None for any other
+    image.
+
+    Call it on an image as it was opened: a TIFF file's tags say what its mode does not. ValueError, with
+    what to do, if the levels of black and white are not known.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = max(tags.get(BITS_PER_SAMPLE, (8,)))
+    deep = image.mode.startswith("I")
+    kind = ""
+    if image.mode == "F":
+        kind = "floating-point numbers"
+    elif 2 in tags.get(SAMPLE_FORMAT, ()):
+        kind = "signed numbers"
+    elif image.mode == "I" and image.format not in WHOLE_RANGE:
+        kind = f"{bits}-bit numbers" if tags else "whole numbers of more than 16 bits"
+    if kind:
+        raise ValueError(
+            f"pixels are {kind}, whose range is not known: scale them so that black is 0 and white the "
+            "largest number, and save them with 8 or 16 bits"
+        )
+    return (2**bits - 1 if tags else 65535, tags.get(PHOTOMETRIC) == 0) if deep else None
+
+
+def eight_bits(image: Image, white: int, zero_is_white: bool) -> Image:
+    """Deep grey as L, or as LA if one level is transparent. A level v becomes floor(255 v / white). Pillow
+    would clip at 255, and drop the transparency."""
+    pil = need("PIL.Image", "reading images")
+    levels = np.asarray(image).astype(np.int64).clip(0, white)
+    grey = pil.fromarray(((white - levels if zero_is_white else levels) * 255 // white).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if clear is None:
+        return grey
+    return pil.merge("LA", (grey, pil.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))))
+
+
+def to_mode(image: Image, mode: str) -> Image:
+    """The image as L, RGB or RGBA. Where alpha has to go, the image is laid over black."""
+    pil = need("PIL.Image", "reading images")
+    if mode != "RGBA" and has_alpha(image):
+        black = pil.new("RGBA", image.size, (0, 0, 0, 255))
+        black.alpha_composite(image.convert("RGBA"))
+        image = black.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def cropped(image: Image, size: tuple[int, int]) -> Image:
+    """Resized so that it just covers `size`, (height, width), and cropped to its centre."""
+    pil = need("PIL.Image", "resizing")
+    high, wide = size
+    if image.height * wide >= image.width * high:
+        width, height = wide, max(high, round(image.height * wide / image.width))
+        enlarged = wide > image.width
+    else:
+        width, height = max(wide, round(image.width * high / image.height)), high
+        enlarged = high > image.height
+    filtered = image.resize((width, height), pil.Resampling.BICUBIC if enlarged else pil.Resampling.LANCZOS)
+    left, top = (width - wide) // 2, (height - high) // 2
+    return filtered.crop((left, top, left + wide, top + high))
+
+
+def from_array(array: Pixels, request: ReadRequest) -> Pixels:
+    """uint8 [N, H, W, C] as [N, C, H, W] of the requested size and channels.
+
+    Four channels are RGBA: resized with colours weighted by alpha. Two are resized one by one.
+    """
+    array = array[: request.limit]
+    count, height, width, channels = array.shape
+    mode = MODES[request.channels or channels]
+    size = request.size or (height, width)
+    if size == (height, width) and CHANNELS[mode] == channels:
+        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    pil = need("PIL.Image", "resizing")
+    out = _allocated((count, CHANNELS[mode], *size))
+
+    def fitted(image: Image) -> Image:
+        return image if size == (height, width) else cropped(image, size)
+
+    for i, pixels in enumerate(array):
+        if mode == "LA":
+            for channel in range(2):
+                image = pil.fromarray(np.ascontiguousarray(pixels[..., channel]))
+                out[i, channel] = np.asarray(fitted(image))
+        else:
+            image = pil.fromarray(np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels))
+            _put(out, i, fitted(to_mode(image, mode)))
+    return out
+
+
+def _put(out: Pixels, i: int, image: Image) -> None:
+    """Stores an image as out[i], [C, H, W]."""
+    pixels = np.asarray(image)
+    out[i] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _allocated(shape: tuple[int, ...]) -> Pixels:
+    """An uninitialised uint8 array. UserError with the bytes needed if memory has no room for it."""
+    check_memory(int(np.prod(shape, dtype=object)), f"{shape[0]} images of {list(shape[1:])} (C, H, W)")
+    return np.empty(shape, np.uint8)
 
 
 @dataclass(frozen=True)
-class _One:
+class _DecodedImage:
+    """image: converted and resized; mode, size, grey, alpha: of the image as it was stored."""
+
     image: Image
     mode: str
     size: tuple[int, int]
@@ -74,8 +199,8 @@ class _One:
     animated: bool
 
 
-def _one(source: Path | IO[bytes], mode: str | None, wanted: Wanted) -> _One | str:
-    """An image as `mode`, or as its own kind asks; or the reason why it cannot be read."""
+def _decode_image(source: Path | IO[bytes], mode: str | None, request: ReadRequest) -> _DecodedImage | str:
+    """An image as `mode`, or without one as its own channels require; or the reason why it cannot be read."""
     pil = need("PIL.Image", "reading images")
     operations = need("PIL.ImageOps", "reading images")
     try:
@@ -87,99 +212,97 @@ def _one(source: Path | IO[bytes], mode: str | None, wanted: Wanted) -> _One | s
         grey, alpha, size, stored = image.mode in GREY_MODES, has_alpha(image), image.size, image.mode
         if levels is not None:
             image = eight_bits(image, *levels)
-        image = to_mode(image, mode or _mode(not grey, not alpha))
-        image = image if wanted.size is None else cropped(image, wanted.size)
-        return _One(image, stored, size, grey, alpha, animated)
+        image = to_mode(image, mode or _common_mode(not grey, not alpha))
+        image = image if request.size is None else cropped(image, request.size)
+        return _DecodedImage(image, stored, size, grey, alpha, animated)
     except pil.UnidentifiedImageError:
-        return UNKNOWN  # its own words name an object in memory
-    except (*UNREADABLE, pil.DecompressionBombError) as error:
-        if is_out_of_memory(error):
-            raise
-        return bare_reason(error)
+        return UNKNOWN  # Pillow's own text names an object in memory
+    except (*IMAGE_ERRORS, pil.DecompressionBombError) as error:
+        return unreadable_reason(error)
 
 
 def _is_animated(image: Image) -> bool:
-    """Whether there are more frames; a damaged second one does not spoil the first, which is read."""
+    """Whether there are more frames. If the second is damaged, the first can still be read."""
     try:
         return bool(getattr(image, "is_animated", False))
-    except UNREADABLE:
+    except IMAGE_ERRORS:
         return True
 
 
-def _mode(colour: bool, opaque: bool) -> str:
+def _common_mode(colour: bool, opaque: bool) -> str:
     """The mode of a set in which some images have colour, and some no alpha."""
     return ("RGB" if colour else "L") if opaque else "RGBA"
 
 
-def decode(names: Sequence[str], opened: Opened, wanted: Wanted, where: str) -> Decoded:
+def decode(names: Sequence[str], open_image: OpenImage, request: ReadRequest, where: str) -> DecodedImages:
     """Decodes every image that can be read straight into the array that is returned.
 
-    names: how messages call the images; opened(i): the path of image i, or its bytes. All grey images
-    give one channel, images that all have alpha four (RGBA), others three, alpha laid over black. Which
-    of them it is shows on the way: where an image changes it, decoding starts over, so that every image
-    goes the same way whatever their order. Raises UserError where no image can be read, where sizes
-    differ and none is wanted, and where memory has no room.
+    names: the images' names in messages; open_image(i): the path of image i, or its bytes. Without requested
+    channels, grey images give one channel, images that all have alpha four (RGBA), and others three, alpha
+    laid over black. The channel count is inferred while decoding; if a later image changes it, decoding
+    restarts, so that every image is converted in the same way whatever their order. Raises UserError if no
+    image can be read, if sizes differ and none is requested, and if memory has no room.
     """
     if not names:
         raise UserError(f"{where}: expected at least one image, found none")
-    if wanted.size is not None:  # before the first of them is enlarged
-        height, width = wanted.size
-        needed = len(names) * (wanted.channels or 1) * height * width
+    if request.size is not None:  # before the first of them is enlarged
+        height, width = request.size
+        needed = len(names) * (request.channels or 1) * height * width
         check_memory(needed, f"{len(names)} images of {width} x {height}")
     colour = opaque = False
-    mode = None if wanted.channels is None else MODES[wanted.channels]
+    mode = None if request.channels is None else MODES[request.channels]
     while True:
-        found = Decoded(np.empty(0, np.uint8))
+        result = DecodedImages(np.empty(0, np.uint8))
         restart = False
         first = ""
-        for i, one in _each(len(names), opened, mode, wanted):
-            if isinstance(one, str):
-                heic = one == UNKNOWN and suffix_of(parts_of(names[i])) in HEIC
-                found.unreadable[names[i]] = HEIC_REASON if heic else one
+        for i, decoded in _decode_each(len(names), open_image, mode, request):
+            if isinstance(decoded, str):
+                heic = decoded == UNKNOWN and suffix_of(parts_of(names[i])) in HEIC
+                result.unreadable[names[i]] = HEIC_REASON if heic else decoded
                 continue
-            if wanted.channels is None:
-                colour, opaque = colour or not one.grey, opaque or not one.alpha
-                before, mode = mode, _mode(colour, opaque)
-                if one.image.mode != mode or before not in (None, mode):
+            if request.channels is None:
+                colour, opaque = colour or not decoded.grey, opaque or not decoded.alpha
+                before, mode = mode, _common_mode(colour, opaque)
+                if decoded.image.mode != mode or before not in (None, mode):
                     restart = True
                     break
-            if not found.kept:
+            if not result.kept:
                 first = names[i]
-                shape = (len(names), CHANNELS[one.image.mode], one.image.height, one.image.width)
-                found.pixels = allocated(shape)
-            elif found.pixels.shape[2:] != (one.image.height, one.image.width):
-                height, width = found.pixels.shape[2:]
+                shape = (CHANNELS[decoded.image.mode], decoded.image.height, decoded.image.width)
+                result.pixels = _allocated((len(names), *shape))
+            elif result.pixels.shape[2:] != (decoded.image.height, decoded.image.width):
+                height, width = result.pixels.shape[2:]
                 raise UserError(
                     f"expected images of one size, got {width} x {height} in {shown(first)} and "
-                    f"{one.size[0]} x {one.size[1]} in {shown(names[i])}; --image-size N resizes and "
+                    f"{decoded.size[0]} x {decoded.size[1]} in {shown(names[i])}; --image-size N resizes and "
                     "crops them all to N x N"
                 )
-            put(found.pixels, len(found.kept), one.image)
-            found.kept.append(i)
-            found.sizes[one.size] += 1
-            found.modes[one.mode] += 1
-            if one.animated:
-                found.animated[names[i]] = ""
+            _put(result.pixels, len(result.kept), decoded.image)
+            result.kept.append(i)
+            result.sizes[decoded.size] += 1
+            result.modes[decoded.mode] += 1
+            if decoded.animated:
+                result.animated[names[i]] = ""
         if restart:
             continue
-        if not found.kept:
-            name, reason = next(iter(found.unreadable.items()))
+        if not result.kept:
+            name, reason = next(iter(result.unreadable.items()))
             raise UserError(f"{where}: none of its {len(names)} images can be read; {shown(name)}: {reason}")
-        found.pixels = found.pixels[: len(found.kept)]
-        return found
+        result.pixels = result.pixels[: len(result.kept)]
+        return result
 
 
-def _each(count: int, opened: Opened, mode: str | None, wanted: Wanted) -> Iterator[tuple[int, _One | str]]:
+def _decode_each(
+    count: int, open_image: OpenImage, mode: str | None, request: ReadRequest
+) -> Iterator[tuple[int, _DecodedImage | str]]:
     """Every image in order. A few hundred at a time, so that threads do not run ahead of memory."""
 
-    def load(i: int) -> _One | str:
+    def load(i: int) -> _DecodedImage | str:
         try:
-            source = opened(i)
-        except UNREADABLE as error:
-            if is_out_of_memory(error):
-                raise
-            return bare_reason(error)
-        return _one(source, mode, wanted)
+            source = open_image(i)
+        except IMAGE_ERRORS as error:
+            return unreadable_reason(error)
+        return _decode_image(source, mode, request)
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         for start in range(0, count, CHUNK):

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distances between two sets of images by their features: Fréchet (Heusel et al. 2017) and kernel
-(Bińkowski et al. 2018). They know nothing of where the features come from."""
+(Bińkowski et al. 2018), whatever network the features come from; and METRICS, the list of what `softdiff
+evaluate` computes, from which `--metric`, its help and a test of the docs derive."""
 
 from __future__ import annotations
 
-import io
 import math
-import zipfile
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-
-from ..errors import UserError
-from ..files import write_atomically
 
 Array = np.ndarray[Any, Any]
 
@@ -24,8 +21,8 @@ def _float64(values: Tensor | Array) -> Array:
 
 
 def _root(covariance: Array) -> Array:
-    """R [K, D] with R^T R = covariance. By Cholesky where that goes, an order of magnitude faster;
-    else by eigenvectors, without the directions whose variance is rounding."""
+    """R [K, D] with R^T R = covariance. By Cholesky if the matrix allows it, an order of magnitude faster;
+    otherwise by eigenvectors, without the directions whose variance is rounding error."""
     symmetric = (covariance + covariance.T) / 2
     try:
         factor: Array = np.linalg.cholesky(symmetric).T
@@ -44,7 +41,7 @@ def frechet_distance(
 
     mean1, mean2: [D]; cov1, cov2: [D, D], symmetric, possibly singular. In units of a squared
     feature; computed in float64. Dowson & Landau 1982; for images Heusel et al. 2017, eq. 6.
-    Raises ValueError where shapes do not fit or a number is not finite.
+    Raises ValueError if shapes do not fit or a number is not finite.
     """
     m1, s1, m2, s2 = (_float64(x) for x in (mean1, cov1, mean2, cov2))
     d = m1.size
@@ -54,7 +51,7 @@ def frechet_distance(
     if not all(np.isfinite(x).all() for x in (m1, s1, m2, s2)):
         raise ValueError("frechet_distance: expected finite means and covariances")
     # With S = R^T R, tr (S1 S2)^(1/2) is the sum of the singular values of R1 R2^T. The eigenvalues of
-    # S1 S2 would be their squares, with half the digits left in the small ones.
+    # S1 S2 are their squares, in which the small ones would keep only half their digits.
     shared = np.linalg.svd(_root(s1) @ _root(s2).T, compute_uv=False).sum()
     difference = m1 - m2
     distance = difference @ difference + np.trace(s1) + np.trace(s2) - 2 * shared
@@ -65,7 +62,7 @@ class FeatureStatistics:
     """Mean and covariance of features that come in batches, in float64.
 
     Batches are merged by Chan, Golub & LeVeque 1979, so that features far from 0 lose no digits.
-    source: which images and which features, in words.
+    source: a description of the images and the features.
     """
 
     def __init__(self, source: str = "") -> None:
@@ -105,40 +102,12 @@ class FeatureStatistics:
     def covariance(self) -> Array:
         """float64 [D, D], with N - 1 in the denominator. Raises ValueError below two images."""
         if self.count < 2:
-            raise ValueError(f"FeatureStatistics: a covariance takes at least 2 images, got {self.count}")
+            raise ValueError(f"FeatureStatistics: a covariance needs at least 2 images, got {self.count}")
         return self._scatter / (self.count - 1)
 
     def distance(self, other: FeatureStatistics) -> float:
-        """The Fréchet distance to other images' statistics."""
+        """The Fréchet distance to the statistics of other images."""
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
-
-    def save(self, path: str | Path) -> None:
-        """An .npz file with `mu` and `sigma` (the names that EDM and pytorch-fid read), `count` and
-        `source`. Raises UserError where it cannot be written."""
-        buffer = io.BytesIO()
-        sigma, count = self.covariance, np.int64(self.count)
-        np.savez(buffer, mu=self.mean, sigma=sigma, count=count, source=np.str_(self.source))
-        write_atomically(Path(path), buffer.getvalue())
-
-    @classmethod
-    def load(cls, path: str | Path) -> FeatureStatistics:
-        """Reads what `save` writes. Raises UserError, one sentence, for a file without these arrays."""
-        wanted = f"{path}: expected an .npz file with mu [D], sigma [D, D] and count"
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                if missing := {"mu", "sigma", "count"} - set(archive.files):
-                    raise UserError(f"{wanted}, got one without {' and '.join(sorted(missing))}")
-                mean, sigma = _float64(archive["mu"]), _float64(archive["sigma"])
-                count = int(archive["count"])
-                found = cls(str(archive["source"]) if "source" in archive.files else "")
-        except UserError:
-            raise
-        except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{wanted} ({error})") from error
-        if mean.ndim != 1 or sigma.shape != (mean.size, mean.size) or count < 2:
-            raise UserError(f"{wanted} of 2 or more, got {list(mean.shape)}, {list(sigma.shape)} and {count}")
-        found.count, found._mean, found._scatter = count, mean, sigma * (count - 1)
-        return found
 
 
 def kernel_distance(
@@ -154,7 +123,7 @@ def kernel_distance(
 
     features1 [N, D], features2 [M, D], at least 2 rows each; a subset is no larger than the smaller
     set. Being unbiased, it can be negative. Bińkowski et al. 2018, section 4. Raises ValueError
-    where shapes do not fit or a number is not finite.
+    if shapes do not fit or a number is not finite.
     """
     x, y = _float64(features1), _float64(features2)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
@@ -166,12 +135,12 @@ def kernel_distance(
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("kernel_distance: expected finite features")
     order = np.random.default_rng(seed)
-    found = []
+    estimates = []
     for _ in range(subsets):
         a = x[order.choice(len(x), size, replace=False)]
         b = y[order.choice(len(y), size, replace=False)]
-        found.append(_discrepancy(a, b))
-    return float(np.mean(found)), float(np.std(found))
+        estimates.append(_discrepancy(a, b))
+    return float(np.mean(estimates)), float(np.std(estimates))
 
 
 def _discrepancy(a: Array, b: Array) -> float:
@@ -179,3 +148,59 @@ def _discrepancy(a: Array, b: Array) -> float:
     n, d = a.shape
     within = [(k.sum() - np.trace(k)) / (n * (n - 1)) for k in ((s @ s.T / d + 1) ** 3 for s in (a, b))]
     return math.fsum((*within, -2 * ((a @ b.T / d + 1) ** 3).mean()))
+
+
+def _frechet(ours: Tensor, theirs: Tensor, seed: int) -> tuple[float, float | None]:
+    """No random numbers are drawn, and there is no spread."""
+    return FeatureStatistics().update(ours).distance(FeatureStatistics().update(theirs)), None
+
+
+def _kernel(ours: Tensor, theirs: Tensor, seed: int) -> tuple[float, float | None]:
+    return kernel_distance(ours, theirs, seed=seed)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A distance on the features of one network.
+
+    title: its name in results; summary: in the help of `--metric`. features: of the user's own `classifier`,
+    or of `inception`. distance(ours, theirs, seed): features [N, D] and [M, D] to the value, and its spread
+    over random subsets if it has one. fewest: images below which it is refused without `--num`. published:
+    images that published figures are computed from, 0 if there are none.
+    """
+
+    title: str
+    summary: str
+    features: str
+    distance: Callable[[Tensor, Tensor, int], tuple[float, float | None]]
+    fewest: int
+    published: int = 0
+
+
+METRICS = {
+    # Several images for each of 64 features.
+    "classifier": Metric(
+        "classifier Fréchet distance",
+        "Fréchet distance on a small classifier's features",
+        "classifier",
+        _frechet,
+        fewest=500,
+    ),
+    # Several images for each of 2048 features.
+    "fid": Metric(
+        "FID (Fréchet inception distance)",
+        "Fréchet distance on Inception's features",
+        "inception",
+        _frechet,
+        fewest=10_000,
+        published=50_000,
+    ),
+    # It has no bias; this is the size of its subsets.
+    "kid": Metric(
+        "KID (kernel inception distance)",
+        "kernel distance on Inception's features",
+        "inception",
+        _kernel,
+        fewest=1_000,
+    ),
+}

@@ -1,19 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer's network: diffusers' U-Net, fitted to the data's channels and size."""
+"""What a run is built from, made from its options: the images, the corruption, the prior and the network.
+
+The network is the U-Net of diffusers, fitted to the channels and the size of the images.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..diffusion import Corruption, PowerSpectrum
-from ..errors import UserError, need
-from ..spectrum import heat_gain
-from .config import TrainConfig
+from ..data import ImageSet, find_source, load_images
+from ..diffusion import (
+    PRIORS,
+    SCHEDULES,
+    Corruption,
+    PowerSpectrum,
+    Prior,
+    Schedule,
+    ScheduleOptions,
+    prior_from_state,
+)
+from ..errors import UserError, need, user_errors
+from .checkpoint import Checkpoint
+from .config import TrainConfig, is_schedule_file
 
 TIME_SCALE = 1000.0
 SMALLEST = 4
@@ -21,13 +36,63 @@ ATTENTION_UP_TO = 16
 SCALE_NODES = 257
 
 
+def load_data(config: TrainConfig) -> ImageSet:
+    """The images of a run; UserError where they lack the labels or channels that the options ask for."""
+    images = load_images(config.data, config.size, need_labels=config.conditional)
+    channels = images.shape[0]
+    if config.channels not in (None, channels):
+        preset = f" (preset {config.preset})" if config.preset else ""
+        raise UserError(
+            f"{config.data}: expected images of {config.channels} channels{preset}, got {channels}; convert "
+            f"them with `softdiff dataset --channels {config.channels}`, or give --channels {channels}"
+        )
+    return images
+
+
+def check_data_exists(data: str, started_in: str | None) -> None:
+    """Raises UserError where the images of a resumed run are missing, with the folder that it was started
+    in."""
+    if find_source(data) is not None or Path(data).exists():
+        return
+    elsewhere = started_in not in (None, os.getcwd())
+    where = f" here, nor in {started_in}, where the run was started" if elsewhere else ""
+    raise UserError(f"{data}: no such file or folder{where}; give the path of the run's images as --data")
+
+
+def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, Schedule | None]:
+    """The corruption that --schedule names, for these images; and its schedule, if it has one."""
+    if config.schedule in SCHEDULES:
+        if config.schedule == "wasserstein":
+            need("scipy.sparse", "the Wasserstein schedule")
+        ranges = config.blur_std_max, config.noise_std_min, config.noise_std_max
+        with user_errors(f"--schedule {config.schedule}: "):
+            return SCHEDULES[config.schedule].make(images, ScheduleOptions(config.nodes, *ranges))
+    if not is_schedule_file(config.schedule):
+        wanted = f"{', '.join(SCHEDULES)} or a schedule file"
+        raise UserError(f"--schedule: expected {wanted}, got {config.schedule!r}")
+    with user_errors():
+        schedule = Schedule.load(config.schedule, image_size=images.shape[1:])
+    return Corruption.from_schedule(schedule), schedule
+
+
+def fit_prior(name: str, images: ImageSet, corruption: Corruption) -> Prior:
+    """The prior of this name (in PRIORS), fitted to images."""
+    return PRIORS[name].fit(images.batches(), corruption)
+
+
+def saved_process(checkpoint: Checkpoint) -> tuple[Corruption, Prior]:
+    """The corruption and the prior in a checkpoint."""
+    corruption = Corruption.from_dict(checkpoint.meta.get("corruption", {}))
+    return corruption, prior_from_state(checkpoint.meta.get("prior", {}), checkpoint.part("prior"))
+
+
 def default_multipliers(height: int, width: int) -> tuple[int, ...]:
-    """1 2 2 2, cut so that the coarsest level keeps at least 4 pixels a side."""
+    """1 2 2 2, or fewer levels, so that the coarsest level has at least 4 pixels a side."""
     levels = 1 + int(math.log2(max(1, min(height, width) // SMALLEST)))
     return (1, 2, 2, 2)[: max(1, min(levels, 4))]
 
 
-# diffusers' names of the down and the up block, without and with attention.
+# The names of diffusers for the down and the up block, without and with attention.
 BLOCKS = {
     "ddpm": (("DownBlock2D", "UpBlock2D"), ("AttnDownBlock2D", "AttnUpBlock2D")),
     "ncsnpp": (("SkipDownBlock2D", "SkipUpBlock2D"), ("AttnSkipDownBlock2D", "AttnSkipUpBlock2D")),
@@ -37,18 +102,19 @@ BLOCKS = {
 class UNet(nn.Module):
     """`f(x, t, class_labels) -> [B, C, H, W]` for images of any size, t in [0, 1].
 
-    The image is padded at its lower and right edge, by repeating the last row and column, to what
-    the levels divide, and cut back after. patch x patch pixels go in, and come out, as channels of one. t
-    goes in as 1000 t: the sine embedding's wavelengths are made for 0 to 1000, and would hardly tell two t
-    in [0, 1] apart.
+    The image is padded at its lower and right edge, by repeating the last row and column, to a size that the
+    levels divide; the output is cropped back. Patches of patch x patch pixels enter and leave as channels.
+    The network gets 1000 t: the wavelengths of its sine embedding are made for 0 to 1000 and hardly
+    distinguish two t in [0, 1].
 
-    What the last layer gives is multiplied by `scale`, float32 [257], linear in t between its nodes:
-    the deviation of what is to be predicted. A residual x_0 - x_t grows sixtyfold from t = 0 to 1, and
-    without it the network would spend its training on learning that. What goes in is divided by
-    `input_scale`, the deviation of x_t. The last layer starts at 0.
+    The output of the last layer is multiplied by `scale`, float32 [257], linear in t between its nodes: the
+    standard deviation of what is predicted. A residual x_0 - x_t grows sixtyfold from t = 0 to 1, and without
+    the scale the network would spend its training on learning that. The input is divided by `input_scale`,
+    the standard deviation of x_t. The last layer starts at 0.
 
     network: "ddpm", or "ncsnpp": the progressive, residual blocks of Song et al. 2021 at 1 / sqrt(2).
-    classes: of a conditional network; label `classes`, also where no labels are given, is "any".
+    classes: their number, for a conditional network; the label `classes`, which is also used where no labels
+    are given, means any class.
     """
 
     scale: Tensor
@@ -75,19 +141,19 @@ class UNet(nn.Module):
         multipliers = multipliers or default_multipliers(*size)
         self.patch = patch
         self.stride = patch * 2 ** (len(multipliers) - 1)
-        divisor = 32 if network == "ncsnpp" else 4  # NCSN++'s norms have up to 32 groups
+        divisor = 32 if network == "ncsnpp" else 4  # the norms of NCSN++ have up to 32 groups
         if width % divisor:
             raise UserError(f"--width: expected a multiple of {divisor}, got {width}")
         if network == "ncsnpp" and (channels, patch) != (3, 1):
             got = f"{channels} channels and --patch {patch}"
             raise UserError(
-                f"--network ncsnpp: expected 3 channels and no patches, as diffusers' blocks do, got {got}"
+                f"--network ncsnpp: expected 3 channels and no patches, which diffusers needs, got {got}"
             )
         sides = [max(size) / 2**i for i in range(len(multipliers))]
         attends = [i > 0 and side <= ATTENTION_UP_TO for i, side in enumerate(sides)]
         form: dict[str, Any] = {"norm_num_groups": math.gcd(8, width)}
         if network == "ncsnpp":
-            # As in Song et al., attention at one size alone; their groups are a quarter of the channels.
+            # As in Song et al.: attention at one size only, and groups of a quarter of the channels.
             first = next((i for i, attend in enumerate(attends) if attend), None)
             attends = [i == first for i in range(len(attends))]
             form = {"norm_num_groups": None, "norm_eps": 1e-6, "mid_block_scale_factor": math.sqrt(2)}
@@ -101,7 +167,7 @@ class UNet(nn.Module):
             down_block_types=tuple(down for down, _ in kinds),
             up_block_types=tuple(up for _, up in reversed(kinds)),
             attention_head_dim=None,
-            # Added before a norm, as by default, t would vanish where a group has one channel.
+            # By default t is added before a norm, where it vanishes if a group has one channel.
             resnet_time_scale_shift="scale_shift",
             dropout=dropout,
             num_class_embeds=classes + 1 if classes else None,
@@ -113,32 +179,35 @@ class UNet(nn.Module):
         self.register_buffer("input_scale", torch.ones(SCALE_NODES) if input_scale is None else input_scale)
 
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """x: [B, C, H, W]; t: [B]; class_labels: int64 [B], of a conditional network alone."""
+        """x: [B, C, H, W]; t: [B]; class_labels: int64 [B], for a conditional network only."""
         if self.classes and class_labels is None:
             class_labels = torch.full_like(t, self.classes, dtype=torch.int64)
         height, width = x.shape[-2:]
         below, right = -height % self.stride, -width % self.stride
-        x = x / _at(self.input_scale, t).to(x.dtype)
+        x = x / _interpolated(self.input_scale, t).to(x.dtype)
         padded = F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
         patches = F.pixel_unshuffle(padded, self.patch)
         out: Tensor = self.net(patches, t * TIME_SCALE, class_labels=class_labels).sample
-        return F.pixel_shuffle(out, self.patch)[..., :height, :width] * _at(self.scale, t).to(out.dtype)
+        return F.pixel_shuffle(out, self.patch)[..., :height, :width] * _interpolated(self.scale, t).to(
+            out.dtype
+        )
 
 
-def _at(nodes: Tensor, t: Tensor) -> Tensor:
-    """Linear between even nodes over [0, 1]: [B, 1, 1, 1] of t [B]."""
+def _interpolated(nodes: Tensor, t: Tensor) -> Tensor:
+    """The values at t [B], linear between evenly spaced nodes over [0, 1]: [B, 1, 1, 1]."""
     place = t.float().clamp(0, 1) * (SCALE_NODES - 1)
     left = place.long().clamp(max=SCALE_NODES - 2)
     return torch.lerp(nodes[left], nodes[left + 1], place - left).view(-1, 1, 1, 1)
 
 
 def scales(spectrum: PowerSpectrum, corruption: Corruption) -> tuple[Tensor, Tensor]:
-    """Root mean squares of x_0 - x_t and of x_t over images and elements at 257 even times, float32 [257].
+    """Root mean squares of x_0 - x_t and of x_t, over images and elements, at 257 evenly spaced t: float32
+    [257].
 
     `mean_k (1 - m_t(k))^2 P_k + noise_std(t)^2` and `mean_k m_t(k)^2 P_k + noise_std(t)^2`, by Parseval.
     """
     t = torch.linspace(0, 1, SCALE_NODES, dtype=torch.float64)
-    gain = heat_gain(corruption.blur_std(t), *spectrum.image_size)
+    gain = corruption.gain(t)
     noise = corruption.noise_std(t).square()
     lost = ((1 - gain).square() * spectrum.power).mean(dim=(1, 2, 3))
     left = (gain.square() * spectrum.power).mean(dim=(1, 2, 3))
@@ -152,8 +221,8 @@ def build_model(
     input_scale: Tensor | None = None,
     classes: int = 0,
 ) -> UNet:
-    """The network for images of shape (C, H, W), with weights drawn from the run's seed alone; torch's
-    global generator is left as it was."""
+    """The network for images of shape (C, H, W). Its weights depend only on the seed of the run; torch's
+    global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return UNet(

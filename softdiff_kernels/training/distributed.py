@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of one run, as torchrun starts them; alone, everything here does nothing."""
+"""The processes of a run, as torchrun starts them, and the device and precision that each works in.
+
+In a run of one process the methods of `Processes` do nothing.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,13 +19,46 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import UserError
+from ..memory import is_out_of_memory
 
 Value = TypeVar("Value")
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` is a GPU if there is one. UserError for a device that is missing or is
+    neither the CPU nor a CUDA GPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = "expected auto, cpu, cuda or cuda:N"
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+        raise UserError(f"--device: {wanted}, got {name!r}; softdiff runs on the CPU and on CUDA GPUs")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        why = str(error).splitlines()[0]
+        raise UserError(f"--device: {wanted}, got {name!r}, which is not usable here ({why})") from None
+    return device
+
+
+def set_precision(precision: str) -> None:
+    """Turns TF32 products on for precision tf32, and off for every other."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which the network runs: bfloat16 or float16 under autocast, or neither."""
+    low = AUTOCAST.get(precision)
+    return torch.autocast(device.type, low) if low else nullcontext()
 
 
 def _variable(name: str, default: int) -> int:
-    """A whole number that torchrun sets; the default where it is not set, or empty."""
+    """A variable of torchrun as a whole number; the default where it is not set or empty."""
     text = os.environ.get(name, "").strip()
     if not text:
         return default
@@ -33,7 +69,7 @@ def _variable(name: str, default: int) -> int:
 
 
 def world_size() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """The number of processes that torchrun started; 1 without torchrun."""
     world = _variable("WORLD_SIZE", 1)
     if world < 1:
         raise UserError(f"WORLD_SIZE: expected at least 1, got {world}")
@@ -41,21 +77,22 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """The number of this process among them; 0 without torchrun."""
-    found, world = _variable("RANK", 0), world_size()
-    if found >= world:
-        raise UserError(f"RANK: expected under {world}, the WORLD_SIZE (1 where it is not set), got {found}")
-    return found
+    """The index of this process; 0 without torchrun."""
+    number, world = _variable("RANK", 0), world_size()
+    if number >= world:
+        raise UserError(f"RANK: expected under {world}, the WORLD_SIZE (1 where it is not set), got {number}")
+    return number
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, which is that of its GPU."""
+    """The index of this process on its machine, which is also the index of its GPU."""
     return _variable("LOCAL_RANK", 0)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """rank of world. control: a gloo group for what the host decides, beside the gradients' own group."""
+    """This process is number `rank` of `world`. control: a gloo group for decisions of the host; gradients
+    use the default group."""
 
     rank: int = 0
     world: int = 1
@@ -63,42 +100,42 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes the files and the lines."""
+        """Whether this process writes the files and prints."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether the flag is set in any process."""
         if self.world == 1:
             return flag
-        said = torch.tensor([int(flag)])
-        dist.all_reduce(said, dist.ReduceOp.MAX, group=self.control)
-        return bool(said.item())
+        flags = torch.tensor([int(flag)])
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control)
+        return bool(flags.item())
 
     def sum(self, values: Tensor) -> Tensor:
-        """Added over the processes: float64, on the CPU."""
+        """The sum over the processes: float64, on the CPU."""
         total = values.double().cpu()
         if self.world > 1:
             dist.all_reduce(total, group=self.control)
         return total
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What the first process makes, told to all; a UserError of it is raised in all."""
+        """Calls `make` in the first process and returns its result in all; a UserError is raised in all."""
         if self.world == 1:
             return make()
-        told: list[Any] = [None, None]
+        sent: list[Any] = [None, None]  # the result, the error
         if self.first:
             try:
-                told[0] = make()
+                sent[0] = make()
             except (UserError, OSError) as error:
-                told[1] = str(error)
-        dist.broadcast_object_list(told, src=0, group=self.control)
-        if told[1] is not None:
-            raise UserError(told[1])
-        made: Value = told[0]
+                sent[1] = str(error)
+        dist.broadcast_object_list(sent, src=0, group=self.control)
+        if sent[1] is not None:
+            raise UserError(sent[1])
+        made: Value = sent[0]
         return made
 
     def gather(self, mine: Any) -> list[Any]:
-        """What every process has, in the order of their ranks, to all."""
+        """The values of all processes, in the order of their ranks, in each process."""
         if self.world == 1:
             return [mine]
         everyone: list[Any] = [None] * self.world
@@ -106,36 +143,36 @@ class Processes:
         return everyone
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Leaves the group, after all processes have finished."""
         if self.world > 1:
             dist.destroy_process_group()
 
 
 def join(timeout: float, device: torch.device) -> tuple[Processes, torch.device]:
-    """The processes that torchrun started this one among, alone without it; and where this one works.
+    """The processes that torchrun started, or this one alone; and the device of this process.
 
-    timeout: seconds after which waiting for the others is an error. device: cpu, or cuda, of which each
-    process of a machine takes its own.
+    timeout: seconds after which waiting for another process is an error. device: cpu, or cuda, of which each
+    process on a machine takes its own.
     """
-    rank()  # refused here, in words, as the next
+    rank()  # a wrong RANK or WORLD_SIZE is a UserError
     if world_size() == 1 or not os.environ.get("RANK", "").strip():
         return Processes(), device
     missing = [name for name in RANK_VARIABLES if not os.environ.get(name, "").strip()]
     if missing:
         raise UserError(f"RANK is set but {', '.join(missing)} is not: start several processes by torchrun")
-    place, _ = local_rank(), _variable("MASTER_PORT", 0)
+    gpu, _ = local_rank(), _variable("MASTER_PORT", 0)
     if not dist.is_available():
         raise UserError("several processes need a torch with torch.distributed")
     cuda = device.type == "cuda"
     if cuda:
         if device.index is not None:
             raise UserError(f"--device: expected cuda, each process takes its own, got {device}")
-        if place >= torch.cuda.device_count():
+        if gpu >= torch.cuda.device_count():
             raise UserError(
-                f"expected at most as many processes as GPUs, {torch.cuda.device_count()}, got number "
-                f"{place} (counted from 0)"
+                f"expected at most as many processes as GPUs, {torch.cuda.device_count()}, got process "
+                f"{gpu} (counted from 0)"
             )
-        device = torch.device("cuda", place)
+        device = torch.device("cuda", gpu)
         torch.cuda.set_device(device)
     limit = timedelta(seconds=timeout)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
@@ -143,8 +180,8 @@ def join(timeout: float, device: torch.device) -> tuple[Processes, torch.device]
     return Processes(dist.get_rank(), dist.get_world_size(), control), device
 
 
-def abandon() -> None:
-    """Leaves the group after an error, without waiting for the others."""
+def leave_after_error() -> None:
+    """Leaves the group without waiting for the other processes."""
     if dist.is_available() and dist.is_initialized():
         with suppress(Exception):
             dist.destroy_process_group()

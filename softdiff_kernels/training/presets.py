@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Presets of `softdiff train`: what Soft Diffusion's paper is known to have used, and our choices beside it.
+"""Presets of `softdiff train`: the values that the paper of Soft Diffusion is known to use, and our own.
 
 Sources: "paper" is Daras et al. 2022 (arXiv 2209.05442), directly or as two independent implementations
-quote its appendix; "ncsn++" is the default of Song et al. 2021, whose network the paper builds on and which
-stands in where the paper's own value is not known; "ours" is neither.
+quote its appendix. "ncsn++" is the default of Song et al. 2021, whose network the paper builds on; it is used
+where the paper's own value is not known. "ours" is neither.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ..errors import UserError
-
 
 class Setting(NamedTuple):
-    """An option's value, and whose it is."""
+    """The value of an option, and its source."""
 
     value: Any
     source: str
@@ -78,14 +76,14 @@ PRESETS: dict[str, dict[str, Setting]] = {
         **_METHOD,
         **_SMALL,
         "data": _ours("digits"),
-        # As for mnist below: half the distance.
+        # As for mnist below; here half the distance.
         "loss": _ours("plain"),
         "channels": _ours(1),
         "steps": _ours(1800),
         "batch": _ours(128),
         "lr": _ours(1.5e-3),
         "warmup": _ours(100),
-        # The paper's 0.10 is for 64 px. Of 8 px there are too few to average it away, so it takes less.
+        # The paper's 0.10 is for 64 px. At 8 px fewer pixels average the noise, so less is used.
         "noise_std_min": _ours(0.003),
         "noise_std_max": _ours(0.03),
         "log_every": _ours(100),
@@ -95,8 +93,8 @@ PRESETS: dict[str, dict[str, Setting]] = {
     "mnist": {
         **_METHOD,
         **_SMALL,
-        # After so few images errors behind the blur, which the soft loss does not see, spoil what the
-        # sampler brings out next: three times the distance (docs/experiments.md).
+        # After so little training, errors at frequencies that the blur removes, which the soft loss does not
+        # see, harm the sampler's next steps: three times the distance (docs/experiments.md).
         "loss": _ours("plain"),
         "channels": _ours(1),
         "image_size": _ours((28,)),
@@ -111,10 +109,3 @@ PRESETS: dict[str, dict[str, Setting]] = {
     "cifar10": {**_LARGE, "image_size": _paper((32,))},
     "celeba64": {**_LARGE, "image_size": _paper((64,)), "blur_std_max": _paper(23.0)},
 }
-
-
-def preset(name: str) -> dict[str, Setting]:
-    """The settings of a preset; UserError for an unknown name."""
-    if name not in PRESETS:
-        raise UserError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return PRESETS[name]

@@ -1,74 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A weights file as a model that is ready to sample."""
+"""Loads a weights file as a model that is ready to sample."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..diffusion import Corruption, SoftDenoiser, prior_from_state
-from ..errors import UserError, user_errors
-from ..memory import is_out_of_memory
-from .build import build_model
-from .checkpoint import Checkpoint, find, load_checkpoint, numbered, weights_kind
+from ..data import load_images
+from ..diffusion import Prior, SoftDenoiser, generate
+from ..errors import UserError
+from .build import build_model, fit_prior, saved_process
+from .checkpoint import Checkpoint, find, fitting, load_checkpoint, numbered, weights_kind
 from .config import TrainConfig
 
 
 @dataclass
 class LoadedModel:
-    """What a weights file holds, ready to sample: shape is (C, H, W); classes, of a conditional model."""
+    """The content of a weights file. shape: (C, H, W); classes: the names, for a conditional model; file:
+    its path, if it was read from one."""
 
     denoiser: SoftDenoiser
-    prior: Any
+    prior: Prior
     shape: tuple[int, int, int]
     config: TrainConfig
     step: int
     classes: tuple[str, ...] = ()
     digest: str | None = None
+    file: str = ""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.denoiser.parameters()).device
+
+    def fit_prior(self, name: str, data: str) -> Prior:
+        """Another prior (a name in PRIORS), fitted to the images that --data names."""
+        images = load_images(data, self.config.size)
+        if images.shape != self.shape:
+            channels = self.shape[0]
+            advice = f"; `softdiff dataset --channels {channels}` converts them"
+            raise UserError(
+                f"--data: expected images of {list(self.shape)}, got {list(images.shape)}"
+                f"{advice if images.shape[0] != channels else ''}"
+            )
+        return fit_prior(name, images, self.denoiser.corruption)
+
+    def generate(self, seeds: Sequence[int], prior: Prior | None = None, **options: Any) -> Tensor:
+        """Images, one per seed: uint8 [N, C, H, W]. options: as in `diffusion.generate`. prior: instead of
+        the one in the file."""
+        start = self.prior if prior is None else prior
+        return generate(self.denoiser, start, seeds, **options)
 
 
 def restore(checkpoint: Checkpoint, part: str, path: object, device: torch.device) -> LoadedModel:
-    """The model in a checkpoint, with the weights under `part` (`model` or `ema`)."""
+    """The model in a checkpoint, with the weights in `part` (`model` or `ema`)."""
     meta = checkpoint.meta
-    try:
-        with user_errors(f"{path}: "):
-            config = TrainConfig.from_dict(meta["config"])
-            channels, height, width = meta["shape"]
-            corruption = Corruption.from_dict(meta["corruption"])
-            prior = prior_from_state(meta["prior"], checkpoint.part("prior"))
-            classes = tuple(meta.get("classes", ()))
-            model = build_model(config, (channels, height, width), classes=len(classes))
-            model.load_state_dict(checkpoint.part(part))
-            step = int(meta["step"])
-    except (KeyError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0]
-        what = f"{type(error).__name__}: {reason}"
-        raise UserError(f"{path}: its parts do not fit together ({what})") from error
+    with fitting(path, "together"):
+        config = TrainConfig.from_dict(meta["config"])
+        channels, height, width = meta["shape"]
+        corruption, prior = saved_process(checkpoint)
+        classes = tuple(meta.get("classes", ()))
+        model = build_model(config, (channels, height, width), classes=len(classes))
+        model.load_state_dict(checkpoint.part(part))
+        step = int(meta["step"])
     denoiser = SoftDenoiser(model, corruption, config.prediction).to(device).eval()
     return LoadedModel(denoiser, prior, (channels, height, width), config, step, classes, checkpoint.digest)
 
 
 def load_model(path: str, device: torch.device, ema: float | None = None) -> LoadedModel:
-    """The averaged model in a weights file, or in the newest one of a run folder (of this decay)."""
+    """The averaged model in a weights file, or in the newest weights file of a run folder (with this
+    decay)."""
     file = _find(path, ema)
     checkpoint = load_checkpoint(file, "weights")
     if ema not in (None, checkpoint.meta.get("ema")):
-        raise UserError(f"--ema: expected {checkpoint.meta.get('ema')}, which {file} holds, got {ema}")
-    return restore(checkpoint, "model", file, device)
+        raise UserError(f"--ema: expected {checkpoint.meta.get('ema')}, which {file} contains, got {ema}")
+    model = restore(checkpoint, "model", file, device)
+    model.file = str(file)
+    return model
 
 
 def _find(path: str, ema: float | None) -> Path:
-    """The file itself, or the newest in a folder: the first average's, or another's by its decay."""
+    """The file itself, or the newest in a folder: that of the first average, or that of another by its
+    decay."""
     if ema is not None and numbered(Path(path), weights_kind(ema)):
         return find(path, weights_kind(ema))
     return find(path, "weights")

@@ -214,7 +214,7 @@ def test_missing_and_broken_packages_are_named_with_the_reason(monkeypatch):
         return real(name, package)
 
     monkeypatch.setattr(importlib, "import_module", load)
-    reasons = baselines.absent(8, 8)
+    reasons = packages.absent(8, 8)
     assert reasons["torch-dct"] == "not installed: pip install torch-dct"
     assert reasons["dctorch"] == "does not import: No module named 'scipy.fft'"
     assert reasons["torchvision"] == (
@@ -231,5 +231,5 @@ def test_missing_and_broken_packages_are_named_with_the_reason(monkeypatch):
 
 
 def test_what_is_too_slow_or_on_the_wrong_device_is_named():
-    assert "512 px" in baselines.absent(1024, 1024)["scipy.ndimage"]
-    assert baselines.absent(8, 8, "meta")["scipy.ndimage"] == "runs on the CPU alone"
+    assert "512 px" in packages.absent(1024, 1024)["scipy.ndimage"]
+    assert packages.absent(8, 8, "meta")["scipy.ndimage"] == "runs on the CPU alone"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from typing import Any
@@ -193,6 +194,17 @@ def test_the_table_follows_the_numbers() -> None:
     assert "| 0.98 %" in text and "| 37.50 %" in text and "| tiny, 10.0 M" in text
     hidden = row(1.0, 0.25, Timing(1.0, 0.5, 1.5, 2, 0.9))
     assert "| 37.50 % (?)" in steps.table([hidden])
+
+
+def test_the_plan_has_every_network_at_every_size() -> None:
+    """Rule: three networks at three sizes, each a call that can be made; quick, the small one alone."""
+    full, quick = list(steps.plan(CPU, False)), list(steps.plan(CPU, True))
+    assert {step.args[:2] for _, step in full} == {
+        (n, size) for n in steps.NETWORKS for size in (32, 64, 128)
+    }
+    assert len(full) == 9 and [name for name, _ in quick] == ["small U-Net, 32 px, batch 4"]
+    for _, step in [*full, *quick]:
+        inspect.signature(step.func).bind(*step.args, **step.keywords)
 
 
 def test_the_paper_sized_network() -> None:

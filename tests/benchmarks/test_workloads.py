@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable
@@ -181,10 +182,13 @@ def test_ctrl_c_keeps_the_rows_so_far(tmp_path: Path) -> None:
 
 
 def test_the_plans_name_each_workload_once() -> None:
-    """Rule: the full plan has all six workloads, the quick one too, under names of their own."""
+    """Rule: the full plan has all six workloads, the quick one too, under names of their own, with arguments
+    that they take."""
     for quick in (False, True):
         steps = list(workloads.plan(CPU, quick))
         names = [name for name, _ in steps]
         assert len(set(names)) == len(names)
+        for _, step in steps:
+            inspect.signature(step.func).bind(*step.args, **step.keywords)
         functions = {step.func for _, step in steps}
         assert functions == {cold_loop, pipeline, sheet, small_batches, statistics, tiny_network}

@@ -26,11 +26,13 @@ import softdiff_kernels
 from softdiff_kernels import caches, cli
 from softdiff_kernels.backends import triton as backends_of_triton
 from softdiff_kernels.bench.config import BenchConfig, CompareConfig
-from softdiff_kernels.cli import COMMANDS, main
-from softdiff_kernels.commands import doctor
-from softdiff_kernels.commands.configs import DemoConfig, SampleConfig, ScheduleConfig
+from softdiff_kernels.cli import main
+from softdiff_kernels.commands import COMMANDS, doctor
 from softdiff_kernels.commands.dataset import DatasetConfig
-from softdiff_kernels.commands.evaluate_config import EvaluateConfig
+from softdiff_kernels.commands.demo import DemoConfig
+from softdiff_kernels.commands.evaluate import EvaluateConfig
+from softdiff_kernels.commands.sample import SampleConfig
+from softdiff_kernels.commands.schedule import ScheduleConfig
 from softdiff_kernels.training.config import TrainConfig
 from softdiff_kernels.training.weights import load_model
 
@@ -113,10 +115,10 @@ def test_resume_by_the_command_line(run: Path, tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "steps 2 to 3" in said
     # A line to copy, whatever the folder's name.
-    line = next(line for line in said.splitlines() if line.startswith("done; draw images by: "))
+    line = next(line for line in said.splitlines() if line.startswith("done; sample with: "))
     assert shlex.split(line)[-1] == str(tmp_path / "go on" / "weights-00000003.safetensors")
     argv = ["train", "--resume", str(run), "--batch", "2", "--duration", "100", "--allow-changes"]
-    assert "--duration: a run that goes on with another --batch takes --steps" in refused(capsys, *argv)
+    assert "--duration: a run that is resumed with another --batch takes --steps" in refused(capsys, *argv)
     assert "--width: expected 8" in refused(capsys, "train", "--resume", str(run), "--width", "16")
 
 
@@ -437,8 +439,8 @@ def test_a_plot_is_drawn_whole_or_not_at_all(
 ) -> None:
     figure = pytest.importorskip("matplotlib.figure")
 
-    def full(_: object, path: str, **options: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def full(_: object, file: Any, **options: Any) -> None:
+        file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(figure.Figure, "savefig", full)
@@ -458,10 +460,10 @@ def test_a_plot_is_drawn_whole_or_not_at_all(
 
 
 def test_ctrl_c_within_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(_: object) -> int:
+    def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.RUN, "doctor", interrupted)
+    monkeypatch.setattr(cli, "run_command", interrupted)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "softdiff: stopped\n"
 
@@ -472,7 +474,7 @@ def test_no_memory_is_a_sentence_in_every_command(
     """Rule: Python's, torch's on the CPU and on a GPU; an error of another kind keeps its traceback."""
 
     def failing(error: Exception) -> Any:
-        def run(_: object) -> int:
+        def run(*_: object) -> int:
             raise error
 
         return run
@@ -482,10 +484,10 @@ def test_no_memory_is_a_sentence_in_every_command(
         *(MemoryError(), RuntimeError(f"{text}you tried to allocate 40 bytes. Error code 12")),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     ):
+        monkeypatch.setattr(cli, "run_command", failing(error))
         for command in COMMANDS:
-            monkeypatch.setitem(cli.RUN, command, failing(error))
-            assert "out of " in refused(capsys, command)
-    monkeypatch.setitem(cli.RUN, "doctor", failing(RuntimeError("a mistake of ours")))
+            assert "out of " in refused(capsys, *command.split())
+    monkeypatch.setattr(cli, "run_command", failing(RuntimeError("a mistake of ours")))
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         main(["doctor"])
 

@@ -18,7 +18,7 @@ from PIL import Image
 from softdiff_kernels.cli import main
 from softdiff_kernels.commands import dataset
 from softdiff_kernels.commands.dataset import DatasetConfig, convert, moments
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 from softdiff_kernels.errors import UserError
 
 
@@ -58,10 +58,10 @@ def test_folder_zip_npz_and_back_hold_the_same_images_and_labels(tmp_path: Path,
     # Grey with alpha becomes RGBA where it is read.
     assert whole.shape[0] == (4 if channels == 2 else channels)
     for path in (first, second, third):
-        found = load_images(path, need_labels=True)
-        assert torch.equal(found.pixels, whole.pixels)
-        assert found.labels is not None and found.labels.tolist() == [0, 0, 1, 1]
-        assert found.classes == ("a", "b")
+        loaded = load_images(path, need_labels=True)
+        assert torch.equal(loaded.pixels, whole.pixels)
+        assert loaded.labels is not None and loaded.labels.tolist() == [0, 0, 1, 1]
+        assert loaded.classes == ("a", "b")
     # The same images make the same file.
     assert Path(first).read_bytes() == Path(third).read_bytes()
 
@@ -145,10 +145,12 @@ def test_moments_are_those_of_numpy() -> None:
 def test_channels_limit_and_size_are_obeyed(pets: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "a.npz")
     convert(DatasetConfig(str(pets), out=out, channels=1, limit=3, image_size=(2,)), lambda line: None)
-    found = load_images(out)
-    assert found.pixels.shape == (3, 1, 2, 2)
+    loaded = load_images(out)
+    assert loaded.pixels.shape == (3, 1, 2, 2)
     # A class of which the first images show nothing is a class all the same.
-    assert found.labels is not None and found.labels.tolist() == [0, 0, 1] and found.classes == ("cat", "dog")
+    assert (
+        loaded.labels is not None and loaded.labels.tolist() == [0, 0, 1] and loaded.classes == ("cat", "dog")
+    )
     one = load_images(str(pets))
     for source in (str(pets), out):
         path = str(tmp_path / f"rgba-{Path(source).stem}.zip")
@@ -193,7 +195,7 @@ def test_a_full_disk_leaves_neither_half_a_file_nor_the_old_one_touched(
 
     monkeypatch.setattr(os, "fsync", full)
     config = DatasetConfig(str(pets), out=str(out), overwrite=True)
-    kept = "the file that it was to replace is untouched"
+    kept = "the existing file is unchanged"
     assert refusal(config) == f"cannot write {out}: No space left on device; {kept}"
     assert out.read_bytes() == b"before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pets", name]
@@ -220,7 +222,7 @@ def test_what_cannot_be_converted_is_refused(pets: Path, tmp_path: Path) -> None
     assert f"there is no folder {away.parent}" in refusal(DatasetConfig(str(pets), out=str(away)))
     bad = {"a.png": png(random_pixels()), "dataset.json": labels_json(("a.png", -1))}
     zipped = str(pack(tmp_path / "bad.zip", bad))
-    assert "--no-labels goes on without labels" in refusal(DatasetConfig(zipped))
+    assert "--no-labels continues without labels" in refusal(DatasetConfig(zipped))
     assert any(line.endswith("1 images") for line in lines(DatasetConfig(zipped, labels=False)))
     np.savez(tmp_path / "la.npz", images=random_pixels(shape=(2, 4, 6, 2)))
     two = DatasetConfig(str(tmp_path / "la.npz"), out=str(tmp_path / "la.zip"))
@@ -237,11 +239,11 @@ def test_the_command_line(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(argv) == 0
     said = capsys.readouterr().out
     assert "size: 5 x 3" in said and f"wrote {out}" in said
-    found = load_images(out)
-    assert found.shape == (1, 3, 5) and found.labels is None
+    loaded = load_images(out)
+    assert loaded.shape == (1, 3, 5) and loaded.labels is None
     assert main(argv) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("softdiff: error: ") and "--overwrite" in told and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("softdiff: error: ") and "--overwrite" in output and output.count("\n") == 1
     assert main(["dataset", str(tmp_path / "missing")]) == 2
     assert "no such file or folder" in capsys.readouterr().err
     assert main(["dataset", str(pets), "--channels", "2"]) == 2

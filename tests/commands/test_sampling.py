@@ -18,8 +18,7 @@ pytest.importorskip("diffusers")
 
 from training_runs import CPU, small
 
-from softdiff_kernels.commands.configs import SampleConfig
-from softdiff_kernels.commands.sample import sample
+from softdiff_kernels.commands.sample import SampleConfig, sample
 from softdiff_kernels.diffusion import generate
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.loop import train
@@ -85,7 +84,7 @@ def test_a_folder_holds_images_of_one_making(weights: Path, tmp_path: Path) -> N
     record = json.loads((tmp_path / "samples.json").read_text())
     # A grid of the seeds before would show other images than the record names.
     assert record["seeds"] == "0-5" and not (tmp_path / "grid.png").exists()
-    with pytest.raises(UserError, match=r"holds 4 images already, .*000002\.png, made otherwise \(steps\)"):
+    with pytest.raises(UserError, match=r"already holds 4 images, .*000002\.png, made differently \(steps\)"):
         quiet(dataclasses.replace(once, seeds="0-1", steps=2))
     assert json.loads((tmp_path / "samples.json").read_text()) == record
     assert len(list(tmp_path.iterdir())) == 7
@@ -95,7 +94,7 @@ def test_a_folder_holds_images_of_one_making(weights: Path, tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.png"))
     quiet(dataclasses.replace(once, seeds="0-5", steps=2))
     (tmp_path / "samples.json").unlink()
-    with pytest.raises(UserError, match=r"holds 6 images already, .*000000\.png, without a samples\.json"):
+    with pytest.raises(UserError, match=r"already holds 6 images, .*000000\.png, without a samples\.json"):
         quiet(once)
 
 
@@ -191,8 +190,11 @@ def test_low_precision_and_compiling_draw_nearly_the_same(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"variance": "small", "sampler": "ddim"}, "--variance is of --sampler momentum, got --sampler ddim"),
-        ({"eta": 0.5}, "--eta is of --sampler ddim, got --sampler momentum"),
+        (
+            {"variance": "small", "sampler": "ddim"},
+            "--variance is for --sampler momentum, got --sampler ddim",
+        ),
+        ({"eta": 0.5}, "--eta is for --sampler ddim, got --sampler momentum"),
         ({"eta": 2.0, "sampler": "ddim"}, r"--eta: expected a number in \[0, 1\], got 2"),
         ({"prior": "plain"}, "--prior and --data: expected both"),
         ({"trajectory": "path.mp4"}, "--trajectory: expected a name that ends in .png or .gif"),
@@ -218,7 +220,10 @@ def test_a_file_that_is_not_of_sampling_is_not_replaced(weights: Path, tmp_path:
     before = npz.read_bytes()
     folder = tmp_path / "dir.npz"
     folder.mkdir()
-    for path, words in ((npz, "exists already, and is not of softdiff sample"), (folder, "got the folder")):
+    for path, words in (
+        (npz, "exists already and was not written by softdiff sample"),
+        (folder, "got the folder"),
+    ):
         with pytest.raises(UserError, match=words):
             quiet(dataclasses.replace(config, npz=str(path)))
     assert npz.read_bytes() == before and not (tmp_path / "out").exists()

@@ -5,13 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from softdiff_kernels.data.sample_folder import (
-    format_seeds,
-    image_name,
-    named_seeds,
-    parse_numbers,
-    parse_seeds,
-)
+from softdiff_kernels.data.choices import format_seeds, parse_numbers, parse_seeds
+from softdiff_kernels.data.sample_folder import image_name, named_seeds
 from softdiff_kernels.errors import UserError
 
 

@@ -118,9 +118,9 @@ def test_errors_that_mean_that_memory_ran_out() -> None:
         said = out_of_memory(error)
         assert said.startswith("out of GPU memory" if error in (gpu, blas) else "out of memory")
         assert "need less" in said and "\n" not in said
-    assert "4.00 EiB more were asked for" in out_of_memory(numpys.value)
-    assert f"{2**62} bytes more were asked for" in out_of_memory(torchs.value)
-    assert "20.00 GiB more were asked for" in out_of_memory(gpu)
+    assert "4.00 EiB more were requested" in out_of_memory(numpys.value)
+    assert f"{2**62} bytes more were requested" in out_of_memory(torchs.value)
+    assert "20.00 GiB more were requested" in out_of_memory(gpu)
     for other in (RuntimeError("shapes differ"), ValueError("out of memory"), OSError(28, "No space")):
         assert not is_out_of_memory(other)
 
@@ -138,7 +138,7 @@ torch.set_num_threads(1)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20),) * 2)
 if sys.argv[1] == "unknown":
-    softdiff_kernels.data.pixels.available_memory = lambda: None
+    softdiff_kernels.data.decode.available_memory = lambda: None
 sys.exit(main(["dataset", sys.argv[2]]))
 """
     for room, words in (("known", "bytes of memory are free"), ("unknown", "out of memory")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from softdiff_kernels.data.class_choice import choose_classes
+from softdiff_kernels.data.choices import choose_classes
 from softdiff_kernels.errors import UserError
 
 TEXT_ORDER = ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9")

@@ -13,7 +13,7 @@ from image_files import pack, random_pixels
 from PIL import Image
 
 from softdiff_kernels.commands.dataset import DatasetConfig, convert
-from softdiff_kernels.data.image_set import ImageOrder, load_images
+from softdiff_kernels.data import ImageOrder, load_images
 from softdiff_kernels.errors import UserError
 
 
@@ -38,13 +38,13 @@ def test_folder_is_read_recursively_in_order_and_exactly(tmp_path: Path) -> None
     first = picture(tmp_path / "a" / "one.png", seed=1)
     second = picture(tmp_path / "b.PNG", seed=2)
     (tmp_path / "notes.txt").write_text("not an image")
-    found = load_images(str(tmp_path))
+    loaded = load_images(str(tmp_path))
     # PNG is lossless, so every byte must arrive, H x W and not W x H, sorted by path.
     expected = np.stack([first, second]).transpose(0, 3, 1, 2)
-    assert found.pixels.dtype == torch.uint8
-    assert found.shape == (3, 4, 6)
-    assert np.array_equal(found.pixels.numpy(), expected)
-    assert found.name == tmp_path.name
+    assert loaded.pixels.dtype == torch.uint8
+    assert loaded.shape == (3, 4, 6)
+    assert np.array_equal(loaded.pixels.numpy(), expected)
+    assert loaded.name == tmp_path.name
 
 
 def test_grey_folder_has_one_channel_and_one_colour_image_makes_it_three(tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def test_image_size_crops_the_centre_after_resizing_the_shorter_side(tmp_path: P
 def test_npz_layouts(tmp_path: Path, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.savez(tmp_path / "set.npz", **{name: pixels}, labels=np.arange(shape[0]))
-    found = load_images(str(tmp_path / "set.npz"))
-    assert found.shape == expected
+    loaded = load_images(str(tmp_path / "set.npz"))
+    assert loaded.shape == expected
     last = pixels if pixels.ndim == 4 else pixels[..., None]
-    assert np.array_equal(found.pixels.numpy(), last.transpose(0, 3, 1, 2))
+    assert np.array_equal(loaded.pixels.numpy(), last.transpose(0, 3, 1, 2))
 
 
 def test_npy_is_read_as_the_array_of_an_npz(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_npy_is_read_as_the_array_of_an_npz(tmp_path: Path) -> None:
     as the other of the two kinds is a sentence."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
     np.save(tmp_path / "set.npy", pixels)
-    found = load_images(str(tmp_path / "set.npy"))
-    assert np.array_equal(found.pixels.numpy(), pixels.transpose(0, 3, 1, 2)) and found.name == "set"
-    found.pixels[0] = 0  # a copy, not the file
+    loaded = load_images(str(tmp_path / "set.npy"))
+    assert np.array_equal(loaded.pixels.numpy(), pixels.transpose(0, 3, 1, 2)) and loaded.name == "set"
+    loaded.pixels[0] = 0  # a copy, not the file
     assert np.array_equal(np.load(tmp_path / "set.npy"), pixels)
     assert load_images(str(tmp_path / "set.npy"), 3).shape == (3, 3, 3)
     np.save(tmp_path / "grey.npy", pixels[..., 0])
@@ -128,17 +128,17 @@ def test_npy_is_read_as_the_array_of_an_npz(tmp_path: Path) -> None:
 
 def test_npz_is_resized_with_any_number_of_channels(tmp_path: Path) -> None:
     np.savez(tmp_path / "flat.npz", images=np.full((2, 6, 4, 2), 77, dtype=np.uint8))
-    found = load_images(str(tmp_path / "flat.npz"), 3)
+    loaded = load_images(str(tmp_path / "flat.npz"), 3)
     # A flat image is flat at every size.
-    assert found.shape == (2, 3, 3)
-    assert found.pixels.unique().tolist() == [77]
+    assert loaded.shape == (2, 3, 3)
+    assert loaded.pixels.unique().tolist() == [77]
 
 
 def test_digits_fill_the_range_of_uint8() -> None:
-    found = load_images("digits")
+    loaded = load_images("digits")
     # 1797 images of 17 levels, 0 to 16, spread over 0 to 255: level k is round(k * 255 / 16).
-    assert found.pixels.shape == (1797, 1, 8, 8)
-    assert found.pixels.unique().tolist() == [round(k * 255 / 16) for k in range(17)]
+    assert loaded.pixels.shape == (1797, 1, 8, 8)
+    assert loaded.pixels.unique().tolist() == [round(k * 255 / 16) for k in range(17)]
     assert load_images("digits", 16).shape == (1, 16, 16)
 
 
@@ -181,20 +181,20 @@ def test_an_unreadable_image_among_good_ones_is_counted(
     good = picture(tmp_path / "b.png")
     for i in range(7):
         (tmp_path / f"a{i}.png").write_bytes(b"no picture")
-    found = load_images(str(tmp_path))
-    assert np.array_equal(found.pixels[0].numpy().transpose(1, 2, 0), good) and len(found.pixels) == 1
-    told = capsys.readouterr().err
-    assert "7 of 8 images cannot be read and are left out" in told and told.count("\n") == 1
-    assert "a0.png" in told and "a4.png" in told and "a5.png" not in told and "and 2 more" in told
+    loaded = load_images(str(tmp_path))
+    assert np.array_equal(loaded.pixels[0].numpy().transpose(1, 2, 0), good) and len(loaded.pixels) == 1
+    output = capsys.readouterr().err
+    assert "7 of 8 images cannot be read and are left out" in output and output.count("\n") == 1
+    assert "a0.png" in output and "a4.png" in output and "a5.png" not in output and "and 2 more" in output
 
 
 def test_digest_tells_pixels_and_shapes_apart() -> None:
-    found = load_images("digits")
-    other = type(found)(found.pixels.clone(), "renamed")
-    assert other.digest() == found.digest()
+    loaded = load_images("digits")
+    other = type(loaded)(loaded.pixels.clone(), "renamed")
+    assert other.digest() == loaded.digest()
     other.pixels[5, 0, 3, 3] ^= 1
-    assert other.digest() != found.digest()
-    assert type(found)(found.pixels.view(1797, 1, 4, 16), "digits").digest() != found.digest()
+    assert other.digest() != loaded.digest()
+    assert type(loaded)(loaded.pixels.view(1797, 1, 4, 16), "digits").digest() != loaded.digest()
 
 
 def test_every_image_comes_once_an_epoch_whatever_the_batch() -> None:

@@ -15,7 +15,7 @@ from image_files import animation, encoded, fill, message, pack, png, random_pix
 from PIL import Image, features
 
 from softdiff_kernels.commands.dataset import DatasetConfig, convert
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_content_decides_what_an_image_is(name: str, form: str, tmp_path: Path) 
     with Image.open(fill(tmp_path / "set", files) / name) as opened:
         expected = np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
     for source in (tmp_path / "set", pack(tmp_path / "set.zip", files)):
-        found = load_images(str(source))
-        assert len(found.pixels) == 2 and np.array_equal(found.pixels[0].numpy(), expected)
+        loaded = load_images(str(source))
+        assert len(loaded.pixels) == 2 and np.array_equal(loaded.pixels[0].numpy(), expected)
 
 
 def test_every_other_file_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,10 +50,10 @@ def test_every_other_file_is_counted_and_named(tmp_path: Path, capsys: pytest.Ca
     }
     for source in (fill(tmp_path / "set", files), pack(tmp_path / "set.zip", files)):
         assert len(load_images(str(source)).pixels) == 1
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1 and "6 other files are left out: " in told and "and 1 more" in told
+        output = capsys.readouterr().err
+        assert output.count("\n") == 1 and "6 other files are left out: " in output and "and 1 more" in output
         for part in ("b/film.mp4 (not an image)", "c.csv (not an image)", "e.nef (raw photographs"):
-            assert part in told
+            assert part in output
         said: list[str] = []
         convert(DatasetConfig(str(source)), said.append)
         # A drawing is a program, and no picture; the smaller preview in a raw photograph is not the picture.
@@ -63,8 +63,8 @@ def test_every_other_file_is_counted_and_named(tmp_path: Path, capsys: pytest.Ca
         tmp_path / "many", {"a.png": random_pixels(), **{f"{'n' * 200}{i:04}.txt": b"" for i in range(99)}}
     )
     load_images(str(many))
-    told = capsys.readouterr().err
-    assert "99 other files" in told and "and 94 more" in told and len(told) < 1000
+    output = capsys.readouterr().err
+    assert "99 other files" in output and "and 94 more" in output and len(output) < 1000
     said = []
     convert(DatasetConfig(str(many)), said.append)
     assert "other files, left out: 99" in said and said[-1] == "  and 79 more"
@@ -85,8 +85,8 @@ def test_links_to_folders_and_pipes_are_told_of(tmp_path: Path, capsys: pytest.C
     (folder / "dog").symlink_to(tmp_path / "elsewhere")
     os.mkfifo(folder / "pipe.png")
     assert len(load_images(str(folder)).pixels) == 1
-    told = capsys.readouterr().err
-    assert "2 other files are left out: dog (a link to a folder), pipe.png (not a regular file)" in told
+    output = capsys.readouterr().err
+    assert "2 other files are left out: dog (a link to a folder), pipe.png (not a regular file)" in output
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="Pillow reads HEIC here")
@@ -95,9 +95,9 @@ def test_heic_without_its_package_is_unreadable_and_says_what_reads_it(
 ) -> None:
     heic = b"\0\0\0\x18ftypheic" + bytes(60)
     load_images(str(fill(tmp_path, {"a.png": random_pixels(), "phone.HEIC": heic, "phone": heic})))
-    told = capsys.readouterr().err
-    assert "1 of 2 images cannot be read" in told and "phone.HEIC (Pillow reads HEIC with" in told
-    assert "1 other file is left out: phone (not an image)" in told
+    output = capsys.readouterr().err
+    assert "1 of 2 images cannot be read" in output and "phone.HEIC (Pillow reads HEIC only with" in output
+    assert "1 other file is left out: phone (not an image)" in output
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -111,12 +111,12 @@ def test_of_an_animation_the_first_frame_is_taken_and_that_is_told_once(
     if form == "GIF":
         # Damage behind the first frame does not spoil it.
         fill(source, {"0.gif": animation("GIF")[:-12]})
-    found = load_images(str(source))
+    loaded = load_images(str(source))
     # The first frame is grey 10; WebP may move it by a level.
-    assert np.abs(found.pixels[:7].numpy().astype(int) - 10).max() <= 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "and 2 more" in told
-    assert "7 of 9 images have several frames or pages; the first is taken" in told
+    assert np.abs(loaded.pixels[:7].numpy().astype(int) - 10).max() <= 1
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and "and 2 more" in output
+    assert "7 of 9 images have several frames or pages; the first is taken" in output
     said: list[str] = []
     convert(DatasetConfig(str(source)), said.append)
     assert "several frames or pages, of which the first is taken: 7 of 9" in said
@@ -144,7 +144,7 @@ def test_one_transparent_level_of_sixteen_bits_is_alpha(tmp_path: Path) -> None:
 
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 16, 0, 0, 0, 0))
     content += chunk(b"tRNS", struct.pack(">H", 1)) + chunk(b"IDAT", zlib.compress(b"\0" + levels.tobytes()))
-    found = load_images(str(fill(tmp_path, {"a.png": content + chunk(b"IEND", b"")})))
-    assert found.pixels[0, :, 0].tolist() == [[0, 0, 155, 255]] * 3 + [[255, 0, 255, 255]]
+    loaded = load_images(str(fill(tmp_path, {"a.png": content + chunk(b"IEND", b"")})))
+    assert loaded.pixels[0, :, 0].tolist() == [[0, 0, 155, 255]] * 3 + [[255, 0, 255, 255]]
     # Laid over black where alpha has to go.
     assert load_images(str(tmp_path), channels=1).pixels[0, 0, 0].tolist() == [0, 0, 155, 255]

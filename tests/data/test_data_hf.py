@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from image_files import message, png, random_pixels
 
-from softdiff_kernels.data.hf import parsed
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
+from softdiff_kernels.data.sources import hf_name_and_split
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from softdiff_kernels.data.image_set import load_images
     ],
 )
 def test_the_split_stands_behind_the_name(source: str, expected: tuple[str, str]) -> None:
-    assert parsed(source) == expected
+    assert hf_name_and_split(source) == expected
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,15 +52,15 @@ def test_a_saved_hugging_face_set(hf: Any, tmp_path: Path, capsys: pytest.Captur
     table.save_to_disk(str(tmp_path / "one"))
     hf.DatasetDict({"train": table, "few": table.select([0])}).save_to_disk(str(tmp_path / "many"))
     capsys.readouterr()
-    found = load_images(f"hf:{tmp_path / 'one'}", need_labels=True)
-    assert np.array_equal(found.pixels.numpy(), np.stack(images).transpose(0, 3, 1, 2))
-    assert found.labels is not None and found.labels.tolist() == [1, 0, 1]
-    assert found.classes == ("cat", "dog") and found.name == "one"
-    told = capsys.readouterr().err
-    assert "2 of 5 images cannot be read" in told and "row 1" in told and "row 3 (no image" in told
+    loaded = load_images(f"hf:{tmp_path / 'one'}", need_labels=True)
+    assert np.array_equal(loaded.pixels.numpy(), np.stack(images).transpose(0, 3, 1, 2))
+    assert loaded.labels is not None and loaded.labels.tolist() == [1, 0, 1]
+    assert loaded.classes == ("cat", "dog") and loaded.name == "one"
+    output = capsys.readouterr().err
+    assert "2 of 5 images cannot be read" in output and "row 1" in output and "row 3 (no image" in output
     assert len(load_images(f"hf:{tmp_path / 'many'}:few").pixels) == 1
     assert "train, few, got test" in message(f"hf:{tmp_path / 'many'}:test")
-    assert "one split alone" in message(f"hf:{tmp_path / 'one'}:test")
+    assert "only one split" in message(f"hf:{tmp_path / 'one'}:test")
     table.remove_columns("picture").save_to_disk(str(tmp_path / "blind"))
     assert "expected a column of images, found label" in message(f"hf:{tmp_path / 'blind'}")
     assert "cannot be loaded as split train" in message(f"hf:{tmp_path / 'missing'}")
@@ -71,9 +71,11 @@ def test_hugging_face_labels_that_are_text_are_in_the_order_of_numbers(hf: Any, 
     picture = {"bytes": png(random_pixels()), "path": None}
     table = hf.Dataset.from_dict({"image": [picture] * 3, "label": ["10", "9", "x"]})
     table.cast_column("image", hf.Image()).save_to_disk(str(tmp_path / "text"))
-    found = load_images(f"hf:{tmp_path / 'text'}", need_labels=True)
+    loaded = load_images(f"hf:{tmp_path / 'text'}", need_labels=True)
     assert (
-        found.classes == ("9", "10", "x") and found.labels is not None and found.labels.tolist() == [1, 0, 2]
+        loaded.classes == ("9", "10", "x")
+        and loaded.labels is not None
+        and loaded.labels.tolist() == [1, 0, 2]
     )
 
 

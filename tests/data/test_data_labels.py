@@ -10,7 +10,7 @@ import pytest
 import torch
 from image_files import fill, labels_json, message, pack, random_pixels
 
-from softdiff_kernels.data.image_set import ImageSet, load_images
+from softdiff_kernels.data import ImageSet, load_images
 from softdiff_kernels.errors import UserError
 
 
@@ -18,11 +18,11 @@ def test_class_folders_are_labels_where_every_image_lies_in_one(tmp_path: Path) 
     """Rule: the first folder of the path is the class, names sorted; none if an image lies outside, if there
     is one folder alone, or if folders are numbered parts of a large set."""
     files = {"dog/1.png": random_pixels(1), "cat/deep/2.png": random_pixels(2), "dog/3.png": random_pixels(3)}
-    found = load_images(str(fill(tmp_path / "pets", files)), need_labels=True)
-    assert found.labels is not None and found.labels.tolist() == [0, 1, 1]
-    assert found.classes == ("cat", "dog")
+    loaded = load_images(str(fill(tmp_path / "pets", files)), need_labels=True)
+    assert loaded.labels is not None and loaded.labels.tolist() == [0, 1, 1]
+    assert loaded.classes == ("cat", "dog")
     zipped = load_images(str(pack(tmp_path / "pets.zip", files)))
-    assert zipped.digest(labels=True) == found.digest(labels=True)
+    assert zipped.digest(labels=True) == loaded.digest(labels=True)
     one = {"only/1.png": random_pixels(), "only/2.png": random_pixels()}
     outside = {**files, "4.png": random_pixels()}
     parts = {"00000/1.png": random_pixels(), "00001/2.png": random_pixels()}
@@ -36,21 +36,23 @@ def test_class_folders_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Pa
     files = {f"{i}/a.png": random_pixels(i) for i in range(12)}
     folder, zipped = fill(tmp_path / "set", files), pack(tmp_path / "set.zip", files)
     for source in (folder, zipped):
-        found = load_images(str(source), need_labels=True)
-        assert found.classes == tuple(map(str, range(12))) and found.labels is not None
+        loaded = load_images(str(source), need_labels=True)
+        assert loaded.classes == tuple(map(str, range(12))) and loaded.labels is not None
         # The images stand in the order of their paths, 0, 1, 10, 11, 2, ...; each has its folder's number.
-        assert found.labels.tolist() == [0, 1, 10, 11, *range(2, 10)]
-        for i, label in enumerate(found.labels.tolist()):
-            assert np.array_equal(found.pixels[i].numpy(), random_pixels(label).transpose(2, 0, 1))
+        assert loaded.labels.tolist() == [0, 1, 10, 11, *range(2, 10)]
+        for i, label in enumerate(loaded.labels.tolist()):
+            assert np.array_equal(loaded.pixels[i].numpy(), random_pixels(label).transpose(2, 0, 1))
     mixed = ["b", "10", "9", "a", "-1", "0.5", "010", "a2", "a10"]
     files = {f"{name}/1.png": random_pixels() for name in mixed}
     ordered = ("-1", "0.5", "9", "010", "10", "a", "a10", "a2", "b")
     assert load_images(str(fill(tmp_path / "mixed", files))).classes == ordered
     # The same of labels that are text in an array.
     np.savez(tmp_path / "set.npz", images=random_pixels(shape=(3, 4, 6)), labels=np.array(["10", "9", "x"]))
-    found = load_images(str(tmp_path / "set.npz"))
+    loaded = load_images(str(tmp_path / "set.npz"))
     assert (
-        found.classes == ("9", "10", "x") and found.labels is not None and found.labels.tolist() == [1, 0, 2]
+        loaded.classes == ("9", "10", "x")
+        and loaded.labels is not None
+        and loaded.labels.tolist() == [1, 0, 2]
     )
 
 
@@ -63,10 +65,10 @@ def test_class_folders_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Pa
         ),
         (
             ("cat/1.png", "dog/2.png", "3.png"),
-            ("1 of its 3 images lie in none of its sub-folders, such as 3.png",),
+            ("1 of its 3 images are in none of its sub-folders, such as 3.png",),
         ),
         (("pets/cat/1.png", "pets/dog/2.png"), ("the one folder pets", "give that one as the data set")),
-        (("1.png", "2.png"), ("lie in no sub-folder",)),
+        (("1.png", "2.png"), ("images are in no sub-folder",)),
     ],
 )
 def test_why_folders_are_no_classes_and_what_to_do(
@@ -82,7 +84,7 @@ def test_why_folders_are_no_classes_and_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "note"),
     [
         (("train/cat/1.png", "test/dog/2.png"), "its classes became test, train"),
         (("Train/1.png", "VAL/2.png", "test/3.png"), "its classes became Train, VAL, test"),
@@ -91,22 +93,22 @@ def test_why_folders_are_no_classes_and_what_to_do(
     ],
 )
 def test_parts_of_a_set_that_became_classes_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], note: str
 ) -> None:
     source = fill(tmp_path, {name: random_pixels() for name in names})
     assert len(load_images(str(source), need_labels=True).classes) == len(names)
     said = capsys.readouterr().err
-    assert told in said and bool(told) == ("give one of these parts alone" in said)
+    assert note in said and bool(note) == ("give one of these parts alone" in said)
 
 
 def test_a_folder_around_all_of_a_zip_is_not_a_class(tmp_path: Path) -> None:
     """Rule: `zip -r pets.zip pets` puts pets/ before every path, and labels are those of the folder pets."""
     files = {"pets/dog/1.png": random_pixels(1), "pets/cat/2.png": random_pixels(2)}
-    found = load_images(str(pack(tmp_path / "a.zip", files)), need_labels=True)
-    assert found.labels is not None and found.labels.tolist() == [0, 1] and found.classes == ("cat", "dog")
+    loaded = load_images(str(pack(tmp_path / "a.zip", files)), need_labels=True)
+    assert loaded.labels is not None and loaded.labels.tolist() == [0, 1] and loaded.classes == ("cat", "dog")
     packed = {**files, "pets/dataset.json": labels_json(("dog/1.png", 5), ("cat/2.png", 3))}
-    found = load_images(str(pack(tmp_path / "b.zip", packed)), need_labels=True)
-    assert found.labels is not None and found.labels.tolist() == [3, 5]
+    loaded = load_images(str(pack(tmp_path / "b.zip", packed)), need_labels=True)
+    assert loaded.labels is not None and loaded.labels.tolist() == [3, 5]
 
 
 def test_null_labels_in_a_dataset_json_are_none_and_not_the_folders(tmp_path: Path) -> None:
@@ -153,10 +155,10 @@ def test_a_dataset_json_that_is_wrong_is_refused_or_warned_of(
     for source in (fill(tmp_path / "set", files), pack(tmp_path / "set.zip", files)):
         text = message(source, need_labels=True)
         assert "dataset.json" in text and part in text
-        found = load_images(str(source))
-        assert found.labels is None and found.classes == () and found.num_classes == 0
-        told = capsys.readouterr().err
-        assert told.startswith("warning: ") and part in told and told.count("\n") == 1
+        loaded = load_images(str(source))
+        assert loaded.labels is None and loaded.classes == () and loaded.num_classes == 0
+        output = capsys.readouterr().err
+        assert output.startswith("warning: ") and part in output and output.count("\n") == 1
 
 
 def test_labels_of_images_that_are_missing_are_counted(
@@ -164,10 +166,10 @@ def test_labels_of_images_that_are_missing_are_counted(
 ) -> None:
     """Rule: the labels of the images that are there can be used all the same."""
     pairs = labels_json(("a.png", 1), ("gone.png", 7), ("lost.png", 0))
-    found = load_images(str(fill(tmp_path, {"a.png": random_pixels(), "dataset.json": pairs})))
-    assert found.labels is not None and found.labels.tolist() == [1]
-    told = capsys.readouterr().err
-    assert "2 of its 3 labels are of images that are not there, such as gone.png" in told
+    loaded = load_images(str(fill(tmp_path, {"a.png": random_pixels(), "dataset.json": pairs})))
+    assert loaded.labels is not None and loaded.labels.tolist() == [1]
+    output = capsys.readouterr().err
+    assert "2 of its 3 labels are for images that do not exist, such as gone.png" in output
 
 
 @pytest.mark.parametrize("name", ["labels", "y", "label"])
@@ -175,17 +177,19 @@ def test_npz_labels_by_each_of_their_names(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / "set.npz")
     images = random_pixels(shape=(3, 4, 6))
     np.savez(path, images=images, **{name: np.array([4, 0, 2], np.uint8)})
-    found = load_images(path, need_labels=True)
-    assert found.labels is not None and found.labels.dtype == torch.int64
-    assert found.labels.tolist() == [4, 0, 2] and found.classes == ("0", "1", "2", "3", "4")
+    loaded = load_images(path, need_labels=True)
+    assert loaded.labels is not None and loaded.labels.dtype == torch.int64
+    assert loaded.labels.tolist() == [4, 0, 2] and loaded.classes == ("0", "1", "2", "3", "4")
     # One column is a list of numbers; names are classes in the order of the alphabet.
     np.savez(path, images=images, **{name: np.array([[1], [0], [1]])}, classes=np.array(["x", "y", "z"]))
-    found = load_images(path, need_labels=True)
-    assert found.labels is not None and found.labels.tolist() == [1, 0, 1]
-    assert found.classes == ("x", "y", "z")
+    loaded = load_images(path, need_labels=True)
+    assert loaded.labels is not None and loaded.labels.tolist() == [1, 0, 1]
+    assert loaded.classes == ("x", "y", "z")
     np.savez(path, images=images, **{name: np.array(["owl", "cat", "owl"])})
-    found = load_images(path, need_labels=True)
-    assert found.labels is not None and found.labels.tolist() == [1, 0, 1] and found.classes == ("cat", "owl")
+    loaded = load_images(path, need_labels=True)
+    assert (
+        loaded.labels is not None and loaded.labels.tolist() == [1, 0, 1] and loaded.classes == ("cat", "owl")
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,5 +280,5 @@ def test_a_digest_with_labels_tells_labels_apart_and_without_them_does_not() -> 
     assert plain.digest() == first.digest() == second.digest() == plain.digest(labels=True)
     assert len({s.digest(labels=True) for s in (plain, first, second, third)}) == 4
     assert ImageSet(pixels, "a", torch.tensor([0, 4])).num_classes == 5
-    with pytest.raises(ValueError, match="one an image"):
+    with pytest.raises(ValueError, match="one for each image"):
         ImageSet(pixels, "a", torch.tensor([0]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from image_files import fill, labels_json, pack, random_pixels
 
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 from softdiff_kernels.data.names import LONGEST, is_hidden, listed, parts_of, shown
 
 
@@ -34,10 +34,10 @@ def test_one_file_has_one_name(name: str, tmp_path: Path) -> None:
     """Rule: every spelling of cat/a.png is read, with the class cat, wherever it comes from."""
     assert parts_of(name) == ("cat", "a.png")
     files = {name: random_pixels(1), "dog/b.png": random_pixels(2), "dog/c.png": random_pixels(3)}
-    found = load_images(str(pack(tmp_path / "set.zip", files)), need_labels=True)
-    assert found.classes == ("cat", "dog") and found.labels is not None
-    assert found.labels.tolist() == [0, 1, 1]
-    assert np.array_equal(found.pixels[0].numpy(), random_pixels(1).transpose(2, 0, 1))
+    loaded = load_images(str(pack(tmp_path / "set.zip", files)), need_labels=True)
+    assert loaded.classes == ("cat", "dog") and loaded.labels is not None
+    assert loaded.labels.tolist() == [0, 1, 1]
+    assert np.array_equal(loaded.pixels[0].numpy(), random_pixels(1).transpose(2, 0, 1))
     # A dataset.json may spell the names in its own way.
     pairs = labels_json((name, 4), ("dog\\b.png", 0), ("./dog/c.png", 2))
     plain = {"cat/a.png": files[name], "dog/b.png": files["dog/b.png"], "dog/c.png": files["dog/c.png"]}
@@ -45,8 +45,8 @@ def test_one_file_has_one_name(name: str, tmp_path: Path) -> None:
         pack(tmp_path / "json.zip", {**plain, "dataset.json": pairs}),
         fill(tmp_path / "json", {**plain, "dataset.json": pairs}),
     ):
-        told = load_images(str(source), need_labels=True)
-        assert told.labels is not None and told.labels.tolist() == [4, 0, 2]
+        output = load_images(str(source), need_labels=True)
+        assert output.labels is not None and output.labels.tolist() == [4, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_what_is_hidden_stays_out_however_it_is_spelled(
 ) -> None:
     assert is_hidden(parts_of(name))
     files = {name: random_pixels(1), "photos/b.png": random_pixels(2)}
-    found = load_images(str(pack(tmp_path / "set.zip", files)))
-    assert np.array_equal(found.pixels.numpy(), random_pixels(2).transpose(2, 0, 1)[None])
+    loaded = load_images(str(pack(tmp_path / "set.zip", files)))
+    assert np.array_equal(loaded.pixels.numpy(), random_pixels(2).transpose(2, 0, 1)[None])
     # What is hidden is not even told of: a system put it there.
     assert capsys.readouterr().err == ""
 
@@ -84,8 +84,8 @@ def test_letters_with_accents_are_one_class_in_both_spellings(tmp_path: Path) ->
         "cafe\u0301/b.png": random_pixels(2),
         "x/c.png": random_pixels(3),
     }
-    found = load_images(str(pack(tmp_path / "set.zip", files)), need_labels=True)
-    assert found.classes == ("caf\u00e9", "x") and found.num_classes == 2
+    loaded = load_images(str(pack(tmp_path / "set.zip", files)), need_labels=True)
+    assert loaded.classes == ("caf\u00e9", "x") and loaded.num_classes == 2
 
 
 def test_of_two_files_of_one_name_the_later_counts_and_the_other_is_told(
@@ -93,8 +93,8 @@ def test_of_two_files_of_one_name_the_later_counts_and_the_other_is_told(
 ) -> None:
     """Rule: unpacking would overwrite the first by the second."""
     path = pack(tmp_path / "set.zip", {"cat/a.png": random_pixels(1), "./cat/a.png": random_pixels(2)})
-    found = load_images(str(path))
-    assert np.array_equal(found.pixels.numpy(), random_pixels(2).transpose(2, 0, 1)[None])
+    loaded = load_images(str(path))
+    assert np.array_equal(loaded.pixels.numpy(), random_pixels(2).transpose(2, 0, 1)[None])
     assert "1 other file is left out: cat/a.png (a later file has the same name)" in capsys.readouterr().err
 
 
@@ -102,5 +102,5 @@ def test_names_are_shown_on_one_line_and_not_at_any_length() -> None:
     assert shown("a\nb\udcff.png") == "a\\nb\\udcff.png"
     long = shown("x" * 300 + ".png")
     assert len(long) == LONGEST and long.startswith("...") and long.endswith("x.png")
-    told = listed({f"{i:0300}.txt": "y" * 300 for i in range(1000)})
-    assert told.endswith(" and 995 more") and len(told) < 6 * 2 * (LONGEST + 3)
+    output = listed({f"{i:0300}.txt": "y" * 300 for i in range(1000)})
+    assert output.endswith(" and 995 more") and len(output) < 6 * 2 * (LONGEST + 3)

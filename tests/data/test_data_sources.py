@@ -14,8 +14,7 @@ from image_files import fill, labels_json, message, pack, png, random_pixels, ti
 from PIL import Image
 
 from softdiff_kernels.data import decode as data_decode
-from softdiff_kernels.data import pixels as data_pixels
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.data import load_images
 from softdiff_kernels.errors import UserError, user_errors
 
 
@@ -35,11 +34,11 @@ def test_a_zip_is_read_like_the_folder_it_was_made_of(tmp_path: Path, method: in
     folder = load_images(str(fill(tmp_path / "set", everything)), need_labels=True)
     order = ["00000/deep/er.png", "00000/img0.PNG", "00001/img1.png"]
     expected = np.stack([np.asarray(files[name]) for name in order]).transpose(0, 3, 1, 2)
-    for found in (zipped, folder):
-        assert np.array_equal(found.pixels.numpy(), expected)
-        assert found.labels is not None and found.labels.dtype == torch.int64
-        assert found.labels.tolist() == [0, 2, 1] and found.classes == ("0", "1", "2")
-        assert found.name == "set" and found.num_classes == 3
+    for loaded in (zipped, folder):
+        assert np.array_equal(loaded.pixels.numpy(), expected)
+        assert loaded.labels is not None and loaded.labels.dtype == torch.int64
+        assert loaded.labels.tolist() == [0, 2, 1] and loaded.classes == ("0", "1", "2")
+        assert loaded.name == "set" and loaded.num_classes == 3
 
 
 def test_damaged_entries_of_a_zip_are_counted_and_left_out_with_their_labels(
@@ -54,12 +53,12 @@ def test_damaged_entries_of_a_zip_are_counted_and_left_out_with_their_labels(
     content = path.read_bytes()
     place = content.index(png(images[1])) + 45  # inside the pixels of 2.png
     path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-    found = load_images(str(path), need_labels=True)
-    assert np.array_equal(found.pixels.numpy(), np.stack([images[0], images[2]]).transpose(0, 3, 1, 2))
-    assert found.labels is not None and found.labels.tolist() == [3, 2]
-    told = capsys.readouterr().err
-    assert "2 of 4 images cannot be read" in told and "1.png" in told and "2.png" in told
-    assert "0x" not in told  # an object's address says nothing to anyone
+    loaded = load_images(str(path), need_labels=True)
+    assert np.array_equal(loaded.pixels.numpy(), np.stack([images[0], images[2]]).transpose(0, 3, 1, 2))
+    assert loaded.labels is not None and loaded.labels.tolist() == [3, 2]
+    output = capsys.readouterr().err
+    assert "2 of 4 images cannot be read" in output and "1.png" in output and "2.png" in output
+    assert "0x" not in output  # an object's address says nothing to anyone
 
 
 def test_zips_that_are_cut_encrypted_or_empty_say_so(tmp_path: Path) -> None:
@@ -74,12 +73,12 @@ def test_zips_that_are_cut_encrypted_or_empty_say_so(tmp_path: Path) -> None:
     (tmp_path / "locked.zip").write_bytes(locked)
     assert "without a password, got encrypted images" in message(tmp_path / "locked.zip")
     # The same where labels are locked, in the words of no library; what is no image is told of.
-    for name, told in (("dataset.json", "without a password"), ("notes.txt", "notes.txt (encrypted)")):
+    for name, output in (("dataset.json", "without a password"), ("notes.txt", "notes.txt (encrypted)")):
         locked = bytearray(pack(tmp_path / "locked.zip", {name: b"{}"}).read_bytes())
         locked[locked.index(b"PK\x01\x02") + 8] |= 1
         locked[locked.index(b"PK\x03\x04") + 6] |= 1
         (tmp_path / "locked.zip").write_bytes(locked)
-        assert told in message(tmp_path / "locked.zip")
+        assert output in message(tmp_path / "locked.zip")
     assert "found none" in message(pack(tmp_path / "empty.zip", {"notes.txt": b""}))
     assert "none of its 1 images can be read" in message(pack(tmp_path / "bad.zip", {"a.png": b"no"}))
 
@@ -93,12 +92,12 @@ def test_images_that_all_have_alpha_are_rgba(tmp_path: Path) -> None:
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((0, 0), 0)
     palette.save(tmp_path / "3.png", transparency=0)
-    found = load_images(str(tmp_path))
-    assert found.shape == (4, 4, 6)
-    assert np.array_equal(found.pixels[0].numpy(), rgba.transpose(2, 0, 1))
-    assert np.array_equal(found.pixels[1].numpy(), grey[..., [0, 0, 0, 1]].transpose(2, 0, 1))
-    assert found.pixels[2, :, 0, 0].tolist() == [10, 20, 30, 0]
-    assert found.pixels[2, :, 3, 5].tolist() == [40, 50, 60, 255]
+    loaded = load_images(str(tmp_path))
+    assert loaded.shape == (4, 4, 6)
+    assert np.array_equal(loaded.pixels[0].numpy(), rgba.transpose(2, 0, 1))
+    assert np.array_equal(loaded.pixels[1].numpy(), grey[..., [0, 0, 0, 1]].transpose(2, 0, 1))
+    assert loaded.pixels[2, :, 0, 0].tolist() == [10, 20, 30, 0]
+    assert loaded.pixels[2, :, 3, 5].tolist() == [40, 50, 60, 255]
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -107,12 +106,12 @@ def test_mixed_modes_are_rgb_with_alpha_over_black_in_any_order(tmp_path: Path, 
     rgba, grey = random_pixels(1, (4, 6, 4)), random_pixels(2, (4, 6))
     Image.fromarray(rgba).save(tmp_path / ("z.png" if last else "a.png"))
     Image.fromarray(grey).save(tmp_path / "m.png")
-    found = load_images(str(tmp_path))
-    assert found.shape == (3, 4, 6)
+    loaded = load_images(str(tmp_path))
+    assert loaded.shape == (3, 4, 6)
     colour, alpha = rgba[..., :3].astype(int), rgba[..., 3:].astype(int)
     expected = np.rint(colour * alpha / 255).transpose(2, 0, 1)
-    assert np.abs(found.pixels[1 if last else 0].numpy() - expected).max() <= 1
-    assert np.array_equal(found.pixels[0 if last else 1].numpy(), np.stack([grey] * 3))
+    assert np.abs(loaded.pixels[1 if last else 0].numpy() - expected).max() <= 1
+    assert np.array_equal(loaded.pixels[0 if last else 1].numpy(), np.stack([grey] * 3))
 
 
 def test_grey_images_some_of_them_with_alpha_stay_grey(tmp_path: Path) -> None:
@@ -120,18 +119,18 @@ def test_grey_images_some_of_them_with_alpha_stay_grey(tmp_path: Path) -> None:
     both[..., 1] = np.arange(6) * 51
     Image.fromarray(grey).save(tmp_path / "a.png")
     Image.fromarray(both).save(tmp_path / "b.png")
-    found = load_images(str(tmp_path))
-    assert found.shape == (1, 4, 6)
+    loaded = load_images(str(tmp_path))
+    assert loaded.shape == (1, 4, 6)
     # 100 at alpha 0, 51, ..., 255 over black is 0, 20, ..., 100.
-    assert found.pixels[1, 0, 0].tolist() == [0, 20, 40, 60, 80, 100]
+    assert loaded.pixels[1, 0, 0].tolist() == [0, 20, 40, 60, 80, 100]
 
 
 def test_an_unreadable_image_does_not_choose_the_mode(tmp_path: Path) -> None:
     """Rule: a colour image whose pixels are cut off leaves a grey set grey."""
     fill(tmp_path, {"b.png": random_pixels(1, (64, 64)), "c.png": random_pixels(2, (64, 64))})
     (tmp_path / "a.png").write_bytes(png(random_pixels(3, (64, 64, 3)))[:6000])
-    found = load_images(str(tmp_path))
-    assert found.shape == (1, 64, 64) and len(found.pixels) == 2
+    loaded = load_images(str(tmp_path))
+    assert loaded.shape == (1, 64, 64) and len(loaded.pixels) == 2
 
 
 def test_sixteen_bit_grey_stays_grey_among_grey_and_scales_among_colour(tmp_path: Path) -> None:
@@ -248,8 +247,8 @@ def test_a_link_that_leads_nowhere_is_told_of_and_a_hidden_file_is_not_read(
     (tmp_path / "set" / "lost.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "set" / "folder.png").mkdir()
     assert len(load_images(str(tmp_path / "set")).pixels) == 1
-    told = capsys.readouterr().err
-    assert "1 of 2 images cannot be read" in told and "lost.png" in told
+    output = capsys.readouterr().err
+    assert "1 of 2 images cannot be read" in output and "lost.png" in output
 
 
 def test_mixed_sizes_in_a_zip_name_two_images(tmp_path: Path) -> None:
@@ -261,25 +260,25 @@ def test_mixed_sizes_in_a_zip_name_two_images(tmp_path: Path) -> None:
 
 def test_more_images_than_a_chunk_keep_their_order(tmp_path: Path) -> None:
     files = {f"{i:04d}.png": np.full((1, 2), i % 251, np.uint8) for i in range(600)}
-    found = load_images(str(pack(tmp_path / "set.zip", files)))
-    assert found.pixels[:, 0, 0, 1].tolist() == [i % 251 for i in range(600)]
+    loaded = load_images(str(pack(tmp_path / "set.zip", files)))
+    assert loaded.pixels[:, 0, 0, 1].tolist() == [i % 251 for i in range(600)]
 
 
 def test_a_set_that_memory_has_no_room_for_is_refused_with_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule: N C H W bytes are needed: 5 images of 3 x 4 x 6 are 360."""
-    monkeypatch.setattr(data_pixels, "available_memory", lambda: 300)
+    monkeypatch.setattr(data_decode, "available_memory", lambda: 300)
     fill(tmp_path / "folder", {f"{i}.png": random_pixels(i) for i in range(5)})
     np.savez(tmp_path / "set.npz", images=np.zeros((5, 4, 6, 3), np.uint8))
     assert "need 360 bytes, and 300 bytes of memory are free" in message(tmp_path / "folder")
     assert "bytes of memory are free" in message(tmp_path / "set.npz")
-    monkeypatch.setattr(data_pixels, "available_memory", lambda: None)
+    monkeypatch.setattr(data_decode, "available_memory", lambda: None)
     assert len(load_images(str(tmp_path / "folder")).pixels) == 5
 
 
 def test_this_machine_says_how_much_memory_is_free() -> None:
-    room = data_pixels.available_memory()
+    room = data_decode.available_memory()
     assert room is None or 2**20 < room < 2**50
 
 
@@ -304,8 +303,8 @@ def test_a_reason_is_without_numbers_and_names_a_file_once(
     fill(tmp_path, {"a.png": random_pixels()})
     (tmp_path / "b.png").symlink_to("gone.png")
     load_images(str(tmp_path))
-    told = capsys.readouterr().err
-    assert "b.png (No such file or directory)" in told and "Errno" not in told
+    output = capsys.readouterr().err
+    assert "b.png (No such file or directory)" in output and "Errno" not in output
     # As where a prefix names the file that an error of the system names as well.
     with pytest.raises(UserError, match=r"^x: Permission denied$"), user_errors("x: "):
         raise PermissionError(13, "Permission denied", "x")
@@ -315,7 +314,7 @@ def test_a_set_that_is_too_large_is_refused_before_an_image_is_enlarged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Rule: one image at this size takes 30 GB already; at the least each pixel is a byte.
-    monkeypatch.setattr(data_pixels, "available_memory", lambda: 10**9)
-    monkeypatch.setattr(data_decode, "_one", lambda *_: pytest.fail("an image was decoded"))
+    monkeypatch.setattr(data_decode, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(data_decode, "_decode_image", lambda *_: pytest.fail("an image was decoded"))
     fill(tmp_path, {"a.png": random_pixels(1), "b.png": random_pixels(2)})
     assert "2 images of 100000 x 100000 need 20,000,000,000 bytes" in message(tmp_path, image_size=100_000)

@@ -12,13 +12,8 @@ from labelled_bars import bars
 from torch import Tensor
 
 from softdiff_kernels.errors import UserError
-from softdiff_kernels.evaluation.classifier import (
-    Classifier,
-    classifier_frechet,
-    least_accuracy,
-    load_classifier,
-    train_classifier,
-)
+from softdiff_kernels.evaluation import Classifier, classifier_frechet, load_classifier, train_classifier
+from softdiff_kernels.evaluation.classifier import least_accuracy
 from softdiff_kernels.training.checkpoint import Checkpoint, prune
 
 
@@ -33,13 +28,14 @@ def trained() -> Classifier:
 
 def test_it_learns_and_says_so(trained: Classifier) -> None:
     said: list[str] = []
-    found = quiet(*bars(600), say=said.append, name="bars", classes=["none", "across", "down", "both"])
+    names = ["none", "across", "down", "both"]
+    classifier = quiet(*bars(600), say=said.append, name="bars", classes=names)
     # Four classes that differ plainly; the accuracy is of images that it was not trained on.
-    assert found.accuracy >= 0.9
+    assert classifier.accuracy >= 0.9
     fresh, labels = bars(300, seed=9)
-    assert (found.predict(fresh) == labels).float().mean() >= 0.9
+    assert (classifier.predict(fresh) == labels).float().mean() >= 0.9
     assert "540 images of bars, 4 classes" in said[0] and "of 60 images" in said[-1]
-    assert found.classes == ["none", "across", "down", "both"] and trained.classes == ["0", "1", "2", "3"]
+    assert classifier.classes == names and trained.classes == ["0", "1", "2", "3"]
 
 
 def test_features_have_unit_variance_and_none_is_constant(trained: Classifier) -> None:
@@ -65,8 +61,8 @@ def test_the_seed_rules_all_and_the_global_generator_is_left_alone() -> None:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14), (4, 33, 20), (2, 64, 64)])
 def test_images_of_any_size_and_channels(shape: tuple[int, int, int]) -> None:
     pixels, labels = bars(200, shape=shape)
-    found = quiet(pixels, labels, epochs=1)
-    assert found.features(pixels[:5]).shape == (5, 64) and torch.isfinite(found.features(pixels[:5])).all()
+    features = quiet(pixels, labels, epochs=1).features(pixels[:5])
+    assert features.shape == (5, 64) and torch.isfinite(features).all()
 
 
 def test_the_distance_orders_images_by_how_wrong_they_are(trained: Classifier) -> None:
@@ -131,7 +127,7 @@ def test_data_that_cannot_be_learnt_from_is_refused() -> None:
         ((pixels[:50], labels[:50]), "200 or more labelled images, got 50"),
         ((pixels[..., :7], labels), r"8 pixels a side or more, got uint8 \[220, 1, 8, 7\]"),
         ((pixels, labels * 0), "2 classes or more, got only 0"),
-        ((pixels, labels[1:]), r"labels \[220\], one an image, got int64 \[219\]"),
+        ((pixels, labels[1:]), r"labels \[220\], one for each image, got int64 \[219\]"),
         ((pixels, labels.float()), r"got float32 \[220\]"),
     ]
     for data, said in cases:
@@ -143,8 +139,10 @@ def test_a_classifier_that_guesses_is_of_no_use() -> None:
     # Labels drawn apart from the images: nothing that is learnt carries over to the held-out ones.
     pixels = bars(300)[0]
     labels = torch.randint(0, 4, (300,), generator=torch.Generator().manual_seed(1))
-    found = quiet(pixels, labels, epochs=1, name="noise")
-    with pytest.raises(UserError, match=r"noise names .* under the .* from which its features mean"):
-        classifier_frechet(found, pixels, pixels)
+    classifier = quiet(pixels, labels, epochs=1, name="noise")
+    with pytest.raises(
+        UserError, match=r"noise is right for .*; its features are meaningful from .* \(chance: "
+    ):
+        classifier_frechet(classifier, pixels, pixels)
     # Three times chance, where that leaves room under 1; half the way from chance to 1 otherwise.
     assert least_accuracy(0.1) == pytest.approx(0.3) and least_accuracy(0.5) == 0.75

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -19,14 +20,19 @@ from PIL import Image
 from torch import Tensor
 
 from softdiff_kernels.cli import main
-from softdiff_kernels.commands.evaluate import described
-from softdiff_kernels.commands.evaluate_config import EvaluateConfig
+from softdiff_kernels.commands.evaluate import EvaluateConfig, described, samples
 from softdiff_kernels.errors import UserError
-from softdiff_kernels.evaluation.classifier import classifier_frechet, load_classifier, train_classifier
-from softdiff_kernels.evaluation.frechet import FeatureStatistics, frechet_distance
-from softdiff_kernels.evaluation.samples import samples
+from softdiff_kernels.evaluation import (
+    METRICS,
+    FeatureStatistics,
+    classifier_frechet,
+    frechet_distance,
+    load_classifier,
+    train_classifier,
+)
 
 pytest.importorskip("tyro")
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def archive(path: Path, pixels: Tensor, labels: Tensor | None = None) -> str:
@@ -63,9 +69,9 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The sentence of a refusal: exit code 2, one line on stderr after what training told, no number."""
     assert main(["evaluate", *argv]) == 2
     said = capsys.readouterr()
-    *told, last = said.err.splitlines()
+    *progress, last = said.err.splitlines()
     assert last.startswith("softdiff: error: ") and "Traceback" not in said.err and not said.out
-    assert not any("error" in line for line in told)
+    assert not any("error" in line for line in progress)
     return last
 
 
@@ -138,8 +144,8 @@ def test_a_folder_of_samples_brings_its_record_and_not_its_grid(
         for file in sorted(tmp_path.glob("*.[pj]*")):
             archived.write(file, f"samples/{file.name}")
     argv[1] = str(packed)
-    found = json.loads(run(capsys, *argv, "--num", "12", "--json"))
-    assert found["samples_digest"] == json.loads(whole)["samples_digest"] and found["sampler"] == "naive"
+    result = json.loads(run(capsys, *argv, "--num", "12", "--json"))
+    assert result["samples_digest"] == json.loads(whole)["samples_digest"] and result["sampler"] == "naive"
     # A damaged image is not left out, which would leave other images than the record names.
     content = bytearray(packed.read_bytes())
     content[content.index(b"IDAT", content.index(b"samples/000005.png")) + 8] ^= 255
@@ -151,17 +157,17 @@ def test_a_folder_of_samples_brings_its_record_and_not_its_grid(
     for more, made in (({"record": np.array(json.dumps(record))}, ("naive", "2-11")), ({}, (None, None))):
         np.savez(tmp_path / "all.npz", arr_0=images, seeds=seeds, **more)
         argv[1] = str(tmp_path / "all.npz")
-        found = json.loads(run(capsys, *argv, "--num", "10", "--json"))
-        assert (found["sampler"], found["seeds"]) == made
+        result = json.loads(run(capsys, *argv, "--num", "10", "--json"))
+        assert (result["sampler"], result["seeds"]) == made
     argv[1] = str(tmp_path)
     # A record that is of other images would be wrong of these.
     Image.new("L", (8, 8)).save(tmp_path / "000012.png")
-    assert "000012.png is in one of the two alone" in refused(capsys, *argv, "--num", "10")
+    assert "000012.png is in only one of the two" in refused(capsys, *argv, "--num", "10")
     (tmp_path / "000012.png").unlink()
     (tmp_path / "000003.png").rename(tmp_path / "003.png")
     assert json.loads(run(capsys, *argv, "--num", "10", "--json"))["samples"] == 10
     (tmp_path / "003.png").unlink()
-    assert "000003.png is in one of the two alone" in refused(capsys, *argv, "--num", "10")
+    assert "000003.png is in only one of the two" in refused(capsys, *argv, "--num", "10")
     (tmp_path / "samples.json").write_text("{")
     assert "samples.json: not readable" in refused(capsys, *argv, "--num", "10")
 
@@ -192,7 +198,9 @@ def test_samples_are_drawn_from_weights(
     assert "--channels 1 compares all as grey; --image-size 8 8 brings all to 8 x 8" in said
     assert "--channels: expected 1, which" in refused(capsys, *argv, "--channels", "3")
     # Too few are refused before any is drawn.
-    assert "takes 500 images or more on both sides, got 6 (samples)" in refused(capsys, *argv)
+    assert "needs 500 images or more on both sides, got 6 (samples). Pass --num 6 to compute it" in refused(
+        capsys, *argv
+    )
     # A run's own pictures are not its samples.
     argv = ["--images", str(folder), "--reference", data["plain"], "--classifier", data["classifier"]]
     assert "is a run folder: give it as --weights" in refused(capsys, *argv)
@@ -229,7 +237,7 @@ def test_mistakes_are_one_line(
     assert json.loads(both)["samples"] == 600
     noise = archive(tmp_path / "noise.npz", bars(600)[0], bars(600, seed=7)[1])
     guessing = ["--labelled", noise, "--epochs", "1"]
-    assert "from which its features mean something" in said(samples, plain, *guessing)
+    assert "its features are meaningful from" in said(samples, plain, *guessing)
     away = str(tmp_path / "no" / "result.json")
     # Where a result or a classifier cannot be kept is told before minutes of work.
     assert "--out: " in said(samples, plain, *kept, "--out", away)
@@ -296,7 +304,7 @@ def test_nothing_is_downloaded_for_fid(
     assert "--classifier is for --metric classifier" in refused(capsys, *argv, "--classifier", "c")
     # The convention on numbers comes before any work.
     few = [*argv, "--feature-extractor-weights", str(tmp_path / "none.pth")]
-    assert "--metric fid takes 10000 images or more on both sides, got 600" in refused(capsys, *few)
+    assert "--metric fid needs 10000 images or more on both sides, got 600" in refused(capsys, *few)
     alpha = archive(tmp_path / "alpha.npz", bars(20, shape=(2, 8, 8))[0])
     argv = [*_pair(alpha, alpha), *few[4:], "--num", "20"]
     assert "put images with alpha on a background first, got 2 channels; --channels 3" in refused(
@@ -321,10 +329,10 @@ def _fidelity(name: str) -> Any:
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file in torch-fidelity's format with random weights, scaled so that signals come through."""
     module = _fidelity("feature_extractor_inceptionv3")
-    found: dict[str, Tensor] = {}
+    empty: dict[str, Tensor] = {}
 
     def none(*_: Any, **__: Any) -> dict[str, Tensor]:
-        return found
+        return empty
 
     with pytest.MonkeyPatch.context() as patch:
         # The constructor loads a state: it is given its own, empty one, which strictness would refuse.
@@ -365,7 +373,7 @@ def test_fid_is_the_distance_on_the_extractors_features(
     assert fid["value"] == pytest.approx(wanted, rel=1e-6) and wanted > 0
     # A figure on other weights than the published ones is not passed off as FID.
     assert "FID (Fréchet inception distance) with other weights: " in said
-    assert "no FID of others compares with it" in said and "bilinear" in said and "grey repeated" in said
+    assert "not comparable with any FID of others" in said and "bilinear" in said and "grey repeated" in said
     assert "fewer than 10000 images" in said and "± " in said and kid["std_over_subsets"] >= 0
     # Against itself, which --num alone does not forbid, the distance is 0 up to rounding.
     run(capsys, *_pair(first, first), *argv, "--out", str(out))
@@ -397,20 +405,44 @@ def test_files_that_are_no_inception_weights_are_refused(inception_weights: Path
         Inception(tmp_path / "none.pth", cpu)
     text = tmp_path / "text.pth"
     text.write_text("no weights")
-    with pytest.raises(UserError, match="got no file of tensors"):
+    with pytest.raises(UserError, match="got a file without tensors"):
         Inception(text, cpu)
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="got other tensors"):
         Inception(tmp_path / "other.pth", cpu)
     # A pickle that would run code is not let through to be unpickled.
     torch.save({"a": _Shout()}, tmp_path / "code.pth")
-    with pytest.raises(UserError, match="got no file of tensors"):
+    with pytest.raises(UserError, match="got a file without tensors"):
         Inception(tmp_path / "code.pth", cpu)
 
 
 class _Shout:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return (pytest.fail, ("code in a weights file was run",))
+
+
+def test_help_and_docs_name_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert all(f"{name} ({metric.summary})" in words for name, metric in METRICS.items())
+    docs = (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    table = docs.split("| `--metric` |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [name.strip("`") for name, _, _ in rows] == list(METRICS)
+    for (_, _, images), metric in zip(rows, METRICS.values(), strict=True):
+        numbers = [int(number.replace(" ", "")) for number in re.findall(r"[\d ]*\d", images)]
+        assert numbers == [metric.fewest, *([metric.published] if metric.published else [])]
+
+
+def test_the_python_example_in_the_docs_runs() -> None:
+    pytest.importorskip("sklearn")
+    text = (DOCS / "evaluation.md").read_text(encoding="utf-8").split("## In Python")[1]
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ") or not line]
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    # The same features by two ways, and two halves of one set that are near each other.
+    assert names["distance"] == pytest.approx(names["frechet"], rel=1e-9) and 0 < names["distance"] < 5
+    assert names["spread"] > 0
 
 
 def test_options_and_lines() -> None:

@@ -76,7 +76,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files, "open", FullDisk, raising=False)
-    with pytest.raises(UserError, match=r"cannot write .*No space left on device.*untouched"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*No space left on device.*existing file is unchanged"
+    ):
         make(2).save(path)
     monkeypatch.undo()
     assert path.read_bytes() == before
@@ -184,7 +186,7 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
 def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.safetensors"
     foreign.write_bytes(safetensors.torch.save({"w": torch.zeros(2)}))
-    with pytest.raises(UserError, match="got a safetensors file of something else"):
+    with pytest.raises(UserError, match="got a safetensors file of another program"):
         load_checkpoint(foreign, "weights")
     pickled = tmp_path / "model.pt"
     torch.save({"w": torch.zeros(2)}, pickled)

@@ -14,14 +14,16 @@ pytest.importorskip("yaml")
 import yaml
 
 from softdiff_kernels.cli import main, parse
+from softdiff_kernels.commands.train import prepare
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.config import TrainConfig, images_of
-from softdiff_kernels.training.options import beginning, describe, merged, share, to_yaml
+from softdiff_kernels.training.config_file import to_yaml
 from softdiff_kernels.training.presets import PRESETS
 
 
 def resolve(*argv: str, preset: str | None = None, config: str | None = None) -> TrainConfig:
-    return parse(TrainConfig, "train", merged(argv, beginning(preset, config)))
+    given = [*argv, *([f"--preset={preset}"] if preset else []), *([f"--config={config}"] if config else [])]
+    return parse(TrainConfig, "train", *prepare(given))
 
 
 def test_flags_override_the_file_which_overrides_the_preset(tmp_path: Path) -> None:
@@ -55,28 +57,32 @@ def test_a_runs_own_file_gives_its_options_again(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("widht: 3\n", r"does not know: widht \(did you mean width\?\)"),
-        ("width: wide\n", "--width"),
+        ("width: wide\n", r"run\.yaml: width: expected a whole number, got 'wide'"),
+        ("lr: .inf\n", r"run\.yaml: lr: expected a number, got '\.inf'"),
+        ("image_size: 8,8\n", r"run\.yaml: image_size: expected a whole number, got '8,8'"),
+        ("precision: fp8\n", r"run\.yaml: precision: expected one of fp32, tf32, bf16, fp16, got 'fp8'"),
+        ("sampler: none\n", r"run\.yaml: sampler: expected one of naive, momentum, ddim, tacos, got 'none'"),
         ("bach: 3\n", r"run\.yaml: options .* does not know: bach \(did you mean batch\?\)"),
         ("flip: 'yes'\n", r"run\.yaml: flip: expected true or false, got 'yes'"),
         ("flip: null\n", r"run\.yaml: flip: expected true or false, got None"),
-        ("wandb: true\n", r"run\.yaml: wandb: expected no true or false, got true"),
+        ("wandb: true\n", r"run\.yaml: wandb: expected a value that is not a bool, got true"),
         ("steps: 0\n", r"^--steps: expected at least 1, got 0"),
         ("- width\n", "expected options and their values"),
         ("width: [3\n", "not a readable YAML file"),
         ("width: " + "[" * 5000, "not a readable YAML file"),
         ("steps: 3\nduration: 5k\n", "expected steps or duration, got both"),
-        ("sample_steps: 3\nsample-steps: 4\n", "is there twice"),
+        ("sample_steps: 3\nsample-steps: 4\n", "option given twice"),
         ("preset: [mnist]\n", "preset: expected a name"),
-        ("data: on\n", r"run\.yaml: data: expected no true or false, got on; a text goes in quotes"),
-        ("desc: no\n", r"run\.yaml: desc: expected no true or false, got no; a text goes in quotes"),
-        ("data: null\n", r"run\.yaml: data: expected a value, got null; .* quote a text"),
+        ("data: on\n", r"run\.yaml: data: expected a value that is not a bool, got on; put text in quotes"),
+        ("desc: no\n", r"run\.yaml: desc: expected a value that is not a bool, got no; put text in quotes"),
+        ("data: null\n", r"run\.yaml: data: expected a value, got null; .* put text in quotes"),
         ("data: ~\n", r"run\.yaml: data: expected a value, got ~"),
-        ("schedule:\n", r"run\.yaml: schedule: expected a value, got nothing; leave the line out"),
+        ("schedule:\n", r"run\.yaml: schedule: expected a value, got nothing; remove the line"),
         ("device: Null\n", r"run\.yaml: device: expected a value, got Null"),
         ("data: [a, b]\n", r"run\.yaml: data: expected a name or a number, got a sequence"),
         ("data: {a: b}\n", r"run\.yaml: data: expected a name or a number, got a mapping"),
         ("ema: {a: b}\n", r"run\.yaml: ema: expected a list of values, got a mapping"),
-        ("width: 8\nwidth: 16\n", "is there twice: width"),
+        ("width: 8\nwidth: 16\n", "option given twice: width"),
         ("preset: minst\n", "--preset: expected one of digits, mnist, cifar10, celeba64, got 'minst'"),
     ],
 )
@@ -180,10 +186,10 @@ def test_a_flag_that_would_change_nothing_is_refused(
     for idle, counts in (
         ("--class-dropout 0.2", "--conditional"),
         ("--nodes=8 --schedule linear", "--schedule wasserstein"),
-        ("--blur_std_max 5 --schedule noise", "a --schedule that makes a blur"),
-        ("--blur-std-max 5 --schedule s.json", "a --schedule that makes a blur"),
-        ("--noise-std-min 0.02 --schedule s.json", "a --schedule that is no file"),
-        ("--noise-std-max 0.2 --schedule s.json", "a --schedule that is no file"),
+        ("--blur_std_max 5 --schedule noise", "--schedule wasserstein, linear, paper, geometric"),
+        ("--blur-std-max 5 --schedule s.json", "--schedule wasserstein, linear, paper, geometric"),
+        ("--noise-std-min 0.02 --schedule s.json", "--schedule wasserstein, linear, paper, geometric, noise"),
+        ("--noise-std-max 0.2 --schedule s.json", "--schedule wasserstein, linear, paper, geometric, noise"),
     ):
         assert main(["train", "--data", "x", "-n", *idle.split()]) == 2
         flag = idle.replace("_", "-").replace("=", " ").split()[0]
@@ -198,7 +204,7 @@ def test_a_flag_that_would_change_nothing_is_refused(
         assert main(["train", "--data", "x", "-n", *fine.split()]) == 0, capsys.readouterr().err
 
 
-def test_durations_and_shares() -> None:
+def test_durations_and_batches() -> None:
     """Rule: k, M, G are decimal, Ki, Mi, Gi binary; a batch is processes x images x rounds or an error."""
     written = {"500": 500, "1.5k": 1500, "8Mi": 2**23, "200M": 200_000_000, " 2 gi ": 2**31, "4.03k": 4030}
     for text, images in written.items():
@@ -207,9 +213,9 @@ def test_durations_and_shares() -> None:
         with pytest.raises(UserError, match="--duration"):
             images_of(text)
     config = TrainConfig("x", batch=48)
-    assert share(config, 1) == (48, 1) and share(config, 3) == (16, 1)
-    assert share(dataclasses.replace(config, batch_gpu=8), 3) == (8, 2)
-    assert "48 = 3 x 8 x 2" in describe(dataclasses.replace(config, batch_gpu=8), 3)
+    assert config.batch_split(1) == (48, 1) and config.batch_split(3) == (16, 1)
+    assert dataclasses.replace(config, batch_gpu=8).batch_split(3) == (8, 2)
+    assert "48 = 3 x 8 x 2" in dataclasses.replace(config, batch_gpu=8).describe_batch(3)
     for each, processes in ((None, 5), (7, 1), (96, 1), (24, 3)):
         with pytest.raises(UserError, match="--batch 48: expected a multiple of"):
-            share(dataclasses.replace(config, batch_gpu=each), processes)
+            dataclasses.replace(config, batch_gpu=each).batch_split(processes)

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 
 from training_runs import CPU, losses, make_trainer, small, tensors
 
-from softdiff_kernels.data.sample_folder import parse_seeds
+from softdiff_kernels.data.choices import parse_seeds
 from softdiff_kernels.diffusion import (
     Corruption,
     TrainingLoss,
@@ -31,7 +31,7 @@ from softdiff_kernels.reference import decode
 from softdiff_kernels.training.build import UNet, build_model, default_multipliers, scales
 from softdiff_kernels.training.checkpoint import load_checkpoint
 from softdiff_kernels.training.config import TrainConfig
-from softdiff_kernels.training.loop import options_of, train, with_resume_defaults
+from softdiff_kernels.training.loop import options_of, resumed_options, train
 from softdiff_kernels.training.trainer import ema_decay, learning_rate
 from softdiff_kernels.training.weights import load_model
 
@@ -257,15 +257,15 @@ def test_another_run_is_not_a_resumed_one(blobs: Path, tmp_path: Path) -> None:
     resumed = train(dataclasses.replace(changed, outdir=str(tmp_path / "changed")))
     assert resumed.step == 2 and options_of(tmp_path / "changed" / "state-00000002.safetensors").lr == 5e-4
     for change in ({"width": 16}, {"schedule": "linear"}, {"prior": "plain"}, {"ema": (0.5,)}):
-        with pytest.raises(UserError, match=r"a resumed run keeps its .* network and averages"):
+        with pytest.raises(UserError, match=r"prior, network and averages of a resumed run cannot change"):
             train(dataclasses.replace(changed, outdir=str(tmp_path / "wider"), **change))
     # What was allowed once is not allowed for ever.
-    later = with_resume_defaults(str(tmp_path / "changed"), None)
+    later = resumed_options(str(tmp_path / "changed"), None)
     assert later is not None and not later.allow_changes
     np.savez(other, images=np.zeros((20, 8, 9), np.uint8))
     with pytest.raises(UserError, match=r"expected images of \[1, 8, 8\]"):
         train(dataclasses.replace(again, data=str(other)))
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already contains a run"):
         train(small(blobs, run))
     with pytest.raises(UserError, match="expected a run folder"):
         train(small(blobs, run, resume=str(tmp_path)))
@@ -317,12 +317,12 @@ def test_an_unknown_option_is_named_with_its_nearest() -> None:
 def test_resume_takes_its_options_from_the_run(blobs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(small(blobs, run, steps=1))
-    found = with_resume_defaults(str(run), None)
+    found = resumed_options(str(run), None)
     assert found is not None and found.width == 8 and found.resume == str(run)
     assert options_of(run / "state-00000001.safetensors").batch == 6
-    assert with_resume_defaults("auto", str(tmp_path / "new")) is None
+    assert resumed_options("auto", str(tmp_path / "new")) is None
     with pytest.raises(UserError, match="--outdir"):
-        with_resume_defaults("auto", None)
+        resumed_options("auto", None)
 
 
 def test_a_schedule_for_another_image_size_is_refused_before_anything_is_written(

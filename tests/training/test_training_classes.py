@@ -15,9 +15,8 @@ pytest.importorskip("diffusers")
 from image_files import fill
 from training_runs import CPU, losses, small
 
-from softdiff_kernels.commands.configs import SampleConfig
-from softdiff_kernels.commands.sample import sample
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.commands.sample import SampleConfig, sample
+from softdiff_kernels.data import load_images
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.loop import train
 from softdiff_kernels.training.weights import load_model
@@ -84,7 +83,7 @@ def test_classes_are_drawn_by_name_and_recorded_with_their_numbers(
         "     2  10",
         "     3  2",
     ]
-    assert 'seeds take in turn: 3 "2", 2 "10"' in said
+    assert 'seeds use in turn: 3 "2", 2 "10"' in said
     record = json.loads((tmp_path / "named" / "samples.json").read_text())
     assert record["classes"] == [{"number": 3, "name": "2"}, {"number": 2, "name": "10"}]
     assert record["class"] == '3 "2", 2 "10"'

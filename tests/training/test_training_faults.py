@@ -22,17 +22,17 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from training_runs import CPU, losses, make_trainer, small, tensors
+from training_runs import losses, make_trainer, small, tensors
 
 from softdiff_kernels.diffusion import SAMPLERS
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training import checkpoint as checkpoint_module
 from softdiff_kernels.training import loop as loop_module
-from softdiff_kernels.training import meter as meter_module
+from softdiff_kernels.training import metrics as metrics_module
 from softdiff_kernels.training.checkpoint import load_checkpoint
-from softdiff_kernels.training.loop import resolve_resume, train, with_resume_defaults
-from softdiff_kernels.training.meter import Meter
-from softdiff_kernels.training.trainer import Advance, Trainer
+from softdiff_kernels.training.loop import resumed_options, state_to_resume, train
+from softdiff_kernels.training.metrics import Meter
+from softdiff_kernels.training.trainer import StepResult, Trainer
 
 
 def test_a_disk_that_fills_while_training_keeps_the_checkpoint_before(
@@ -111,16 +111,16 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
 def test_losses_are_told_by_quarters_of_t(blobs: Path, tmp_path: Path) -> None:
     """Rule: a line's mean over all images is the mean of its quarters, weighted by their images."""
     trainer = make_trainer(blobs)
-    meter = Meter(CPU)
+    meter = Meter(trainer)
     losses = torch.tensor([1.0, 2.0, 3.0, 5.0])
     t = torch.tensor([0.1, 0.2, 0.3, 0.99])
-    meter.add(1, Advance(losses, t, torch.tensor(2.0)))
-    meter.add(2, Advance(losses, t, torch.tensor(4.0)))
-    line = meter.line(trainer, -1)
+    meter.add(StepResult(losses, t, torch.tensor(2.0)))
+    meter.add(StepResult(losses, t, torch.tensor(4.0)))
+    line = meter.line(-1)
     assert line["loss_by_t"] == [1.5, 3.0, None, 5.0]
     assert line["loss"] == 2.75 and line["grad_norm"] == 3.0
-    meter.add(3, Advance(losses, 1 - t, torch.tensor(1.0)))
-    assert meter.line(trainer, -1)["loss_by_t"] == [5.0, None, 3.0, 1.5]
+    meter.add(StepResult(losses, 1 - t, torch.tensor(1.0)))
+    assert meter.line(-1)["loss_by_t"] == [5.0, None, 3.0, 1.5]
 
 
 def test_the_rate_is_of_the_steps_alone(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_the_rate_is_of_the_steps_alone(blobs: Path, tmp_path: Path, monkeypatch
 
         return call
 
-    monkeypatch.setattr(meter_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(metrics_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(Trainer, "advance", takes(2.0, Trainer.advance))
     for name, seconds in (("_save", 50.0), ("_sample_grid", 100.0)):
         monkeypatch.setattr(loop_module, name, takes(seconds, getattr(loop_module, name)))
@@ -158,7 +158,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(
     for damage in (whole[: len(whole) // 2], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
         newest.write_bytes(damage)
         for resume in (str(run), "auto"):
-            assert resolve_resume(small(blobs, run, resume=resume)) == run / "state-00000003.safetensors"
+            assert state_to_resume(resume, str(run)) == run / "state-00000003.safetensors"
             told = capsys.readouterr().err
             assert told.startswith("warning: ") and str(newest) in told and told.count("\n") == 1
         with pytest.raises(UserError, match=r"state-00000006"):
@@ -168,7 +168,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(
         assert torch.equal(tensor, tensors(run, 6)[name]), name
     for path in run.glob("state-*"):
         path.write_bytes(whole[:1000])
-    with pytest.raises(UserError, match=r"none of its 2 state files can be read whole"):
+    with pytest.raises(UserError, match=r"none of its 2 state files can be read"):
         train(small(blobs, run, resume=str(run)))
 
 
@@ -224,11 +224,11 @@ def test_ctrl_c_saves_and_the_run_can_go_on(blobs: Path, tmp_path: Path) -> None
         process.kill()
     # 128 + SIGINT, as shells report it.
     assert process.returncode == 130
-    assert "go on by: softdiff train --resume" in said
+    assert "resume with: softdiff train --resume" in said
     (state,) = run.glob("state-*.safetensors")
     step = load_checkpoint(state, "state").meta["step"]
     assert step >= 3 and losses(run)[-1][0] == step
-    again = with_resume_defaults(str(run), None)
+    again = resumed_options(str(run), None)
     assert again is not None
     assert train(dataclasses.replace(again, steps=step + 1)).step == step + 1
     assert math.isfinite(losses(run)[-1][1])

@@ -16,17 +16,16 @@ pytest.importorskip("diffusers")
 
 from training_runs import CPU, losses, make_trainer, small, tensors
 
-from softdiff_kernels.commands.configs import SampleConfig
-from softdiff_kernels.commands.sample import class_list, labels_of, sample
-from softdiff_kernels.data.image_set import load_images
+from softdiff_kernels.commands.sample import SampleConfig, sample
+from softdiff_kernels.data import load_images
+from softdiff_kernels.data.choices import class_list, labels_of
 from softdiff_kernels.diffusion import Corruption, Guided, generate
 from softdiff_kernels.diffusion.corruption import farthest
 from softdiff_kernels.errors import UserError
-from softdiff_kernels.training.build import build_model
+from softdiff_kernels.training.build import build_model, make_corruption
 from softdiff_kernels.training.config import TrainConfig
-from softdiff_kernels.training.corruptions import make_corruption
 from softdiff_kernels.training.loop import run_name, train
-from softdiff_kernels.training.meter import Meter
+from softdiff_kernels.training.metrics import Meter
 from softdiff_kernels.training.presets import PRESETS
 from softdiff_kernels.training.weights import load_model
 
@@ -122,10 +121,10 @@ def test_classes_need_labels_and_a_model_that_knows_them(
             sample(SampleConfig(plain, outdir=str(tmp_path / "out"), steps=1, **changes))
     model = load_model(kinds, CPU)
     with pytest.raises(UserError, match="--classes: expected numbers under 2"):
-        class_list("0-2", model)
+        class_list("0-2", model.classes)
     # Seed 5 gets the same class whatever is drawn beside it.
-    assert labels_of([4, 5, 9], class_list(None, model)) == [0, 1, 1]
-    assert labels_of([5], class_list("1,0,0", model)) == [0]
+    assert labels_of([4, 5, 9], class_list(None, model.classes)) == [0, 1, 1]
+    assert labels_of([5], class_list("1,0,0", model.classes)) == [0]
     # Labels that changed make it another run.
     other = tmp_path / "other.npz"
     np.savez(other, images=np.load(two_kinds)["images"], labels=1 - np.load(two_kinds)["labels"])
@@ -162,20 +161,20 @@ def test_a_gradient_that_overflows_in_float16_is_left_out_and_counted(blobs: Pat
     trainer = make_trainer(blobs, precision="fp16", warmup=0)
     trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**100})
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    meter = Meter(CPU)
+    meter = Meter(trainer)
     found = trainer.advance()
-    meter.add(1, found)
-    line = meter.line(trainer, -1)
+    meter.add(found)
+    line = meter.line(-1)
     assert not bool(found.norm.isfinite()) and line["overflows"] == 1 and line["grad_norm"] == 0
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
     assert trainer.scaler.get_scale() == 2.0**99
     json.dumps(line, allow_nan=False)
     # Without a scale that could fall the weights are spoiled, and the run ends before they are saved.
     exact = make_trainer(blobs)
-    meter = Meter(CPU)
-    meter.add(1, exact.advance()._replace(norm=torch.tensor(float("inf"))))
+    meter = Meter(exact)
+    meter.add(exact.advance()._replace(norm=torch.tensor(float("inf"))))
     with pytest.raises(UserError, match=r"gradient is no longer finite in 1 of the 1 steps"):
-        meter.line(exact, -1)
+        meter.line(-1)
 
 
 def test_every_average_has_its_own_weights_file(blobs: Path, tmp_path: Path) -> None:
@@ -194,7 +193,7 @@ def test_every_average_has_its_own_weights_file(blobs: Path, tmp_path: Path) -> 
     # The first goes by its decay, too; one that no file holds is refused, and a file of another.
     by_decay = load_model(str(run), CPU, 0.9).denoiser.state_dict()
     assert torch.equal(by_decay[name], first.denoiser.state_dict()[name])
-    with pytest.raises(UserError, match=r"--ema: expected 0\.9, which .* holds, got 0\.5"):
+    with pytest.raises(UserError, match=r"--ema: expected 0\.9, which .* contains, got 0\.5"):
         load_model(str(run), CPU, 0.5)
     with pytest.raises(UserError, match=r"--ema: expected 0\.2"):
         load_model(str(run / "weights-ema0.2-00000006.safetensors"), CPU, 0.9)
@@ -220,7 +219,7 @@ def test_a_preset_for_other_channels_is_refused(tmp_path: Path) -> None:
     colours = tmp_path / "colours.npz"
     np.savez(colours, images=np.zeros((20, 8, 8, 3), np.uint8))
     config = small(colours, tmp_path / "run", preset="mnist", channels=1)
-    said = r"expected images of 1 channels \(preset mnist\), got 3; convert them .*--channels 3"
+    said = r"expected images of 1 channels \(preset mnist\), got 3; convert them with .*--channels 3"
     with pytest.raises(UserError, match=said):
         train(config)
     assert not (tmp_path / "run").exists()

@@ -60,7 +60,7 @@ def test_a_run_goes_from_one_process_to_two_and_back(blobs: Path, tmp_path: Path
     done = torchrun("train", "--resume", str(run), "--steps", "2", "--batch-gpu", "1", "--sample-count", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     # One process says it, and the batch of 6 is 2 processes x 1 image x 3 rounds.
-    assert done.stdout.count("going on from") == 1 and "global batch 6 = 2 x 1 x 3" in done.stdout
+    assert done.stdout.count("resuming ") == 1 and "global batch 6 = 2 x 1 x 3" in done.stdout
     train(dataclasses.replace(small(blobs, run, steps=3, save_every=1, keep=0), resume=str(run)))
     for step in (2, 3):
         found, wanted = tensors(run, step), tensors(whole, step)
@@ -130,7 +130,7 @@ def test_a_signal_to_torchrun_stops_all_with_one_checkpoint(blobs: Path, tmp_pat
     (state,) = run.glob("state-*.safetensors")
     step = load_checkpoint(state, "state").meta["step"]
     assert step >= 3 and losses(run)[-1][0] == step and len(list(run.glob("weights-*"))) == 1
-    for line in ("stopping with a checkpoint", "go on by: softdiff train --resume"):
+    for line in ("stopping with a checkpoint", "resume with: softdiff train --resume"):
         assert said.count(line) == 1
 
 
