@@ -12,6 +12,7 @@ from torch import Tensor
 from softdiff_kernels.bench import baselines, cases
 from softdiff_kernels.bench.forms import FftDct, Form, FourProduct, TwoProduct, TwoProductBmm
 from softdiff_kernels.diffusion import Corruption, SoftDenoiser
+from softdiff_kernels.noise import NoiseKey
 
 WRONG = 1e-3
 """The relative error (L2) from which on a baseline computes something else: rounding is under 1e-4, a wrong
@@ -88,17 +89,24 @@ class EagerDenoiser(SoftDenoiser):
         self.form = form
 
     def loss(
-        self, x0: Tensor, t: Any = None, *, key: Any = None, noise: Any = None, **options: Any
+        self,
+        x0: Tensor,
+        t: float | Tensor | None = None,
+        *,
+        key: NoiseKey | None = None,
+        noise: Tensor | None = None,
+        reduction: str = "none",
+        **kw: Any,
     ) -> Tensor:
         """As `SoftDenoiser.loss`; without given noise it comes from torch's generator, not from the key."""
         time = self._time(x0, self.draw_time(x0, key) if t is None else t)
         blur_std, noise_std = self.corruption.blur_std(time), self.corruption.noise_std(time)
         x_t, residual = corruption_and_residual(self.form, x0, blur_std, noise_std, noise)
-        out = self._predict(x_t, time, {})
+        out = self._predict(x_t, time, kw)
         # Looked up again, as the fused loss does.
         blur_std = self.corruption.blur_std(time)
         loss = baselines.losses(self.form)(out, residual, blur_std, self._weight(time))
-        return loss.mean() if options.get("reduction") == "mean" else loss
+        return loss if reduction == "none" else getattr(loss, reduction)()
 
 
 def sampler_levels(corruption: Corruption) -> dict[str, float]:

@@ -41,7 +41,7 @@ PARTS: dict[str, tuple[float, str]] = {
     "correctness cuda": (240, "tests/gpu/in_processes.py --backend cuda"),
     "sanitizer triton": (230, "tests/gpu/sanitizer.py --backend triton"),
     "sanitizer cuda": (230, "tests/gpu/sanitizer.py --backend cuda"),
-    "tune": (70, "softdiff_kernels.backends.triton.tune"),
+    "tune": (70, "softdiff_kernels.backends.triton.tools.tune"),
     "bench": (120, "benchmarks.gpu.report bench"),
     "tuned bench": (30, "benchmarks.gpu.report bench --only-ours"),
     "ncu": (35, "benchmarks.gpu.report ncu"),

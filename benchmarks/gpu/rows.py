@@ -76,9 +76,9 @@ def using(backend: str) -> Iterator[None]:
         with sk.use_backend(backend):
             yield
         return
-    from softdiff_kernels.backends.cuda import ops
+    from softdiff_kernels.backends.cuda import launch
 
-    with sk.use_backend("cuda"), ops.clusters(False):
+    with sk.use_backend("cuda"), launch.clusters(False):
         yield
 
 
@@ -86,9 +86,9 @@ def with_passes(backends: tuple[str, ...], op: str, size: int, device: torch.dev
     """The backends, and `PASSES` where the CUDA backend uses clusters for images of this size."""
     if "cuda" not in backends or op == "normal":
         return backends
-    from softdiff_kernels.backends.cuda import ops
+    from softdiff_kernels.backends.cuda import launch
 
-    return (*backends, PASSES) if ops.takes_clusters(size, size, device.index or 0) else backends
+    return (*backends, PASSES) if launch.takes_clusters(size, size, device.index or 0) else backends
 
 
 def full_batch(size: int, dtype: torch.dtype, image_bytes: int) -> int:
