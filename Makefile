@@ -26,7 +26,7 @@ CUDA_TESTS := $(OPS_TESTS) $(addprefix tests/backends/test_cuda_,emulated.py clu
 # What measures time runs by itself; all else two processes at once with one thread each, which takes half as long
 # as two threads: those of a small op mostly wait for each other. tests/backends/test_threads.py sets its own numbers.
 TIMED_TESTS := tests/bench $(addprefix tests/backends/test_,threads.py triton_launches.py)
-SOURCES := setup.py build_cuda.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
+SOURCES := setup.py build_cuda.py build_modules.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test triton-versions lint docs bench gpu-report wheel wheel-check clean always

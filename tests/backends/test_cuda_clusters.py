@@ -11,7 +11,7 @@ import torch
 from checks import EMULATED, assert_accurate, check, needs_emulation, picture
 
 import softdiff_kernels as sk
-from benchmarks.gpu import engines
+from benchmarks.gpu import rows
 
 pytestmark = needs_emulation
 
@@ -144,12 +144,12 @@ def test_the_switch_takes_the_passes(monkeypatch):
 
 def test_the_benchmarks_time_the_passes_beside_the_clusters():
     both, cpu = ("triton", "cuda"), torch.device("cpu")
-    assert engines.candidates(both, "blur", 256, cpu) == (*both, engines.PASSES)
-    assert engines.candidates(both, "blur", 128, cpu) == engines.candidates(both, "normal", 256, cpu) == both
-    assert engines.candidates(("triton",), "blur", 256, cpu) == ("triton",)
+    assert rows.with_passes(both, "blur", 256, cpu) == (*both, rows.PASSES)
+    assert rows.with_passes(both, "blur", 128, cpu) == rows.with_passes(both, "normal", 256, cpu) == both
+    assert rows.with_passes(("triton",), "blur", 256, cpu) == ("triton",)
     x = picture(1, 1, 140, 33)
-    for candidate, kernel in (("cuda", "cluster_kernel"), (engines.PASSES, "lines_kernel")):
+    for candidate, kernel in (("cuda", "cluster_kernel"), (rows.PASSES, "lines_kernel")):
         HOOKS.forget_launches()
-        with engines.using(candidate):
+        with rows.using(candidate):
             sk.blur(x, 2.0)
         assert all(kernel in launch.kernel for launch in HOOKS.launches())

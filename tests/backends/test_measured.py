@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gpu import choice
+from benchmarks.gpu import targets
 from softdiff_kernels.backends import _measured, reference
 
 BACKENDS = importlib.import_module("softdiff_kernels.backends")
@@ -115,12 +115,12 @@ def test_the_choice_by_name_overrules_measurements(monkeypatch, tmp_path):
 
 def test_the_table_is_the_one_that_the_report_writes(monkeypatch, tmp_path):
     rows = [
-        {"op": op, "size": 64, "dtype": "float32", "kind": "full", "backend": backend, "us": us}
+        {"op": op, "px": 64, "dtype": "float32", "kind": "full", "backend": backend, "ours": us}
         for op in ("corrupt", "soft_score_loss, op alone")
         for backend, us in (("triton", 2.0), ("cuda", 1.0))
     ]
     path = tmp_path / "faster.json"
-    path.write_text(json.dumps(choice.table({}, {"faster": choice.faster(rows)}, "")))
+    path.write_text(json.dumps(targets.faster_table({}, targets.faster(rows), "")))
     monkeypatch.setattr(_measured, "TABLE", path)
     for op in ("corrupt", "soft_score_loss"):
         assert _measured.fastest(op, (1, 3, 64, 64), torch.bfloat16) == "cuda"
