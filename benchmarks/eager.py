@@ -1,39 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer's step and the sampler's step with the ops as one writes them in eager PyTorch, by any form."""
+"""The trainer's step and the sampler's step with the ops as one writes them in eager PyTorch, beside ours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softdiff_kernels.bench import baselines, cases
+from softdiff_kernels import functional
+from softdiff_kernels.bench import baselines
 from softdiff_kernels.bench.forms import FftDct, Form, FourProduct, TwoProduct, TwoProductBmm
-from softdiff_kernels.diffusion import Corruption, SoftDenoiser
-from softdiff_kernels.noise import NoiseKey
+from softdiff_kernels.diffusion import Corruption, SoftDenoiser, TrainingLoss
 
-WRONG = 1e-3
-"""The relative error (L2) from which on a baseline computes something else: rounding is under 1e-4, a wrong
-formula over 1e-2."""
+from .command import Op, Rows, agree, compete
+
 TIME_T, TIME_S = 0.2, 0.18
 """A step of the sampler in the quarter of the time where the noise grows, so that it is drawn."""
-
-
-class WrongResult(AssertionError):
-    """A baseline whose result is not ours; it must not be timed."""
-
-
-def agree(what: str, ours: Any, other: Any, bound: float = WRONG) -> None:
-    """Raises WrongResult where the results (tensors, or tuples of them) differ by more than `bound` (L2)."""
-    pairs = zip(ours, other, strict=True) if isinstance(ours, tuple) else [(ours, other)]
-    for mine, theirs in pairs:
-        if mine.shape != theirs.shape:
-            raise WrongResult(f"{what}: expected shape {list(mine.shape)}, got {list(theirs.shape)}")
-        error = cases.relative_error(theirs, mine.double())
-        if not error < bound:
-            raise WrongResult(f"{what}: relative error {error:.1e}, expected under {bound:g}")
 
 
 class OneOperator(TwoProduct):
@@ -80,44 +64,30 @@ def corruption_and_residual(
     return x_t, clean - x_t
 
 
-class EagerDenoiser(SoftDenoiser):
-    """A SoftDenoiser (of the prediction "residual") whose loss is computed in eager PyTorch by a form."""
+class EagerLoss(TrainingLoss):
+    """A TrainingLoss (of the prediction "residual", the mask "soft") in eager PyTorch, by a form."""
 
     def __init__(self, denoiser: SoftDenoiser, form: Form) -> None:
-        super().__init__(denoiser.inner_model, denoiser.corruption, denoiser.prediction, denoiser.weight)
-        assert denoiser.prediction == "residual"
+        super().__init__(denoiser)
+        assert (denoiser.prediction, denoiser.loss_mask, denoiser.weight) == ("residual", "soft", "paper")
         self.form = form
 
-    def loss(
-        self,
-        x0: Tensor,
-        t: float | Tensor | None = None,
-        *,
-        key: NoiseKey | None = None,
-        noise: Tensor | None = None,
-        reduction: str = "none",
-        **kw: Any,
+    def forward(
+        self, x0: Tensor, t: Tensor | None = None, *, key: Any = None, noise: Tensor | None = None, **kw: Any
     ) -> Tensor:
         """As `SoftDenoiser.loss`; without given noise it comes from torch's generator, not from the key."""
-        time = self._time(x0, self.draw_time(x0, key) if t is None else t)
-        blur_std, noise_std = self.corruption.blur_std(time), self.corruption.noise_std(time)
-        x_t, residual = corruption_and_residual(self.form, x0, blur_std, noise_std, noise)
-        out = self._predict(x_t, time, kw)
+        corruption = self.denoiser.corruption
+        time = self.denoiser.draw_time(x0, key) if t is None else t
+        levels = corruption.blur_std(time), corruption.noise_std(time)
+        x_t, residual = corruption_and_residual(self.form, x0, *levels, noise)
+        out = self.denoiser.inner_model(x_t, time, **kw)
         # Looked up again, as the fused loss does.
-        blur_std = self.corruption.blur_std(time)
-        loss = baselines.losses(self.form)(out, residual, blur_std, self._weight(time))
-        return loss if reduction == "none" else getattr(loss, reduction)()
-
-
-def sampler_levels(corruption: Corruption) -> dict[str, float]:
-    """The arguments of `momentum_step` for a step from TIME_T to TIME_S, as numbers."""
-    of = {"blur_std": corruption.blur_std, "noise_std": corruption.noise_std}
-    times = {"t": TIME_T, "s": TIME_S}
-    return {f"{name}_{at}": table(time) for name, table in of.items() for at, time in times.items()}
+        blur_std, weight = corruption.blur_std(time), corruption.noise_std(time).square().reciprocal()
+        return baselines.losses(self.form)(out, residual, blur_std, weight)
 
 
 def momentum(form: Form, device: torch.device) -> Callable[..., Tensor]:
-    """Algorithm 2 as printed: `step(x_t, x0_hat, *levels, noise=None)`, levels as of `sampler_levels`."""
+    """Algorithm 2 as printed: `step(x_t, x0_hat, *levels, noise=None)`, levels: numbers, in its order."""
     printed = baselines.algorithm_2(form)
 
     def step(x_t: Tensor, x0_hat: Tensor, *levels: float, noise: Tensor | None = None) -> Tensor:
@@ -126,3 +96,52 @@ def momentum(form: Form, device: torch.device) -> Callable[..., Tensor]:
         return printed(x_t, x0_hat, *filled, noise=noise)
 
     return step
+
+
+@torch.no_grad()
+def compete_sampling(
+    estimate: Op, x_t: Tensor, about: Mapping[str, Any], others: Mapping[str, Form], **limits: Any
+) -> Rows:
+    """A step of the Momentum Sampler, its levels as numbers, with `estimate(x_t)` in the network's place."""
+    corruption = Corruption.paper((x_t.shape[-2], x_t.shape[-1]))
+    of = {"blur_std": corruption.blur_std, "noise_std": corruption.noise_std}
+    times = {"t": TIME_T, "s": TIME_S}
+    levels: dict[str, Any] = {
+        f"{name}_{at}": table(time) for name, table in of.items() for at, time in times.items()
+    }
+
+    def ours(noise: Tensor | None = None) -> Tensor:
+        return functional.momentum_step(x_t, estimate(x_t), **levels, noise=noise)
+
+    def by(form: Form) -> Op:
+        step = momentum(form, x_t.device)
+        return lambda noise=None: step(x_t, estimate(x_t), *levels.values(), noise=noise)
+
+    eager = {name: by(form) for name, form in others.items()}
+    return compete(about, ours, eager, x_t.device, check=(torch.randn_like(x_t),), **limits)
+
+
+def compete_training(
+    fused: TrainingLoss,
+    x0: Tensor,
+    step_of: Callable[[TrainingLoss], Op],
+    about: Mapping[str, Any],
+    others: Mapping[str, Form],
+    **limits: Any,
+) -> Rows:
+    """Whole training steps, `step_of(loss)`; before, losses and gradients on one batch x0 are compared."""
+    eager = {name: EagerLoss(fused.denoiser, form) for name, form in others.items()}
+    noise, t = torch.randn(x0.shape, device=x0.device), torch.linspace(0.05, 0.95, len(x0), device=x0.device)
+
+    def loss_and_gradient(loss: TrainingLoss) -> tuple[Tensor, Tensor]:
+        loss.zero_grad()
+        losses = loss(x0, t, noise=noise)
+        losses.mean().backward()
+        gradients = [p.grad.flatten() for p in loss.parameters() if p.grad is not None]
+        return losses.detach(), torch.cat(gradients)
+
+    exact = loss_and_gradient(fused)
+    for name, loss in eager.items():
+        agree(f"{about['what']}, {name}", exact, loss_and_gradient(loss))
+    steps = {name: step_of(loss) for name, loss in eager.items()}
+    return compete(about, step_of(fused), steps, x0.device, check=None, **limits)
