@@ -26,16 +26,17 @@ CUDA_TESTS := $(OPS_TESTS) $(addprefix tests/backends/test_cuda_,emulated.py clu
 # What measures time runs by itself; all else two processes at once with one thread each, which takes half as long
 # as two threads: those of a small op mostly wait for each other. tests/backends/test_threads.py sets its own numbers.
 TIMED_TESTS := tests/bench $(addprefix tests/backends/test_,threads.py triton_launches.py)
-SOURCES := setup.py build_cuda.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
+SOURCES := setup.py build_cuda.py build_modules.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test triton-versions lint bench gpu-report wheel wheel-check clean always
+.PHONY: help demo test triton-versions lint docs bench gpu-report wheel wheel-check clean always
 
 help:
 	@echo "make demo    make $(VENV), install, train on digits, sample, write a picture (DEMO_ARGS=... goes to softdiff demo)"
-	@echo "make test    make $(VENV), install, run ruff, mypy and pytest (PYTEST_ARGS=... goes to pytest)"
+	@echo "make test    make $(VENV), install, run ruff, mypy, make docs and pytest (PYTEST_ARGS=... goes to pytest)"
 	@echo "make triton-versions    the Triton kernels under the oldest and the newest Triton (TRITON_VERSIONS)"
 	@echo "make lint    ruff and mypy alone"
+	@echo "make docs    the documentation as a site, in build/site; a warning is an error"
 	@echo "make bench   softdiff bench: time every op beside its baselines (BENCH_ARGS=--quick ...)"
 	@echo "make gpu-report   on a GPU: tests, sanitizer, tuner, benchmarks, into $(REPORT)/ (docs/gpu-report.md)"
 	@echo "make wheel   the sdist and a manylinux wheel, with CUDA kernels where there is a toolkit, into dist/"
@@ -50,7 +51,7 @@ lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-test: lint
+test: lint docs
 	$(if $(PYTEST_ARGS),,OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(TIMED_TESTS)))
 	$(PY) -m pytest $(or $(PYTEST_ARGS),$(TIMED_TESTS))
 	$(INTERPRETED) $(PY) -m pytest -n 2 -k triton $(TRITON_TESTS)
@@ -66,8 +67,21 @@ triton-versions: $(VENV)/.installed
 	  test -d $$folder || $(PY) -m pip install --quiet --no-deps --target $$folder "$$wanted" || exit 1; \
 	  PYTHONPATH=$$folder $(INTERPRETED) $(PY) -m pytest -n 2 -k triton $(TRITON_TESTS) || exit 1; \
 	  PYTHONPATH=$$folder $(PY) -m pytest tests/backends/test_triton_compiled.py tests/backends/test_triton_launches.py || exit 1; \
-	  PYTHONPATH=$$folder $(PY) -m softdiff_kernels.backends.triton.aot --out benchmarks/results || exit 1; \
+	  PYTHONPATH=$$folder $(PY) -m softdiff_kernels.backends.triton.tools.aot --out benchmarks/results || exit 1; \
 	done
+
+# In an environment of its own, without torch: the sources are read, not imported. Not with --quiet, which hides the
+# warnings from --strict.
+DOCS_ENV := build/docs-env
+
+docs: $(DOCS_ENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/python -m mkdocs build --strict
+
+$(DOCS_ENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_ENV)
+	@sed -n '/^docs = \[/,/^\]/s/^ *"\(.*\)",.*/\1/p' pyproject.toml > $(DOCS_ENV)/requirements.txt
+	@$(DOCS_ENV)/bin/python -m pip install --quiet -r $(DOCS_ENV)/requirements.txt
+	@touch $@
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/softdiff bench $(BENCH_ARGS)

@@ -59,53 +59,173 @@ SOFTDIFF_HD ImageKey key_of(const Key& key, int64_t b) {
           static_cast<uint32_t>(draw)};
 }
 
-// blur, corrupt, reverse_step and momentum_step are one thing:
+// The ops' arguments. Each struct has a `read` that takes them from a call of Python's, field by field in the order in
+// which softdiff_kernels/backends/compiled.py passes them. `Call` is parse.h's: this header knows no Python.
+
+// How `step` gets its two weights from its arguments `first` and `second`: they are the weights themselves (given), or
+// the noise levels noise_std_t and noise_std_s, from which the weights follow, with the large or the small variance.
+enum class Rule { given, large, small };
+
+// One kernel, `corrupt`, serves the ops corrupt, blur (corrupt without noise) and step (reverse_step, momentum_step: of
+// x0_hat, with the mask of two blurs, plus keep * x_t):
 //   out = keep * add + IDCT2(mask * DCT2(source)) + noise_std * n,   residual = source - out.
-struct FilterArgs {
+struct CorruptArgs {
   Shape shape;
   Image source, add, noise, out, residual;
   // mask = scale * ((1 - floor) * (C_s - keep * C_t) + floor * (1 - keep)) with blur_std_s, and
   // C_t only where `reverse` is set; see heat.h.
   bool reverse = false;
   Coefficient blur_std_s, blur_std_t, keep, scale, noise_std{nullptr, DType::float64, 0, 0.0};
-  // Momentum: keep and noise_std follow from the two noise levels.
+  // The rule of a step. momentum: not `given`, so that keep and noise_std follow from noise_std_s and noise_std_t;
+  // small_variance: `small`. (As two flags, since kernels get longer by a comparison with the enumeration.)
   bool momentum = false, small_variance = false;
   Coefficient noise_std_s, noise_std_t;
   double floor = 0.0;
   Key key;
+
+  // ("corrupt" or "blur", shape, x0, blur_std, noise_std, scale, floor, key, noise, out, residual)
+  template <class Call>
+  static CorruptArgs read(Call& call) {
+    CorruptArgs a;
+    call.name(call.text());
+    a.shape = call.shape();
+    a.source = call.image();
+    a.blur_std_s = call.coefficient("blur_std");
+    a.noise_std = call.coefficient("noise_std", 0.0);
+    a.scale = call.signed_coefficient("scale");
+    a.floor = call.number();
+    a.key = call.key();
+    a.noise = call.image(), a.out = call.image(), a.residual = call.image();
+    return a;
+  }
+
+  // (rule, shape, x_t, x0_hat, blur_std_t, blur_std_s, first, second, floor, key, noise, out)
+  template <class Call>
+  static CorruptArgs read_step(Call& call) {
+    CorruptArgs a;
+    a.reverse = true;
+    const Rule rule = call.rule();
+    a.momentum = rule != Rule::given, a.small_variance = rule == Rule::small;
+    call.name(a.momentum ? "momentum_step" : "reverse_step");
+    a.shape = call.shape();
+    a.add = call.image(), a.source = call.image();
+    a.blur_std_t = call.coefficient("blur_std_t"), a.blur_std_s = call.coefficient("blur_std_s");
+    if (a.momentum) {
+      a.noise_std_t = call.coefficient("noise_std_t"), a.noise_std_s = call.coefficient("noise_std_s");
+      call.ordered("blur_std_s", a.blur_std_s, "blur_std_t", a.blur_std_t);
+      call.ordered("noise_std_s", a.noise_std_s, "noise_std_t", a.noise_std_t);
+    } else {
+      a.keep = call.signed_coefficient("a"), a.noise_std = call.coefficient("b");
+    }
+    a.floor = call.number();
+    a.key = call.key();
+    a.noise = call.image(), a.out = call.image();
+    return a;
+  }
 };
 
 // loss[b] = weight * sum (m * DCT2(prediction - target))^2; gradient = 2 weight IDCT2(m^2 DCT2(...)).
-struct LossArgs {
+struct SoftScoreLossArgs {
   Shape shape;
   Image prediction, target, gradient;  // gradient may be absent
   Coefficient blur_std, weight;
   double floor = 0.0;
   double gradient_scale = 1.0;
   double* plane_loss = nullptr;  // [B * C]
+
+  // (shape, prediction, target, blur_std, weight, floor, gradient_scale, gradient), then the loss
+  template <class Call>
+  static SoftScoreLossArgs read(Call& call) {
+    SoftScoreLossArgs a;
+    a.shape = call.shape();
+    a.prediction = call.image(), a.target = call.image();
+    a.blur_std = call.coefficient("blur_std"), a.weight = call.coefficient("weight");
+    a.floor = call.number(), a.gradient_scale = call.number();
+    a.gradient = call.image();
+    return a;
+  }
 };
 
-struct TransformArgs {
+// dct2, and idct2 where `inverse` is set.
+struct Dct2Args {
   Shape shape;
   Image in, out;
   bool inverse = false;
+
+  // (shape, x, out, inverse)
+  template <class Call>
+  static Dct2Args read(Call& call) {
+    Dct2Args a;
+    a.shape = call.shape();
+    a.in = call.image(), a.out = call.image();
+    a.inverse = call.flag();
+    call.name(a.inverse ? "idct2" : "dct2");
+    return a;
+  }
+};
+
+// template: copy this for a new op, and add it to the list below. out = in.
+struct IdentityArgs {
+  Shape shape;
+  Image in, out;
+
+  // (shape, x, out)
+  template <class Call>
+  static IdentityArgs read(Call& call) {
+    IdentityArgs a;
+    a.shape = call.shape();
+    a.in = call.image(), a.out = call.image();
+    return a;
+  }
 };
 
 // out = IDCT2(sum_k mask_k * DCT2(in_k) + noise_mask * n); a mask's broadcast axes have stride 0.
-struct MixArgs {
+struct SpectralMixArgs {
   Shape shape;
   int64_t count = 0;
   const Image* in = nullptr;
   const Image* mask = nullptr;
   Image noise_mask, out;
   Key key;
+
+  // (shape, inputs, masks, noise_mask, key, out), as many masks as inputs
+  template <class Call>
+  static SpectralMixArgs read(Call& call) {
+    SpectralMixArgs a;
+    a.shape = call.shape();
+    a.in = call.images(a.count), a.mask = call.images(a.count);
+    a.noise_mask = call.image();
+    a.key = call.key();
+    a.out = call.image();
+    return a;
+  }
 };
+
+// The list of the kernels over planes, KERNEL(name, arguments), in this order everywhere: the table of each CPU
+// instruction set, both modules' launches and bindings follow from it. (`step` is a second way to call `corrupt`, and
+// `normal`, which has no planes, goes its own.)
+#define SOFTDIFF_KERNELS(KERNEL)               \
+  KERNEL(corrupt, CorruptArgs)                 \
+  KERNEL(soft_score_loss, SoftScoreLossArgs)   \
+  KERNEL(dct2, Dct2Args)                       \
+  KERNEL(spectral_mix, SpectralMixArgs)        \
+  KERNEL(identity, IdentityArgs)
 
 // out[b, e] for e in [0, count): contiguous.
 struct NormalArgs {
   int64_t b = 0, count = 0;
   Image out;
   Key key;
+
+  // (batch, count, key, out)
+  template <class Call>
+  static NormalArgs read(Call& call) {
+    NormalArgs a;
+    a.b = call.size(), a.count = call.size();
+    a.key = call.key();
+    a.out = call.image();
+    return a;
+  }
 };
 
 }  // namespace softdiff

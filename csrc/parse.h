@@ -10,6 +10,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <vector>
 
 namespace softdiff {
 
@@ -83,5 +84,59 @@ inline Key key(const py::object& object) {
   }
   return out;
 }
+
+inline Rule rule(const std::string& name) {
+  if (name == "given") return Rule::given;
+  if (name == "large") return Rule::large;
+  if (name == "small") return Rule::small;
+  throw py::value_error("expected rule as given, large or small, got " + name);
+}
+
+// The arguments of a call from Python, which the structs of args.h `read` one after the other.
+class Call {
+ public:
+  Call(const char* op, const py::tuple& fields) : op_(op), fields_(fields) {}
+
+  // The op as error messages name it.
+  const std::string& op() const { return op_; }
+  void name(const std::string& op) { op_ = op; }
+
+  py::object next() {
+    if (at_ >= fields_.size()) throw py::value_error(op_ + ": too few arguments");
+    return fields_[at_++];
+  }
+  std::string text() { return next().cast<std::string>(); }
+  int64_t size() { return integer(next()); }
+  double number() { return next().cast<double>(); }
+  bool flag() { return next().cast<bool>(); }
+  Shape shape() { return shape_ = softdiff::shape(next()); }
+  Image image() { return softdiff::image(next()); }
+  Key key() { return softdiff::key(next()); }
+  Rule rule() { return softdiff::rule(text()); }
+
+  // Coefficients, finite and not negative, but for the signed ones. Who can look at their values checks them here.
+  Coefficient coefficient(const char*, double absent = 1.0) { return softdiff::coefficient(next(), absent); }
+  Coefficient signed_coefficient(const char*) { return softdiff::coefficient(next()); }
+  void ordered(const char*, const Coefficient&, const char*, const Coefficient&) {}
+
+  // As many images each time; they live as long as the call.
+  const Image* images(int64_t& count) {
+    std::vector<Image> list;
+    for (const auto& item : py::cast<py::tuple>(next())) list.push_back(softdiff::image(py::reinterpret_borrow<py::object>(item)));
+    count = static_cast<int64_t>(list.size());
+    if (!lists_.empty() && lists_.front().size() != list.size()) throw py::value_error(op_ + ": as many masks as inputs");
+    lists_.push_back(std::move(list));
+    return lists_.back().data();
+  }
+
+ protected:
+  Shape shape_;
+
+ private:
+  std::string op_;
+  const py::tuple& fields_;
+  size_t at_ = 0;
+  std::vector<std::vector<Image>> lists_;
+};
 
 }  // namespace softdiff

@@ -12,40 +12,23 @@ Importing this needs torch and numpy alone: no compiler, no GPU, no Triton, and 
 """
 
 from . import _interrupt as _interrupt  # before all that imports torch
-from . import reference
+from . import functional, reference
 from ._version import __version__
 from .backends import backends, use_backend
 from .caches import CacheInfo, cache_info, clear_caches, set_cache_limit
-from .functional import (
-    blur,
-    corrupt,
-    dct2,
-    idct2,
-    momentum_step,
-    normal,
-    reverse_step,
-    soft_score_loss,
-    spectral_mix,
-)
+from .functional import *  # noqa: F403 (the ops: the names in its __all__)
 from .noise import NoiseKey
 
+# The ops' names are listed once, in functional.py.
 __all__ = [
     "CacheInfo",
     "NoiseKey",
     "__version__",
     "backends",
-    "blur",
     "cache_info",
     "clear_caches",
-    "corrupt",
-    "dct2",
-    "idct2",
-    "momentum_step",
-    "normal",
     "reference",
-    "reverse_step",
     "set_cache_limit",
-    "soft_score_loss",
-    "spectral_mix",
     "use_backend",
 ]
+__all__ += functional.__all__

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Argument checks and conversions that the public functions and their eager twins share.
 
-What can be known from shapes, dtypes, devices and Python numbers is checked here, before anything
-is computed. Values inside a coefficient tensor are checked where it is read (by the backend, and
-only on the CPU), so that nothing here synchronises with a device.
+Shapes, dtypes, devices and Python numbers are checked here, before anything is computed. Values inside a
+coefficient tensor are checked where the tensor is read, by the backend and only on the CPU, so that nothing
+here synchronises with a device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IMAGE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def describe(value: object) -> str:
-    """What was got, for an error message: its kind and, if it is short, its value."""
+    """A value as an error message names it: its type and, if it is short, the value itself."""
     if isinstance(value, (Tensor, np.ndarray)):
         return shown(value)
     return f"{type(value).__name__} {shown(value)}"
@@ -88,7 +88,7 @@ def _recorded(value: Tensor) -> bool:
 
 
 def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients") -> None:
-    """Refuses a tensor by which someone differentiates, backward or forward, at any level of torch.func.
+    """Refuses a tensor for which a derivative is asked, backward or forward, at any level of torch.func.
 
     torch.compile sees neither a tangent nor an outer level here: there the ops' own rules refuse both. Below
     autograd, where the eager backend asks again, they have done so.
@@ -100,20 +100,20 @@ def no_derivative(op: str, name: str, value: Tensor, what: str = "coefficients")
         and (forward_ad._current_level >= 0 or _functorch.is_functorch_wrapped_tensor(value))
         and not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
     ):
-        found = _derivative_below(value)
-        if found:
-            raise not_differentiable(op, name, found, what)
+        how = _derivative_below(value)
+        if how:
+            raise not_differentiable(op, name, how, what)
 
 
-def not_differentiable(op: str, name: str, found: str, what: str) -> ValueError:
-    """found: "requires grad" or "carries a tangent"; what: "coefficients" or "masks"."""
+def not_differentiable(op: str, name: str, how: str, what: str) -> ValueError:
+    """how: "requires grad" or "carries a tangent"; what: "coefficients" or "masks"."""
     return ValueError(
-        f"{op}: {name} {found}, but the ops are not differentiable in their {what}; pass {name}.detach()"
+        f"{op}: {name} {how}, but the ops are not differentiable in their {what}; pass {name}.detach()"
     )
 
 
 def _derivative_below(value: Tensor) -> str | None:
-    """How someone differentiates by `value`, at this level of torch.func or one below it."""
+    """How a derivative for `value` is asked for, at this level of torch.func or one below it."""
     if value.requires_grad:
         return "requires grad"
     # A batched tensor hides the tangent of the one within; vmap has no rule for looking at it.
@@ -173,7 +173,7 @@ def indexed(device: torch.device) -> torch.device:
 
 
 def on(value: Tensor, device: torch.device) -> Tensor:
-    """A coefficient on the device; a number that waits in host memory is filled in there, never copied."""
+    """A coefficient on the device; a number in host memory is filled in there, not copied."""
     if value.device == device:
         return value
     return torch.full((1,), float(value[0]), dtype=value.dtype, device=device)
@@ -225,16 +225,16 @@ def image_size(op: str, value: object) -> tuple[int, int]:
 
 
 def numbers(op: str, name: str, values: object, what: str = "tables") -> list[float]:
-    """A list, an array or a tensor of one axis as finite floats. By a tensor nobody may differentiate."""
+    """A list, an array or a tensor of one axis as finite floats. A tensor must not require grad."""
     if isinstance(values, Tensor):
         no_derivative(op, name, values, what)
-    found = listed(values)
-    if found is None:
+    items = listed(values)
+    if items is None:
         raise ValueError(f"{op}: expected {name} as a list of numbers, got {describe(values)}")
-    for position, value in enumerate(found):
+    for position, value in enumerate(items):
         if not math.isfinite(value):
             raise ValueError(f"{op}: expected {name} as finite numbers, got {value!r} at position {position}")
-    return found
+    return items
 
 
 def equals(value: object, number: float) -> bool:
@@ -246,7 +246,7 @@ def equals(value: object, number: float) -> bool:
 
 
 def time(op: str, value: object, name: str = "t") -> Any:
-    """A time as a number in [0, 1], or a tensor of such, floating-point, by which nobody differentiates.
+    """A time: a number in [0, 1], or a floating-point tensor of such numbers, which must not require grad.
 
     Numbers inside a tensor are looked at where that is free (`readable`).
     """
@@ -269,13 +269,13 @@ def _range(nonnegative: bool, most: float) -> str:
 
 def values(op: str, name: str, value: Tensor, *, nonnegative: bool = True, most: float = math.inf) -> None:
     """Checks the numbers inside a coefficient tensor where they can be seen."""
-    found = seen(value)
-    if found is None or found.numel() == 0:
+    visible = seen(value)
+    if visible is None or visible.numel() == 0:
         return
-    low, high = (end.item() for end in found.aminmax())
+    low, high = (end.item() for end in visible.aminmax())
     if -math.inf < low and high < math.inf and (low >= 0 or not nonnegative) and high <= most:
         return  # a NaN is neither
-    flat = found.reshape(-1)
+    flat = visible.reshape(-1)
     good = torch.isfinite(flat) & (flat <= most)
     if nonnegative:
         good = good & (flat >= 0)
@@ -295,6 +295,27 @@ def ordered(op: str, name_s: str, value_s: Tensor, name_t: str, value_t: Tensor)
             f"{op}: expected {name_s} <= {name_t} (a step towards the clean image), got "
             f"{low[row].item()!r} > {high[row].item()!r} for sample {row}"
         )
+
+
+def host_values(op: str, name: str, value: Tensor | None, *, signed: bool = False) -> None:
+    """Checks a coefficient in host memory, for a GPU's kernel: finite and, unless signed, not negative.
+
+    One on a device is not looked at, which would wait for the device.
+    """
+    if value is None or not value.is_cpu:
+        return
+    if value.numel() == 1:
+        number(op, name, value.item(), nonnegative=not signed)
+    else:
+        values(op, name, value, nonnegative=not signed)
+
+
+def host_order(op: str, low: str, s: Tensor, high: str, t: Tensor) -> None:
+    """Checks s <= t per sample, where both are in host memory."""
+    if s.numel() == t.numel() == 1 and s.is_cpu and t.is_cpu:
+        ordered_numbers(op, low, s.item(), high, t.item())
+    else:
+        ordered(op, low, s, high, t)
 
 
 def choice(op: str, name: str, value: str, allowed: Sequence[str]) -> None:
@@ -320,7 +341,7 @@ def mask(op: str, name: str, value: Tensor, shape: torch.Size, device: torch.dev
 
 
 def ordered_numbers(op: str, low: str, value_low: object, high: str, value_high: object) -> None:
-    """Checks value_low <= value_high where both are plain numbers that are good each by itself."""
+    """Checks value_low <= value_high where both are plain numbers, and each is valid by itself."""
     if isinstance(value_low, Tensor) or isinstance(value_high, Tensor):
         return
     below, above = plain(value_low), plain(value_high)

@@ -171,11 +171,11 @@ class _Rule(_SingleLevelFunction):
         return (ctx._autograd_function_id,)
 
     @classmethod
-    def refuse(cls, marks: Sequence[Any], found: str) -> None:
+    def refuse(cls, marks: Sequence[Any], how: str) -> None:
         """marks: for each argument of the Function True or a tangent where it asks for a derivative."""
         for position, name in cls.coefficients:
             if marks[position] is not None and marks[position] is not False:
-                raise args.not_differentiable(cls.op, name, found, "coefficients")
+                raise args.not_differentiable(cls.op, name, how, "coefficients")
 
 
 class Dct2(_Rule):
@@ -195,6 +195,26 @@ class Dct2(_Rule):
     @staticmethod
     def moved(ctx: Any, *tangents: Any) -> Any:
         return _ops.dct2.default(tangents[1], ctx.inverse)
+
+
+class Identity(_Rule):
+    """template: copy this for a new op."""
+
+    op = "identity"
+
+    @staticmethod
+    def forward(ctx: Any, state: _State, x: Tensor) -> Tensor:
+        Identity.begin(ctx)
+        out: Tensor = Identity.run(state, x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> Any:
+        return None, None if g is None else _ops.identity.default(g)
+
+    @staticmethod
+    def moved(ctx: Any, *tangents: Any) -> Any:
+        return _ops.identity.default(tangents[1])
 
 
 class Blur(_Rule):
@@ -230,20 +250,20 @@ class Corrupt(_Rule):
 
     @staticmethod
     def forward(ctx: Any, state: _State, *arguments: Any) -> tuple[Tensor, Tensor]:
-        _, blur_std, noise_std, scale, floor, _, _, noise, residual = arguments
+        _, blur_std, noise_std, scale, floor, _, _, noise, return_residual = arguments
         Corrupt.begin(ctx, blur_std, noise_std, scale)
-        ctx.floor, ctx.residual = floor, residual
+        ctx.floor, ctx.return_residual = floor, return_residual
         ctx.noise_dtype = None if noise is None else noise.dtype
-        x_t, rest = Corrupt.run(state, *arguments)
+        x_t, residual = Corrupt.run(state, *arguments)
         ctx.dtype = x_t.dtype
-        if not residual:
-            ctx.mark_non_differentiable(rest)
-        return x_t, rest
+        if not return_residual:
+            ctx.mark_non_differentiable(residual)
+        return x_t, residual
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_residual: Tensor | None) -> Any:
         blur_std, noise_std, scale = ctx.saved_tensors
-        if not ctx.residual:
+        if not ctx.return_residual:
             g_residual = None
         # residual = x0 - x_t, so its gradient reaches x_t with the opposite sign, and x0 directly.
         through = _sum(g, None if g_residual is None else -g_residual)
@@ -260,12 +280,12 @@ class Corrupt(_Rule):
         x0, noise = tangents[1], tangents[8]
         blur_std, noise_std, scale = ctx.saved_tensors
         if x0 is not None:
-            x_t, rest = _ops.corrupt.default(
-                x0, blur_std, noise_std, scale, ctx.floor, [], None, noise, ctx.residual
+            x_t, residual = _ops.corrupt.default(
+                x0, blur_std, noise_std, scale, ctx.floor, [], None, noise, ctx.return_residual
             )
-            return x_t, rest if ctx.residual else None
+            return x_t, residual if ctx.return_residual else None
         x_t = _scaled(noise_std, noise, ctx.dtype)
-        return x_t, -x_t if ctx.residual else None
+        return x_t, -x_t if ctx.return_residual else None
 
 
 class Step(_Rule):
@@ -346,9 +366,9 @@ class StepOut(_Rule):
         raise _out_refused(_TANGENT)
 
 
-def _out_refused(found: str) -> ValueError:
+def _out_refused(how: str) -> ValueError:
     return ValueError(
-        f"step_out: an argument {found}, but out= cannot be differentiated; drop it, or work under "
+        f"step_out: an argument {how}, but out= cannot be differentiated; drop it, or work under "
         "torch.no_grad()"
     )
 
@@ -510,15 +530,16 @@ class SpectralMix(_Rule):
         return _ops.dct2.default(total, True).to(inputs[0].dtype)
 
     @staticmethod
-    def refuse_masks(marks: Sequence[Any], count: int, found: str) -> None:
-        named = [("noise_mask", marks[2]), *((f"masks[{i}]", m) for i, m in enumerate(marks[5 + count :]))]
-        for name, mark in named:
+    def refuse_masks(marks: Sequence[Any], count: int, how: str) -> None:
+        marked = [("noise_mask", marks[2]), *((f"masks[{i}]", m) for i, m in enumerate(marks[5 + count :]))]
+        for name, mark in marked:
             if mark is not None and mark is not False:
-                raise args.not_differentiable("spectral_mix", name, found, "masks")
+                raise args.not_differentiable("spectral_mix", name, how, "masks")
 
 
 RULES: tuple[type[_Rule], ...] = (
     Dct2,
+    Identity,
     Blur,
     Corrupt,
     Step,

@@ -2,7 +2,7 @@
 """What counts as a number in an argument, and how anything is shown in a message.
 
 A number is a Python int or float, one of numpy (a scalar or an array without axes), a Fraction, a Decimal, or
-a symbolic one of torch. A bool, a text, a complex number, a span of time and an array with axes are none.
+a symbolic one of torch. A bool, a string, a complex number, a time span and an array with axes are not.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 
 Real = float | torch.SymFloat | torch.SymInt
 
-# What Python's `numbers` takes for a number, and we do not: numpy counts a span of time as an integer.
-_NONE = (bool, np.timedelta64)
+# These are numbers for Python's `numbers`, but not here: numpy counts a time span as an integer.
+_EXCLUDED = (bool, np.timedelta64)
 
 _MOST_SHOWN = 100
 _BRIEF = Repr()
@@ -29,9 +29,9 @@ _BRIEF.maxstring = _BRIEF.maxother = _MOST_SHOWN
 
 
 def plain(value: object) -> Any:
-    """A number as a float (a symbolic one as it is), exactly rounded; None for what is no number.
+    """A number as a float, correctly rounded, and infinite if it is too large; None for anything else.
 
-    Infinite where it is too large for a float.
+    A symbolic number stays as it is.
     """
     if type(value) is float:
         return value
@@ -41,7 +41,7 @@ def plain(value: object) -> Any:
         return value
     if isinstance(value, np.ndarray):
         return float(value) if value.ndim == 0 and value.dtype.kind in "iuf" else None
-    if isinstance(value, _NONE) or not isinstance(value, (numbers.Real, Decimal)):
+    if isinstance(value, _EXCLUDED) or not isinstance(value, (numbers.Real, Decimal)):
         return None
     try:
         return float(value)
@@ -52,12 +52,12 @@ def plain(value: object) -> Any:
 
 
 def whole(value: object) -> Any:
-    """A whole number as an int (a symbolic one as it is); None for what is none, 2.0 included."""
+    """A whole number as an int (a symbolic one as it is); None for anything else, such as 2.0."""
     if type(value) is int or isinstance(value, torch.SymInt):
         return value
     if isinstance(value, np.ndarray):
         return int(value) if value.ndim == 0 and value.dtype.kind in "iu" else None
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, _NONE) else None
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, _EXCLUDED) else None
 
 
 def listed(values: object, read: Callable[[object], Any] = plain) -> list[Any] | None:
@@ -68,12 +68,12 @@ def listed(values: object, read: Callable[[object], Any] = plain) -> list[Any] |
         values = values.tolist()
     # A list of tensors without axes, as reading a tensor one by one gives it.
     items = [v.item() if isinstance(v, Tensor) and v.dim() == 0 else v for v in values]
-    found = [read(v) for v in items]
-    return None if any(v is None for v in found) else found
+    read_items = [read(v) for v in items]
+    return None if any(v is None for v in read_items) else read_items
 
 
 def shown(value: object) -> str:
-    """repr of a value for a message, of bounded length, whatever it is."""
+    """repr of any value, shortened, for an error message."""
     if isinstance(value, Tensor):
         kind, where = str(value.dtype).removeprefix("torch."), f"on {value.device}"
         if value.is_nested:

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every op's torch.library schema and fake, side by side, and the registration of all that belongs to an op.
+"""Every op's torch.library schema, fake and batching rule, and the registration of all that belongs to an op.
 
-The ops are pure functions of tensors (`step_out` apart, which declares its mutation). Their derivatives
-(`_autograd.py`) and batching rules (`_vmap.py`) are registered with them. A coefficient is a float32 or
-float64 tensor [1] or [B]. A key is three host integers (seed, stream, draw), or int64 rows [1, 3] or [B, 3]
-on the device, or absent.
+The ops are pure functions of tensors (except `step_out`, which declares its mutation). Their derivatives
+(`_autograd.py`) are registered with them. A coefficient is a float32 or float64 tensor [1] or [B]. A key is
+three host integers (seed, stream, draw), or int64 rows [1, 3] or [B, 3] on the device, or absent.
 
 One Python function serves all dispatch keys below autograd: it asks `backends` which implementation
 takes the call, so that a choice of backend holds under torch.compile as well.
+
+The batching rules serve torch.func.vmap and what is built on it (jacrev, jacfwd, hessian). Every op treats
+each image of its batch by itself. So a mapped axis of N becomes part of the batch axis: images
+[N, B, C, H, W] become [N B, C, H, W], and coefficients, masks and noise keys follow. A key gives each of the
+N slices the noise that it would get alone.
 """
 
 from __future__ import annotations
@@ -18,8 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _vmap
+from . import _autograd
 from .backends import dispatcher
+from .noise import key_rows
+
+_softdiff = torch.ops.softdiff
 
 _KEY = "SymInt[] key, Tensor? key_rows"
 
@@ -27,10 +34,11 @@ _LOSS = "Tensor prediction, Tensor target, Tensor blur_std, Tensor? weight, floa
 
 _SCHEMAS = {
     "dct2": "(Tensor x, bool inverse) -> Tensor",
+    "identity": "(Tensor x) -> Tensor",  # template: copy this for a new op
     "blur": "(Tensor x, Tensor blur_std, Tensor? scale, float floor) -> Tensor",
     "corrupt": (
         "(Tensor x0, Tensor blur_std, Tensor noise_std, Tensor? scale, float floor, "
-        f"{_KEY}, Tensor? noise, bool residual) -> (Tensor, Tensor)"
+        f"{_KEY}, Tensor? noise, bool return_residual) -> (Tensor, Tensor)"
     ),
     # rule "given": first = a, second = b; "large" or "small": first = noise_std_t, second = noise_std_s.
     # (An argument named "mode" collides with one of torch's own where step_out is functionalised.)
@@ -51,6 +59,11 @@ _SCHEMAS = {
 
 
 def _fake_dct2(x: Tensor, inverse: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_identity(x: Tensor) -> Tensor:
+    """template: copy this for a new op. The result's shape, dtype and strides."""
     return torch.empty_like(x)
 
 
@@ -92,6 +105,7 @@ def _fake_normal(
 
 _FAKES: dict[str, Callable[..., Any]] = {
     "dct2": _fake_dct2,
+    "identity": _fake_identity,
     "blur": _fake_blur,
     "corrupt": _fake_corrupt,
     "step": _fake_step,
@@ -108,6 +122,185 @@ def image_dtype(x0: Tensor) -> torch.dtype:
     return torch.float32 if x0.dtype == torch.uint8 else x0.dtype
 
 
+def _front(size: int, dim: int | None, x: Tensor) -> Tensor:
+    """x with the mapped axis in front, [N, ...]."""
+    return x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def _image(size: int, dim: int | None, x: Any) -> Any:
+    """[N B, C, H, W]; None of None."""
+    return None if x is None else _front(size, dim, x).flatten(0, 1)
+
+
+def _coefficient(size: int, dim: int | None, value: Tensor | None, batch: int) -> Tensor | None:
+    """[1] or [N B]."""
+    if value is None or (dim is None and value.shape[0] == 1):
+        return value
+    return _front(size, dim, value).expand(size, batch).flatten()
+
+
+def _mask(size: int, dim: int | None, value: Tensor | None, batch: int) -> Tensor | None:
+    """Broadcasting to [N B, C, H, W]; what is the same for all images stays as it is."""
+    if value is None or (dim is None and (value.dim() < 4 or value.shape[0] == 1)):
+        return value
+    full = _front(size, dim, value)
+    full = full.reshape(size, *[1] * (5 - full.dim()), *full.shape[1:])
+    return full.expand(size, batch, *full.shape[2:]).flatten(0, 1)
+
+
+def _key(
+    size: int, dim: int | None, ints: Sequence[int], rows: Tensor | None, batch: int, device: torch.device
+) -> Tensor | None:
+    """int64 rows [N B, 3]: a row for each image."""
+    if rows is None and not ints:
+        return None
+    if dim is None:
+        return key_rows(ints, rows, batch, device).repeat(size, 1)
+    assert rows is not None
+    full = rows.movedim(dim, 0)
+    if full.shape[1] == 1:
+        full = full + key_rows((0, 0, 0), None, batch, device)  # sample b's stream is that of the row + b
+    return full.flatten(0, 1)
+
+
+def _apart(size: int, batch: int, x: Tensor) -> Tensor:
+    """[N B, ...] as [N, B, ...], of which one may be 0."""
+    return x.unflatten(0, (size, batch))
+
+
+def _batch(dim: int | None, x: Tensor) -> int:
+    """B of images [B, C, H, W], of which the mapped axis is one more."""
+    return x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
+
+
+def _vmap_dct2(info: Any, dims: Any, x: Tensor, inverse: bool) -> Any:
+    size = info.batch_size
+    return _apart(size, _batch(dims[0], x), _softdiff.dct2.default(_image(size, dims[0], x), inverse)), 0
+
+
+def _vmap_identity(info: Any, dims: Any, x: Tensor) -> Any:
+    """template: copy this for a new op. The result, and the place of the mapped axis in it."""
+    size = info.batch_size
+    return _apart(size, _batch(dims[0], x), _softdiff.identity.default(_image(size, dims[0], x))), 0
+
+
+def _vmap_blur(info: Any, dims: Any, x: Tensor, blur_std: Tensor, scale: Tensor | None, floor: float) -> Any:
+    size = info.batch_size
+    image, batch = _image(size, dims[0], x), _batch(dims[0], x)
+    std, factor = (_coefficient(size, d, c, batch) for d, c in zip(dims[1:3], (blur_std, scale), strict=True))
+    return _apart(size, batch, _softdiff.blur.default(image, std, factor, floor)), 0
+
+
+def _vmap_corrupt(info: Any, dims: Any, x0: Tensor, *others: Any) -> Any:
+    *coefficients, floor, key, rows, noise, return_residual = others
+    size = info.batch_size
+    image, batch = _image(size, dims[0], x0), _batch(dims[0], x0)
+    folded = [_coefficient(size, d, c, batch) for d, c in zip(dims[1:4], coefficients, strict=True)]
+    table = _key(size, dims[6], key, rows, batch, image.device)
+    x_t, residual = _softdiff.corrupt.default(
+        image, *folded, floor, [], table, _image(size, dims[7], noise), return_residual
+    )
+    residual = _apart(size, batch, residual) if return_residual else residual
+    return (_apart(size, batch, x_t), residual), (0, 0 if return_residual else None)
+
+
+def _vmap_step(info: Any, dims: Any, x_t: Tensor | None, x0_hat: Tensor, *others: Any) -> Any:
+    *coefficients, rule, floor, key, rows, noise = others
+    size = info.batch_size
+    clean, batch = _image(size, dims[1], x0_hat), _batch(dims[1], x0_hat)
+    folded = [_coefficient(size, d, c, batch) for d, c in zip(dims[2:6], coefficients, strict=True)]
+    table = _key(size, dims[9], key, rows, batch, clean.device)
+    x_s = _softdiff.step.default(
+        _image(size, dims[0], x_t), clean, *folded, rule, floor, [], table, _image(size, dims[10], noise)
+    )
+    return _apart(size, batch, x_s), 0
+
+
+def _vmap_step_out(info: Any, dims: Any, *arguments: Any) -> Any:
+    out, dim = arguments[-1], dims[-1]
+    if dim is None:
+        raise ValueError(
+            "step_out: expected out= with the axis that vmap maps over, got one tensor for all slices; "
+            "drop out=, or map over it too"
+        )
+    # Written at once, when every slice has been read: out may be one of the images.
+    x_s, _ = _vmap_step(info, dims[:-1], *arguments[:-1])
+    out.movedim(dim, 0).copy_(x_s)
+    return None, None
+
+
+def _vmap_loss(info: Any, dims: Any, *arguments: Any) -> Any:
+    size = info.batch_size
+    folded, batch, reduction = _loss_arguments(size, dims, *arguments)
+    return _autograd.reduce(
+        _apart(size, batch, _softdiff.soft_score_loss.default(*folded, "none")), reduction
+    ), 0
+
+
+def _vmap_loss_and_gradient(info: Any, dims: Any, *arguments: Any) -> Any:
+    size = info.batch_size
+    folded, batch, reduction = _loss_arguments(size, dims, *arguments)
+    loss, gradient = _softdiff.soft_score_loss_and_gradient.default(*folded, "none")
+    loss, gradient = _apart(size, batch, loss), _apart(size, batch, gradient)
+    each = _autograd.share(reduction, batch)
+    return (_autograd.reduce(loss, reduction), gradient if each == 1.0 else gradient * each), (0, 0)
+
+
+def _loss_arguments(size: int, dims: Any, *arguments: Any) -> tuple[list[Any], int, str]:
+    prediction, target, blur_std, weight, floor, reduction = arguments
+    images = [_image(size, d, x) for d, x in zip(dims[:2], (prediction, target), strict=True)]
+    batch = _batch(dims[0], prediction)
+    factors = [_coefficient(size, d, c, batch) for d, c in zip(dims[2:4], (blur_std, weight), strict=True)]
+    return [*images, *factors, floor], batch, reduction
+
+
+def _vmap_mix(
+    info: Any,
+    dims: Any,
+    inputs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    noise_mask: Tensor | None,
+    key: Sequence[int],
+    rows: Tensor | None,
+) -> Any:
+    size = info.batch_size
+    images = [_image(size, d, x) for d, x in zip(dims[0], inputs, strict=True)]
+    batch = _batch(dims[0][0], inputs[0])
+    folded = [_mask(size, d, m, batch) for d, m in zip(dims[1], masks, strict=True)]
+    table = _key(size, dims[4], key, rows, batch, images[0].device)
+    mixed = _softdiff.spectral_mix.default(images, folded, _mask(size, dims[2], noise_mask, batch), [], table)
+    return _apart(size, batch, mixed), 0
+
+
+def _vmap_normal(
+    info: Any,
+    dims: Any,
+    shape: Sequence[int],
+    key: Sequence[int],
+    rows: Tensor | None,
+    dtype: Any,
+    device: Any,
+) -> Any:
+    size, batch = info.batch_size, shape[0]
+    table = _key(size, dims[2], key, rows, batch, device)
+    drawn = _softdiff.normal.default([size * batch, *shape[1:]], [], table, dtype, device)
+    return _apart(size, batch, drawn), 0
+
+
+_BATCHING: dict[str, Callable[..., Any]] = {
+    "dct2": _vmap_dct2,
+    "identity": _vmap_identity,
+    "blur": _vmap_blur,
+    "corrupt": _vmap_corrupt,
+    "step": _vmap_step,
+    "step_out": _vmap_step_out,
+    "soft_score_loss": _vmap_loss,
+    "soft_score_loss_and_gradient": _vmap_loss_and_gradient,
+    "spectral_mix": _vmap_mix,
+    "normal": _vmap_normal,
+}
+
+
 def _losses() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Both ops of the loss, by the backends' function: each image's loss, and the gradient times a factor."""
     each = dispatcher("soft_score_loss")
@@ -115,20 +308,20 @@ def _losses() -> tuple[Callable[..., Any], Callable[..., Any]]:
     def loss(
         prediction: Tensor, target: Tensor, std: Tensor, weight: Tensor | None, floor: float, reduction: str
     ) -> Tensor:
-        found, _ = each(prediction, target, std, weight, floor, 1.0, False)
-        return _autograd.reduce(found, reduction)
+        losses, _ = each(prediction, target, std, weight, floor, 1.0, False)
+        return _autograd.reduce(losses, reduction)
 
     def loss_and_gradient(
         prediction: Tensor, target: Tensor, std: Tensor, weight: Tensor | None, floor: float, reduction: str
     ) -> tuple[Tensor, Tensor]:
         share = _autograd.share(reduction, prediction.shape[0])
-        found, gradient = each(prediction, target, std, weight, floor, share, True)
-        return _autograd.reduce(found, reduction), gradient
+        losses, gradient = each(prediction, target, std, weight, floor, share, True)
+        return _autograd.reduce(losses, reduction), gradient
 
     return loss, loss_and_gradient
 
 
-# Kernels for dispatch keys are taken back when their library goes.
+# Kernels for dispatch keys are removed when their library goes.
 _library = torch.library.Library("softdiff", "DEF")
 _RULES = {rule.op: rule for rule in _autograd.RULES}
 _DIRECT = dict(zip(("soft_score_loss", "soft_score_loss_and_gradient"), _losses(), strict=True))
@@ -140,7 +333,7 @@ def _register(name: str) -> Any:
     _library.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, direct, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, _FAKES[name], lib=_library)
-    torch.library.register_vmap(qualified, _vmap.RULES[name], lib=_library)
+    torch.library.register_vmap(qualified, _BATCHING[name], lib=_library)
     if name in _RULES:  # normal takes no image
         rule = _RULES[name]
         rule.direct = staticmethod(direct)
@@ -149,6 +342,7 @@ def _register(name: str) -> Any:
 
 
 dct2 = _register("dct2")
+identity = _register("identity")
 blur = _register("blur")
 corrupt = _register("corrupt")
 step = _register("step")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept between calls, tables and compiled kernels, within one bound in bytes.
+"""The caches: tables and compiled kernels that are kept between calls, within one bound in bytes.
 
-One store holds all of it, for every backend and device; what was used longest ago is dropped first. The
+One store holds all of them, for every backend and device, and drops the least recently used first. The
 compiled CPU kernels keep their own tables, under the same bound. Values are built outside the lock, so that
-threads that need the same one at once may each build it; the first to finish is kept.
+threads that need the same value at once may each build it; the first to finish is kept.
 """
 
 from __future__ import annotations
@@ -42,8 +42,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """limit: the bound, in bytes. held: bytes kept under it, by cache; those of `cpu kernels` have the bound
-    for themselves, all others share it. pinned: bytes beyond it that CUDA graphs read.
+    """What is kept between calls, in bytes.
+
+    Attributes:
+        limit: The bound.
+        held: Bytes kept under the bound, by cache. The `cpu kernels` have the bound for themselves; all other
+            caches share it.
+        pinned: Bytes beyond the bound, which CUDA graphs read.
+
+    Examples:
+        >>> isinstance(sk.cache_info(), sk.CacheInfo)
+        True
     """
 
     limit: int
@@ -77,10 +86,24 @@ def limit() -> int:
 
 
 def set_cache_limit(bytes: int) -> None:
-    """Sets how many bytes are kept between calls, and drops at once what is over.
+    """Sets how many bytes are kept between calls, and drops at once what exceeds them.
 
-    bytes: 0 keeps nothing. The bound holds for the sum of what Python keeps on all devices, and once more for
-    the tables of the compiled CPU kernels. Raises TypeError or ValueError for what is no such number.
+    The bound holds for the sum of what Python keeps on all devices, and once more for the tables of the
+    compiled CPU kernels.
+
+    Args:
+        bytes: The bound, in [0, 2^63). 0 keeps nothing.
+
+    Raises:
+        TypeError: If bytes is not a whole number.
+        ValueError: If it is out of range.
+
+    Examples:
+        >>> before = sk.cache_info().limit
+        >>> sk.set_cache_limit(64 << 20)  # 64 MiB
+        >>> sk.cache_info().limit
+        67108864
+        >>> sk.set_cache_limit(before)
     """
     global _limit
     try:
@@ -102,7 +125,14 @@ def set_cache_limit(bytes: int) -> None:
 
 
 def clear_caches() -> None:
-    """Drops all that is kept, but for what CUDA graphs read; the next calls build it again."""
+    """Drops everything that is kept, except what CUDA graphs read; the next calls build it again.
+
+    Examples:
+        >>> y = sk.blur(torch.zeros(1, 1, 64, 64), 2.0)
+        >>> sk.clear_caches()
+        >>> sum(sk.cache_info().held.values())
+        0
+    """
     with _lock:
         gone = _drop_down_to(0)
     del gone
@@ -111,7 +141,13 @@ def clear_caches() -> None:
 
 
 def cache_info() -> CacheInfo:
-    """What is kept at the moment, in bytes, and the bound."""
+    """What is kept at the moment, in bytes, and the bound.
+
+    Examples:
+        >>> info = sk.cache_info()
+        >>> sum(info.held.values()) <= 2 * info.limit
+        True
+    """
     bound = limit()
     with _lock:
         held = {cache.name: sum(e.size for e in cache._entries.values() if not e.pinned) for cache in _caches}
@@ -122,7 +158,7 @@ def cache_info() -> CacheInfo:
 
 
 def attach(module: Any) -> None:
-    """Puts the tables of the compiled CPU kernels under the bound; a module without a cache is left alone."""
+    """Puts the tables of the compiled CPU kernels under the bound, if the module has a cache."""
     global _native
     bound = limit()
     if hasattr(module, "set_cache_limit"):
@@ -216,7 +252,7 @@ class Cache:
         return entry, value
 
     def clear(self) -> None:
-        """Drops what this cache holds, but for what is pinned."""
+        """Drops what this cache holds, except what is pinned."""
         with _lock:
             mine = [entry for entry in self._entries.values() if not entry.pinned]
             for entry in mine:

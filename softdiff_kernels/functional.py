@@ -83,6 +83,12 @@ def idct2(u: Tensor) -> Tensor:
 
 
 @_twin
+def identity(x: Tensor) -> Tensor:  # template: copy this for a new op, and add its name to __all__
+    args.image("identity", "x", x)
+    return _ops.identity(x)
+
+
+@_twin
 def blur(x: Tensor, blur_std: Coefficient, *, floor: float = 0.0, scale: Coefficient = 1.0) -> Tensor:
     args.image("blur", "x", x)
     floor = args.number("blur", "floor", floor, most=1.0)
@@ -120,7 +126,7 @@ def _step(
     x_t: Tensor,
     x0_hat: Tensor,
     coefficients: dict[str, Coefficient],
-    mode: str,
+    rule: str,
     floor: float,
     key: NoiseKey | None,
     noise: Tensor | None,
@@ -138,9 +144,9 @@ def _step(
     ]
     packed, rows = _key(op, key, noise, x_t, silent)
     if out is not None:
-        _ops.step_out(x_t, x0_hat, *tensors, mode, floor, packed, rows, noise, out)
+        _ops.step_out(x_t, x0_hat, *tensors, rule, floor, packed, rows, noise, out)
         return out
-    return _ops.step(x_t, x0_hat, *tensors, mode, floor, packed, rows, noise)
+    return _ops.step(x_t, x0_hat, *tensors, rule, floor, packed, rows, noise)
 
 
 @_twin

@@ -2,8 +2,8 @@
 """The noise stream: standard normals as a pure function of a key, equal on every backend.
 
 Philox4x32-10 (Salmon et al. 2011) under counter (block, draw, stream_low, stream_high) and the
-64-bit seed, then Box-Muller. Element e of an image, in C, H, W order, is word e % 4 of block e // 4,
-so an image's noise depends neither on the batch it is drawn in nor on the device.
+64-bit seed, then Box-Muller. Element e of an image, in C, H, W order, is word e % 4 of block e // 4.
+So an image's noise depends neither on its batch nor on the device.
 
 This is the reference in plain PyTorch, written for clarity: integers in int64, normals in float64. It also
 makes the random numbers that an image needs beside its noise, from the words after those of its noise.
@@ -30,15 +30,21 @@ _LIMITS = {"seed": (-(2**63), 2**64), "stream": (-(2**63), 2**64), "draw": (0, 2
 class NoiseKey:
     """Identifies one use of noise: the same key gives the same noise on every backend and device.
 
-    seed: 64-bit number of the whole run.
-    stream: 64-bit number of the image. Sample b of a batch uses `stream + b` for a number (or a tensor with
-        one element), and `stream[b]` for a tensor [B].
-    draw: 32-bit number of the use of that image's noise, such as a sampler's step.
-
     Each is a whole number of Python or numpy, or an int64 tensor of shape [], [1] or [B]. In a CUDA graph use
     tensors on the device: a replay reads their values at that time. Numbers out of range raise ValueError,
-    and so do draws out of range in a tensor on the CPU. On a device draws are not checked, and only their
-    lowest 32 bits are used.
+    and so do draws out of range in a CPU tensor. On a device draws are not checked, and only their lowest
+    32 bits are used.
+
+    Attributes:
+        seed: 64-bit number of the whole run.
+        stream: 64-bit number of the image. Sample b of a batch uses `stream + b` for a number (or a
+            tensor with one element), and `stream[b]` for a tensor [B].
+        draw: 32-bit number of the use of that image's noise, such as a sampler's step.
+
+    Examples:
+        >>> key = sk.NoiseKey(seed=7, stream=100)  # images 100, 101, ... of run 7
+        >>> key.at(3)
+        NoiseKey(seed=7, stream=100, draw=3)
     """
 
     seed: int | Tensor

@@ -6,6 +6,8 @@ autograd. They are written for clarity, not for speed. float64 images are comput
 call the truth; float32 images in float32; bfloat16 and float16 in float32, rounded once at the end.
 Images are [B, C, H, W] in [-1, 1], blur_std is in pixels, noise_std in units of the image. Bad
 arguments raise ValueError or TypeError.
+
+The public functions share the docstrings. In their examples, `sk` is `softdiff_kernels`.
 """
 
 from __future__ import annotations
@@ -80,18 +82,59 @@ def _check_noise(op: str, key: NoiseKey | None, noise: Tensor | None, like: Tens
 
 
 def dct2(x: Tensor) -> Tensor:
-    """Orthonormal 2-D DCT-II: `u = D_H x D_W^T`, over the last two axes of [B, C, H, W].
+    """Orthonormal 2-D DCT-II over the last two axes: `u = D_H x D_W^T`.
 
-    Returns [B, C, H, W] in x's dtype. Ahmed, Natarajan & Rao 1974; scipy.fft.dctn(norm="ortho").
+    Ahmed, Natarajan & Rao 1974. The same as `scipy.fft.dctn(x, axes=(-2, -1), norm="ortho")`.
+
+    Args:
+        x: Images [B, C, H, W].
+
+    Returns:
+        The spectrum [B, C, H, W] in x's dtype. `u[..., 0, 0]` is the image's mean times sqrt(H W).
+
+    Examples:
+        >>> x = torch.ones(1, 1, 4, 4)
+        >>> sk.dct2(x).abs().sum(dim=(2, 3))  # a constant image has only the frequency (0, 0)
+        tensor([[4.]])
     """
     args.image("dct2", "x", x)
     return _transform(x.to(_compute_dtype(x)), inverse=False).to(x.dtype)
 
 
 def idct2(u: Tensor) -> Tensor:
-    """Inverse of `dct2` (the orthonormal 2-D DCT-III): `x = D_H^T u D_W`. Same shapes and dtypes."""
+    """Inverse of `dct2`, the orthonormal 2-D DCT-III: `x = D_H^T u D_W`.
+
+    Args:
+        u: Spectra [B, C, H, W].
+
+    Returns:
+        Images [B, C, H, W] in u's dtype.
+
+    Examples:
+        >>> x = sk.normal([2, 3, 16, 16], sk.NoiseKey(0))
+        >>> torch.allclose(sk.idct2(sk.dct2(x)), x, atol=1e-5)
+        True
+    """
     args.image("idct2", "u", u)
     return _transform(u.to(_compute_dtype(u)), inverse=True).to(u.dtype)
+
+
+def identity(x: Tensor) -> Tensor:
+    """`y = x`. template: copy this for a new op.
+
+    Args:
+        x: Images [B, C, H, W].
+
+    Returns:
+        A copy, of x's shape and dtype.
+
+    Examples:
+        >>> x = sk.normal([2, 3, 8, 8], sk.NoiseKey(0))
+        >>> torch.equal(sk.functional.identity(x), x)
+        True
+    """
+    args.image("identity", "x", x)
+    return x.clone()
 
 
 def _filter(x: Tensor, gain: Tensor) -> Tensor:
@@ -99,11 +142,26 @@ def _filter(x: Tensor, gain: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, blur_std: Coefficient, *, floor: float = 0.0, scale: Coefficient = 1.0) -> Tensor:
-    """`y = C x = IDCT2(m DCT2(x))`, `m = scale ((1 - floor) exp(-lambda blur_std^2 / 2) + floor)`.
+    """Gaussian blur, `y = C x = IDCT2(m DCT2(x))`, with half-sample symmetric boundaries.
 
-    x: [B, C, H, W]; blur_std, scale: number or [B]; floor in [0, 1]. Returns x's shape and dtype.
-    blur_std = 0 returns `scale x` exactly. Rissanen et al. 2022; the floor is Hoogeboom & Salimans
+    The mask is `m = scale ((1 - floor) exp(-lambda blur_std^2 / 2) + floor)`, with
+    `lambda[k, l] = (pi k / H)^2 + (pi l / W)^2`. Rissanen et al. 2022; the floor is Hoogeboom & Salimans
     2022, eq. 26.
+
+    Args:
+        x: Images [B, C, H, W].
+        blur_std: Standard deviation of the blur in pixels, a number or [B]. 0 returns `scale x` exactly.
+        floor: Part of the identity that is mixed in, in [0, 1].
+        scale: Factor of the result, a number or [B].
+
+    Returns:
+        The blurred images, of x's shape and dtype.
+
+    Examples:
+        >>> x = sk.normal([2, 3, 32, 32], sk.NoiseKey(0))
+        >>> y = sk.blur(x, torch.tensor([1.0, 4.0]))  # one blur for each image
+        >>> torch.allclose(y.mean(dim=(2, 3)), x.mean(dim=(2, 3)), atol=1e-6)  # the mean is kept
+        True
     """
     args.image("blur", "x", x)
     floor = args.number("blur", "floor", floor, most=1.0)
@@ -129,12 +187,31 @@ def corrupt(
     noise: Tensor | None = None,
     return_residual: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`x_t = C_t x_0 + noise_std n`, and, if asked, the residual `x_0 - x_t`.
+    """Blur and noise, `x_t = C_t x_0 + noise_std n`, and, on request, the residual `x_0 - x_t`.
 
-    x0: [B, C, H, W], or uint8 (decoded as `x / 127.5 - 1`; the result is float32). blur_std,
-    noise_std, scale: number or [B]. n is `noise` if given, else drawn from `key` (None: a fresh key
-    from torch's generator). The residual is formed before x_t is rounded to its dtype.
     Daras et al. 2022 (Soft Diffusion), eq. 1.
+
+    Args:
+        x0: Images [B, C, H, W]. uint8 images are decoded as `x / 127.5 - 1`, and give float32 results.
+        blur_std: Standard deviation of the blur in pixels, a number or [B].
+        noise_std: Standard deviation of the noise in units of the image, a number or [B].
+        floor: As in `blur`.
+        scale: As in `blur`.
+        key: Key of the noise. None takes a fresh key from torch's default generator.
+        noise: The noise n itself, of x0's shape, in place of a key.
+        return_residual: Whether to return the residual, too. It is formed before x_t is rounded to its dtype.
+
+    Returns:
+        x_t, or the pair (x_t, residual), each of x0's shape.
+
+    Examples:
+        >>> x0 = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+        >>> x_t, residual = sk.corrupt(x0, 2.0, 0.1, key=sk.NoiseKey(seed=0), return_residual=True)
+        >>> torch.allclose(x_t + residual, -torch.ones(4, 3, 32, 32), atol=1e-6)  # x_0: black is -1
+        True
+        >>> alone = sk.corrupt(x0[3:], 2.0, 0.1, key=sk.NoiseKey(seed=0, stream=3))
+        >>> torch.equal(alone, x_t[3:])  # image 3 has the same noise in any batch
+        True
     """
     args.image("corrupt", "x0", x0, uint8=True)
     floor = args.number("corrupt", "floor", floor, most=1.0)
@@ -168,11 +245,32 @@ def reverse_step(
     noise: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`x_s = a x_t + (C_s - a C_t) x0_hat + b n`: every first-order sampler of the family.
+    """One step of any first-order sampler of the family: `x_s = a x_t + (C_s - a C_t) x0_hat + b n`.
 
-    x_t, x0_hat: [B, C, H, W]; blur_std_t, blur_std_s, a, b: number or [B]. Returns x_t's dtype.
-    Naive: a = 0, b = noise_std_s. Cold Diffusion's Algorithm 2 (TACoS): a = 1, b = 0. Others by
-    their (a, b). The mask is formed by expm1 (`spectrum.reverse_gain`).
+    The naive sampler has a = 0 and b = noise_std_s. Cold Diffusion's Algorithm 2 (TACoS) has a = 1 and
+    b = 0. Others have their own (a, b). The mask is formed by expm1 (`spectrum.reverse_gain`).
+
+    Args:
+        x_t: Images at time t, [B, C, H, W].
+        x0_hat: Estimate of the clean images, of the same shape.
+        blur_std_t: Standard deviation of the blur at time t in pixels, a number or [B].
+        blur_std_s: The same at time s < t.
+        a: Factor of x_t, a number or [B].
+        b: Standard deviation of the fresh noise n, a number or [B].
+        floor: As in `blur`.
+        key: As in `corrupt`.
+        noise: As in `corrupt`.
+        out: Tensor that the result is written to. Not differentiable.
+
+    Returns:
+        x_s, of x_t's shape and dtype.
+
+    Examples:
+        >>> x0 = sk.normal([1, 3, 16, 16], sk.NoiseKey(0))
+        >>> x_t = sk.blur(x0, 4.0)
+        >>> x_s = sk.reverse_step(x_t, x0, blur_std_t=4.0, blur_std_s=3.0, a=1.0, b=0.0)
+        >>> torch.allclose(x_s, sk.blur(x0, 3.0), atol=1e-5)  # the true x_0 leads to the weaker blur
+        True
     """
     op = "reverse_step"
     args.image(op, "x_t", x_t)
@@ -248,12 +346,33 @@ def momentum_step(
     noise: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """One step of the Momentum Sampler, Daras et al. 2022, Algorithm 2, in one line:
+    """One step of the Momentum Sampler: `x_s = r x_t + (C_s - r C_t) x0_hat + sqrt(s_t^2 - s_s^2) n`.
 
-    `x_s = r x_t + (C_s - r C_t) x0_hat + sqrt(s_t^2 - s_s^2) n`, r = s_s^2 / s_t^2.
+    Here s_t and s_s are noise_std_t and noise_std_s, and r = s_s^2 / s_t^2. Daras et al. 2022, Algorithm 2,
+    in one line.
 
-    x_t, x0_hat: [B, C, H, W]; the stds: number or [B], with blur_std_s <= blur_std_t and
-    noise_std_s <= noise_std_t. variance: "large" (the paper's) or "small" (the exact posterior's).
+    Args:
+        x_t: Images at time t, [B, C, H, W].
+        x0_hat: Estimate of the clean images, of the same shape.
+        blur_std_t: Standard deviation of the blur at time t in pixels, a number or [B].
+        blur_std_s: The same at time s < t; at most blur_std_t.
+        noise_std_t: Standard deviation of the noise at time t, a number or [B].
+        noise_std_s: The same at time s; at most noise_std_t.
+        variance: "large" takes the paper's fresh noise, "small" the exact posterior's.
+        key: As in `corrupt`.
+        noise: As in `corrupt`.
+        out: Tensor that the result is written to. Not differentiable.
+
+    Returns:
+        x_s, of x_t's shape and dtype.
+
+    Examples:
+        >>> x0_hat = torch.zeros(1, 3, 16, 16)
+        >>> x_t = sk.normal([1, 3, 16, 16], sk.NoiseKey(0))
+        >>> stds = dict(blur_std_t=4.0, blur_std_s=3.0, noise_std_t=0.2, noise_std_s=0.1)
+        >>> x_s = sk.momentum_step(x_t, x0_hat, **stds, noise=torch.zeros_like(x_t))
+        >>> torch.allclose(x_s, 0.25 * x_t)  # r = 0.1^2 / 0.2^2
+        True
     """
     op = "momentum_step"
     args.image(op, "x_t", x_t)
@@ -283,10 +402,26 @@ def soft_score_loss(
 ) -> Tensor:
     """Soft Score Matching loss, `w_t ||C_t (prediction - target)||^2`, summed over an image.
 
-    By Parseval `w sum_k m_k^2 DCT2(prediction - target)_k^2`, which stays accurate where the blur removes
-    nearly everything. prediction, target: [B, C, H, W]; blur_std, weight: number or [B]
-    (weight None is 1). reduction: "none" gives [B], "mean" the mean over the batch, "sum" the sum.
-    Returns float32 (float64 for float64 images). Daras et al. 2022, eq. 12.
+    Computed as `w sum_k m_k^2 DCT2(prediction - target)_k^2` (Parseval), which stays accurate where the
+    blur removes nearly everything. Daras et al. 2022, eq. 12.
+
+    Args:
+        prediction: The network's output, [B, C, H, W].
+        target: What it is compared with, of the same shape.
+        blur_std: Standard deviation of the blur in pixels, a number or [B].
+        weight: w_t, a number or [B]. None is 1.
+        floor: As in `blur`.
+        reduction: "none" gives a loss for each image [B], "mean" their mean over the batch, "sum" their sum.
+
+    Returns:
+        The loss, float32 (float64 for float64 images).
+
+    Examples:
+        >>> prediction = torch.ones(2, 3, 8, 8, requires_grad=True)
+        >>> loss = sk.soft_score_loss(prediction, torch.zeros(2, 3, 8, 8), 2.0, reduction="sum")
+        >>> loss.backward()
+        >>> round(loss.item(), 3), round(prediction.grad.mean().item(), 3)  # a blur keeps a constant error
+        (384.0, 2.0)
     """
     op = "soft_score_loss"
     args.image(op, "prediction", prediction)
@@ -309,12 +444,26 @@ def spectral_mix(
     noise_mask: Tensor | None = None,
     key: NoiseKey | None = None,
 ) -> Tensor:
-    """`IDCT2(sum_k m_k DCT2(x_k) + d n)`: any step that is linear and diagonal in the DCT.
+    """Any step that is linear and diagonal in the DCT: `IDCT2(sum_k m_k DCT2(x_k) + d n)`.
 
-    inputs: one or more [B, C, H, W]; masks: as many, each broadcasting to [B, C, H, W] over the
-    frequencies; noise_mask: d, likewise; n is white noise from `key`, over the frequencies in
-    C, H, W order. Returns the first input's dtype. Blurring Diffusion's ancestral step
-    (Hoogeboom & Salimans 2022, appendix A), IHDM, coloured noise.
+    Serves for Blurring Diffusion's ancestral step (Hoogeboom & Salimans 2022, appendix A), IHDM and
+    coloured noise.
+
+    Args:
+        inputs: One or more images x_k, [B, C, H, W].
+        masks: As many masks m_k over the frequencies, each broadcasting to [B, C, H, W].
+        noise_mask: d, likewise. None adds no noise.
+        key: Key of the white noise n over the frequencies, in C, H, W order. None takes a fresh key from
+            torch's default generator.
+
+    Returns:
+        The mixture, [B, C, H, W] in the first input's dtype.
+
+    Examples:
+        >>> x, y = sk.normal([2, 1, 3, 16, 16], sk.NoiseKey(0)).unbind(0)
+        >>> half = torch.full((16, 16), 0.5)
+        >>> torch.allclose(sk.spectral_mix([x, y], [half, half]), (x + y) / 2, atol=1e-6)
+        True
     """
     check_mix("spectral_mix", inputs, masks, noise_mask)
     first = inputs[0]
@@ -355,9 +504,25 @@ def normal(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normals of `shape` = [B, ...] from a key: sample b is image `stream + b`'s noise.
+    """Standard normals from a key: sample b is the noise of image `stream + b`.
 
     Philox4x32-10 and Box-Muller, see `noise.py`. Salmon et al. 2011; Box & Muller 1958.
+
+    Args:
+        shape: [B, ...].
+        key: Names the noise.
+        device: Where to draw. The values are the same on every device, within 2e-6.
+        dtype: float64, float32, bfloat16 or float16.
+
+    Returns:
+        A tensor of this shape.
+
+    Examples:
+        >>> key = sk.NoiseKey(seed=0)
+        >>> torch.equal(sk.normal([4, 8], key)[2:], sk.normal([2, 8], sk.NoiseKey(seed=0, stream=2)))
+        True
+        >>> torch.equal(sk.normal([4, 8], key), sk.normal([4, 8], key.at(1)))  # another draw
+        False
     """
     shape = check_normal(shape, key, dtype)
     where = args.indexed(torch.device(device))

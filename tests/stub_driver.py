@@ -67,7 +67,7 @@ def stubbed() -> Iterator[StubDriver]:
     """Inside, the Triton backend takes CPU tensors, compiles for sm_90, enqueues into `StubDriver.grids`."""
     import triton as triton_package
 
-    from softdiff_kernels.backends.triton import configs, launch, run
+    from softdiff_kernels.backends.triton import configs, launch
 
     driver = StubDriver()
     triton_package.runtime.driver.set_active(driver)
@@ -76,7 +76,7 @@ def stubbed() -> Iterator[StubDriver]:
         (fused, "interpreted", lambda: True),
         (fused, "status", lambda: (True, "a stub")),
         (configs, "architecture", lambda device: "sm_90"),
-        (run, "multiprocessors", lambda device: 132),
+        (launch, "multiprocessors", lambda device: 132),
         # Nothing looks at the values of tensors on a device; these stand for such.
         (arguments, "values", lambda *_, **__: None),
         (arguments, "ordered", lambda *_, **__: None),
@@ -89,5 +89,4 @@ def stubbed() -> Iterator[StubDriver]:
             yield driver
     finally:
         launch.forget()
-        run.forget()
         triton_package.runtime.driver._active = None

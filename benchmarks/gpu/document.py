@@ -1,145 +1,225 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report as Markdown, and the short table that is printed last. Needs no torch."""
+"""The report as Markdown, and the short table that is printed last."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from . import tables
+from softdiff_kernels.bench.report import Column, about_machine, number, shown, table
+from softdiff_kernels.bench.timing import AGAIN, OURS
+
 from .parts import Outcome
 from .targets import BACKENDS, Target, evaluate
 
+Data = Mapping[str, Any]
+Outcomes = Mapping[str, Outcome]
 _LEGEND = """\
 Times are microseconds of a call on the device, by CUDA events: medians with 20 % and 80 % quantiles, each op
 interleaved with its baselines, noise included, random data, blur_std drawn for each sample. Batches of about
-256 MiB an image tensor rotate through buffers, so that none is in L2 when its turn comes. GB/s counts the
-images that must be read and written, no more; "of copy" relates it to the measured bandwidth of a device
-copy. The ratio is to the fastest baseline with the same digits, eager or compiled; "host us" is what the host
-takes to enqueue a call on a tiny batch. Errors are relative (L2), against the specification in float64.
-"by" is the backend; both were timed in the same interleaved run.
-"soft_score_loss" goes through autograd, as a user calls it; "op alone" is its one launch, loss and gradient
+256 MiB an image tensor rotate through buffers, so that none is in L2 when its turn comes. GB/s counts only
+the images that must be read and written; "of copy" relates it to the measured bandwidth of a device copy.
+The ratio is to the fastest baseline with the same digits, eager or compiled; "noise" is how far from 1 it may
+be by chance. "host us" is what the host takes to enqueue a call on a tiny batch. Errors are relative (L2),
+against the specification in float64. "by" is the backend; all were timed in the same interleaved run.
+"soft_score_loss" includes autograd, as a user calls it; "op alone" is its one launch, loss and gradient
 together."""
 _SMALL = """\
-Blocks of 20 calls, from Python and as a CUDA graph, with the caches as the calls leave them. Where the host
-is slower than the device, the first is the host's time."""
+Blocks of 20 calls ("small"), and the same as a CUDA graph ("graph"), with the caches as the calls leave them.
+Where the host is slower than the device, the time of a small batch is the host's."""
 
 
-def _data(outcomes: Mapping[str, Outcome], name: str) -> dict[str, Any]:
+def _us(row: Data, key: str = "ours") -> str:
+    """A time in microseconds of a call; the engine keeps ns for each value of the result."""
+    return f"{row[key] * row['values'] / 1e3:.1f}"
+
+
+def targets(results: Sequence[Target]) -> str:
+    """A line for a target; for each backend what was reached, and whether that is enough."""
+
+    def wanted(each: Sequence[Target]) -> str:
+        values = ", ".join(dict.fromkeys(f"{t.wanted:g}" for t in each))
+        return f"{'at most ' if each[0].most else ''}{values} {each[0].unit}"
+
+    columns: list[Column] = [("target", lambda each: each[0].what), ("wanted", wanted)]
+    for i, backend in enumerate(BACKENDS):
+        columns.append((backend, lambda each, i=i: shown(each[i].got, "{:.1f}")))
+        columns.append(("", lambda each, i=i: each[i].verdict))
+    whats = dict.fromkeys(target.what for target in results)
+    return table(columns, [[t for t in results if t.what == what] for what in whats])
+
+
+def results(
+    rows: Iterable[Data], host: Mapping[str, float] | None = None, before: Sequence[Data] = ()
+) -> str:
+    """A line for each op, size, batch, dtype and backend.
+
+    host: microseconds of the host for a call, by op, "OP, cuda" for that backend. before: the rows by another
+    table of configurations.
+    """
+
+    def key(row: Data) -> tuple[Any, ...]:
+        return row["op"], row["px"], row["batch"], row["dtype"], row["kind"], row["backend"]
+
+    def of_host(row: Data) -> str:
+        name = {"triton": row["op"], "cuda": f"{row['op']}, cuda"}.get(row["backend"], "")
+        return shown((host or {}).get(name), "{:.1f}")
+
+    old = {key(r): r["ours"] for r in before}
+    columns: list[Column] = [
+        *(number("op", "{}"), number("px", "{}"), number("batch", "{}", "B"), number("dtype", "{}")),
+        *(number("kind", "{}"), number("backend", "{}", "by"), ("us", _us)),
+        ("20-80 %", lambda r: f"{_us(r, 'low')}-{_us(r, 'high')}"),
+        *(number("gb_s", "{:.0f}", "GB/s"), number("of_copy", "{:.0%}")),
+        *(number("fastest", "{}", "fastest baseline"), ("us", lambda r: _us(r, "fastest_ns"))),
+        *(number("ratio"), number("noise", "{:.1%}")),
+        *(number("error", "{:.1e}"), number("fastest_error", "{:.1e}", "its error")),
+        number("peak_mib", "{:.0f}", "peak MiB"),
+    ]
+    columns += [("host us", of_host)] if host else []
+    columns += (
+        [("times as fast as before", lambda r: shown(old.get(key(r), 0.0) / r["ours"]))] if before else []
+    )
+    return table(columns, rows)
+
+
+def every_baseline(rows: Iterable[Data]) -> str:
+    """Microseconds of ours and of each baseline; a star where it has fewer digits or does something else."""
+    runs: dict[str, dict[str, str]] = {}
+    starred = set()
+    for row in rows:
+        place = "" if row["kind"] == "full" else f", {row['kind']}"
+        run = runs.setdefault(f"{row['px']} px, B {row['batch']}{place}", {})
+        for name, timing in row["timings"].items():
+            if name != AGAIN:
+                label = f"{OURS} {row['backend']}" if name == OURS else name
+                run[label] = _us({**timing, "values": row["values"]}, "median")
+                starred |= {label} if timing["group"] == "fewer digits" or not timing["same"] else set()
+        run |= dict.fromkeys(row["failures"], "failed")
+
+    def times(run: Mapping[str, str]) -> Callable[[str], str]:
+        return lambda name: run.get(name, "")
+
+    columns: list[Column] = [("us", lambda name: f"{name} *" if name in starred else name)]
+    columns += [(head, times(run)) for head, run in runs.items()]
+    return table(columns, dict.fromkeys(name for run in runs.values() for name in run))
+
+
+def parts(outcomes: Outcomes) -> str:
+    """How each part ended."""
+    columns: list[Column] = [
+        *(("part", lambda o: o.name), ("ended", lambda o: o.status), ("s", lambda o: f"{o.seconds:.0f}")),
+        ("", lambda o: o.detail.replace("|", "/")[:160]),
+    ]
+    return table(columns, outcomes.values())
+
+
+def _data(outcomes: Outcomes, name: str) -> dict[str, Any]:
     return outcomes[name].data if name in outcomes else {}
 
 
-def _targets(outcomes: Mapping[str, Outcome]) -> list[Target]:
+def _targets(outcomes: Outcomes) -> str:
     bench = _data(outcomes, "bench")
-    return evaluate(bench.get("rows", []), bench.get("launch_overhead_us", {}))
+    return targets(evaluate(bench.get("rows", []), bench.get("launch_overhead_us", {})))
 
 
-def _machine(found: Mapping[str, Any]) -> str:
-    gpu, smi = found.get("gpu") or {}, found.get("smi") or {}
-    lines = []
-    if gpu:
-        lines.append(
-            f"{gpu['name']}, capability {gpu['capability']}, {gpu['multiprocessors']} multiprocessors, "
-            f"L2 {gpu['l2_bytes'] / 2**20:.0f} MiB, memory {gpu['memory_bytes'] / 2**30:.0f} GiB, "
-            f"CUDA {gpu['cuda']}."
-        )
-    else:
-        lines.append(f"No GPU: {found.get('reason', 'unknown')}.")
-    if smi:
-        lines.append("nvidia-smi: " + ", ".join(f"{k} {v}" for k, v in smi.items()) + ".")
-    versions = ("python", "torch", "triton", "numpy", "pytest", "softdiff_kernels")
-    lines.append(", ".join(f"{name} {found.get(name) or 'absent'}" for name in versions) + ".")
-    lines.append(
-        f"{found.get('system')}, {found.get('cpus')} CPUs; commit {found.get('commit')}, {found.get('date')}."
-    )
+def _machine(environment: Data, about: Data) -> str:
+    if not environment.get("machine"):
+        return "The machine is not described: that part did not come to its end."
+    lines = [f"No GPU: {environment['reason']}."] if environment["reason"] else []
+    lines.append(about_machine({**environment, **about}))
+    for source, values in (
+        ("torch", environment["machine"]["gpu"] or {}),
+        ("nvidia-smi", environment["smi"]),
+    ):
+        told = ", ".join(f"{name} {value}" for name, value in values.items())
+        lines += [f"GPU by {source}: {told}."] if told else []
     return "  \n".join(lines)
 
 
-def _correctness(found: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{found.get(s, 0)} {s}" for s in ("passed", "failed", "timeout", "skipped"))
-    lines = [f"By {found.get('runner')}: {counts}."]
-    for unit in found.get("units", []):
+def _correctness(tests: Data) -> str:
+    counts = ", ".join(f"{tests.get(s, 0)} {s}" for s in ("passed", "failed", "timeout", "skipped", "undone"))
+    lines, reasons = [f"By pytest: {counts}."], set()
+    for unit in tests.get("units", []):
         for case in unit.get("failures", []):
-            lines.append(
-                f"- **{unit['name']}**, `{case['id']}`:\n\n```\n{case['message'].strip()[-1200:]}\n```"
-            )
-    lines += [f"- not run: {name}" for name in found.get("undone", [])]
-    skipped = sorted({reason for unit in found.get("units", []) for reason in unit.get("skip_reasons", [])})
-    lines += [f"- skipped: {reason}" for reason in skipped]
-    return "\n".join(lines)
+            message = case["message"].strip()[-1200:]
+            lines.append(f"- **{unit['name']}**, `{case['id']}`:\n\n```\n{message}\n```")
+        if unit.get("undone"):
+            lines.append(f"- not run: {unit['undone']} cases of {unit['name']}")
+        reasons.update(unit.get("skip_reasons", []))
+    return "\n".join([*lines, *(f"- skipped: {reason}" for reason in sorted(reasons))])
 
 
-def _bench(found: Mapping[str, Any]) -> list[str]:
-    rows, copy = found.get("rows", []), found.get("copy", {})
-    out = [
-        f"Copy of {found.get('copy_bytes', 0) / 2**30:.2f} GiB: {copy.get('median', 0) / 1e9:.0f} GB/s, "
-        f"reads and writes together ({copy.get('low', 0) / 1e9:.0f}-{copy.get('high', 0) / 1e9:.0f}).",
-        tables.full(rows, found.get("host_us", {})),
-        "### Small batches",
-        _SMALL,
-        tables.small(rows),
+def _sanitizer(outcomes: Outcomes) -> Iterable[str]:
+    entries = [
+        {"backend": backend, "tool": tool, **result, "said": result["said"].replace("|", "/")}
+        for backend in BACKENDS
+        for tool, result in _data(outcomes, f"sanitizer {backend}").get("tools", {}).items()
     ]
-    overhead = found.get("launch_overhead_us")
-    if overhead:
-        out += [
-            "### Host microseconds of a call",
-            tables.grid(["", "us"], [[k, f"{v:.1f}"] for k, v in overhead.items()]),
-        ]
-    for op in dict.fromkeys(r["op"] for r in rows):
-        for dtype in dict.fromkeys(r["dtype"] for r in rows if r["op"] == op):
-            title = f"### {op}, {dtype}: every baseline (* fewer digits)"
-            out += [title, tables.every_baseline(rows, op, dtype)]
+    if entries:
+        heads = {"backend": "by", "tool": "tool", "status": "ended", "errors": "errors", "said": ""}
+        yield "## compute-sanitizer"
+        yield table([number(key, "{}", head) for key, head in heads.items()], entries)
+
+
+def _bench(bench: Data) -> Iterable[str]:
+    rows, copy = bench.get("rows", []), bench.get("copy", {})
+    yield from ("## Benchmarks", _LEGEND)
+    yield (
+        f"Copy of {bench.get('copy_bytes', 0) / 2**30:.2f} GiB: {copy.get('median', 0) / 1e9:.0f} GB/s, "
+        f"reads and writes together ({copy.get('low', 0) / 1e9:.0f}-{copy.get('high', 0) / 1e9:.0f})."
+    )
+    yield results((r for r in rows if r["kind"] == "full"), bench.get("launch_overhead_us"))
+    yield from ("### Small batches", _SMALL, results(r for r in rows if r["kind"] != "full"))
+    if bench.get("launch_overhead_us"):
+        yield "### Host microseconds of a call"
+        columns: list[Column] = [("", lambda e: e[0]), ("us", lambda e: f"{e[1]:.1f}")]
+        yield table(columns, bench["launch_overhead_us"].items())
+    for op, dtype in dict.fromkeys((r["op"], r["dtype"]) for r in rows):
+        yield f"### {op}, {dtype}: every baseline (* fewer digits, or not the same operator)"
+        yield every_baseline(r for r in rows if (r["op"], r["dtype"]) == (op, dtype))
     failures = {
-        f"{r['op']} {r['size']} px {r['dtype']}, {n}": why for r in rows for n, why in r["failures"].items()
+        f"{r['op']} {r['px']} px {r['dtype']}, {n}": why for r in rows for n, why in r["failures"].items()
     }
-    failures |= found.get("problems", {})
+    failures |= bench.get("problems", {})
     if failures:
-        out += ["### What did not run", "\n".join(f"- {name}: {why}" for name, why in failures.items())]
-    if found.get("undone"):
-        out.append("Not reached in time: " + "; ".join(found["undone"]) + ".")
-    return out
+        yield "### What did not run"
+        yield "\n".join(f"- {name}: {why}" for name, why in failures.items())
+    if bench.get("undone"):
+        yield "Not reached in time: " + "; ".join(bench["undone"]) + "."
+    if bench.get("faster"):
+        yield "## The faster backend, by px"
+        columns = [
+            ("op", lambda e: e[0]),
+            ("px and backend", lambda e: ", ".join(map(" ".join, e[1].items()))),
+        ]
+        yield table(columns, bench["faster"].items())
 
 
-def whole(outcomes: Mapping[str, Outcome]) -> str:
-    """The report in Markdown."""
-    sections = ["# GPU report", _machine(_data(outcomes, "environment")), tables.parts(outcomes)]
-    sections += ["## Targets", tables.targets(_targets(outcomes))]
+def whole(outcomes: Outcomes, about: Data) -> str:
+    """The report in Markdown. about: its "command", its "seconds" so far and whether it is "complete"."""
+    bench, again = _data(outcomes, "bench"), _data(outcomes, "tuned bench").get("rows", [])
+    sections = ["# GPU report", _machine(_data(outcomes, "environment"), about), parts(outcomes)]
+    sections += ["## Targets", _targets(outcomes)]
     for backend in BACKENDS:
         tests = _data(outcomes, f"correctness {backend}")
-        if tests:
-            sections += [f"## Correctness of {backend}", _correctness(tests)]
-    lines = [
-        [backend, tool, r["status"], str(r["errors"]), r["said"].replace("|", "/")]
-        for backend in BACKENDS
-        for tool, r in _data(outcomes, f"sanitizer {backend}").get("tools", {}).items()
-    ]
-    if lines:
-        sections += ["## compute-sanitizer", tables.grid(["", "tool", "ended", "errors", ""], lines)]
-    if _data(outcomes, "bench"):
-        sections += ["## Benchmarks", _LEGEND, *_bench(_data(outcomes, "bench"))]
-    faster = _data(outcomes, "bench").get("faster", {})
-    if faster:
-        lines = [[op, ", ".join(f"{n} {who}" for n, who in each.items())] for op, each in faster.items()]
-        sections += ["## The faster backend, by px", tables.grid(["op", "px and backend"], lines)]
-    again = _data(outcomes, "tuned bench").get("rows", [])
+        sections += [f"## Correctness of {backend}", _correctness(tests)] if tests else []
+    sections += [*_sanitizer(outcomes), *(_bench(bench) if bench else [])]
     if again:
-        sections += ["## By the tuned table", tables.tuned(_data(outcomes, "bench").get("rows", []), again)]
+        sections += ["## Triton by the tuned table", results(again, before=bench.get("rows", []))]
     kernels = _data(outcomes, "ncu").get("kernels", {})
-    if kernels:
-        lines = [
-            [f"{n}, {backend}", *(f"{k} {v:.0f}" for k, v in values.items())]
-            for n, r in kernels.items()
-            for backend, values in r.get("metrics", {}).items()
-        ]
-        text = "\n".join("- " + ", ".join(line) for line in lines)
-        sections += ["## Nsight Compute", text or "no metric was read"]
+    lines = [
+        f"- {name}, {backend}, " + ", ".join(f"{k} {v:.0f}" for k, v in values.items())
+        for name, result in kernels.items()
+        for backend, values in result.get("metrics", {}).items()
+    ]
+    sections += ["## Nsight Compute", "\n".join(lines) or "no metric was read"] if kernels else []
     return "\n\n".join(sections) + "\n"
 
 
-def short(outcomes: Mapping[str, Outcome]) -> str:
+def short(outcomes: Outcomes) -> str:
     """The parts and the targets, in at most 40 lines."""
-    ordered = {name: outcomes[name] for name in outcomes}
-    text = tables.parts(ordered)
+    text = parts(outcomes)
     if "bench" in outcomes and outcomes["bench"].status != "absent":
-        text += "\n\n" + tables.targets(_targets(outcomes))
+        text += "\n\n" + _targets(outcomes)
     return "\n".join(text.splitlines()[:40])

@@ -1,33 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One part of the report: a command of its own, with a time limit, whose failure stops nothing else.
+"""One part of the report: a command with a time limit, whose failure does not stop the others.
 
-A part writes what it found to a JSON file as it goes, so that one that is killed leaves what it had.
+A part saves its results to a JSON file as it goes, so that a part that is killed leaves what it had.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# "ok"; "failed": it ended by itself with an error; "timeout": killed; "absent": it has nothing to run on.
+ROOT = Path(__file__).resolve().parents[2]
+# "failed": it ended by itself with an error; "timeout": killed; "absent": it has nothing to run on.
 STATUSES = ("ok", "failed", "timeout", "absent")
+_FOLDERS = ("/usr/local/cuda*/bin", "/usr/local/cuda*/compute-sanitizer", "/opt/nvidia/nsight-compute/*")
 _GRACE = 3.0  # seconds between asking a process to stop and killing it
+_processes: set[subprocess.Popen[bytes]] = set()  # those that `execute` waits for
+_appending = threading.Lock()
 
 
 @dataclass
 class Outcome:
-    """How a part ended, what it says about it in a line, and what it found."""
+    """How a part ended, one line about it, and its results."""
 
     name: str
-    status: str
+    status: str  # one of STATUSES, or "running" in a report that is saved meanwhile
     seconds: float = 0.0
     detail: str = ""
     data: dict[str, Any] = field(default_factory=dict)
@@ -41,89 +47,116 @@ def execute(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> tuple[int | None, float]:
-    """Runs a command in a folder, its output into `log`; (exit status, or None where it was killed, seconds).
+    """Runs a command in a folder, its output into `log`; (exit status, or None if it was killed, seconds).
 
     The command leads a process group, which is stopped as a whole when the time is over.
     """
     start = time.monotonic()
     with log.open("ab") as output:
         process = subprocess.Popen(
-            list(command),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=None if environment is None else dict(environment),
+            env=environment,
             cwd=folder,
             start_new_session=True,
         )
+        _processes.add(process)
         try:
             status: int | None = process.wait(timeout=max(seconds, 0.1))
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            _stop(process)
+            _processes.discard(process)
+            if _signal(process, signal.SIGTERM):
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=_GRACE)
+                _signal(process, signal.SIGKILL)
+            process.wait()
     return status, time.monotonic() - start
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends what is left of the group: politely, then not."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, how)
-        except (ProcessLookupError, PermissionError):
-            break
-        try:
-            process.wait(timeout=_GRACE)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+def _signal(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Sends a signal to what is left of the process group; whether there was any."""
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def interrupt() -> None:
+    """Asks every command that `execute` waits for to stop."""
+    for process in list(_processes):
+        _signal(process, signal.SIGTERM)
+
+
+def end_with_commands() -> None:
+    """Makes SIGTERM end this process and the commands that `execute` waits for, which are other groups."""
+
+    def end(*_: object) -> None:
+        interrupt()
+        os._exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def watch(
+    command: Sequence[str], seconds: float, scratch: Path, **variables: str
+) -> tuple[int | None, str, float]:
+    """(exit status, output, seconds) of a command, which is printed with its output."""
+    log = scratch / f"{threading.get_ident()}-{time.monotonic_ns()}.log"
+    code, took = execute(command, seconds=seconds, log=log, environment={**os.environ, **variables})
+    text = log.read_text(errors="replace")
+    print(f"---- {' '.join(command)}\n{text}", flush=True)
+    return code, text, took
+
+
+def worst(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The worst "status" of several results."""
+    statuses = [result["status"] for result in results.values()]
+    return next((status for status in ("failed", "timeout", "absent") if status in statuses), "ok")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a part has written so far; empty where there is nothing."""
+    """What a part has saved so far; empty if there is nothing."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def write(path: Path, data: Mapping[str, Any]) -> None:
-    """Replaces the file in one step, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=1, default=str) + "\n")
-    temporary.replace(path)
+def find(name: str, folders: Sequence[str] = _FOLDERS) -> str | None:
+    """A tool on the PATH or where CUDA's packages put it; the last by name where there are several."""
+    candidates = [shutil.which(name)]
+    for pattern in folders:
+        root = Path(pattern).anchor
+        matches = sorted(folder / name for folder in Path(root).glob(pattern.removeprefix(root)))
+        candidates += [str(path) for path in reversed(matches) if path.is_file()]
+    return next(filter(None, candidates), None)
 
 
 def tail(text: str, lines: int = 3) -> str:
-    """The last lines that say something, in one line."""
+    """The last lines that are not empty, in one line."""
     kept = [line.strip() for line in text.splitlines() if line.strip()]
     return " / ".join(kept[-lines:])[-400:]
 
 
-_appending = threading.Lock()
-
-
 def run(
-    name: str,
-    command: Sequence[str],
-    *,
-    seconds: float,
-    log: Path,
-    scratch: Path,
-    environment: Mapping[str, str] | None = None,
-    folder: Path | None = None,
+    name: str, command: Sequence[str], *, seconds: float, log: Path, scratch: Path, **where: Any
 ) -> Outcome:
     """Runs a part, given the file for its JSON as `--out`, and appends its output to `log`.
 
-    A part may say its own "status" and "detail" in the JSON; a bad exit status overrules "ok".
+    A part may give its own "status" and "detail" in the JSON; a bad exit status overrules "ok". where: the
+    `environment` and the `folder` of `execute`.
     """
     own_log, result = scratch / f"{name}.log", scratch / f"{name}.json"
     own_log.write_bytes(b"")
-    full = [*command, "--out", str(result)]
+    command = [*command, "--out", str(result)]
     try:
-        code, took = execute(full, seconds=seconds, log=own_log, environment=environment, folder=folder)
+        code, took = execute(command, seconds=seconds, log=own_log, **where)
         problem = f"killed after its {seconds:.0f} s" if code is None else f"exit status {code}"
     except OSError as error:
         code, took, problem = -1, 0.0, str(error)
@@ -135,5 +168,5 @@ def run(
     elif code != 0 and status == "ok":
         status, detail = "failed", f"{problem}: {tail(text)}"
     with _appending, log.open("a") as everything:
-        everything.write(f"==== {name}: {status}, {took:.1f} s: {' '.join(full)}\n{text}\n")
+        everything.write(f"==== {name}: {status}, {took:.1f} s: {' '.join(command)}\n{text}\n")
     return Outcome(name, status, took, detail, data)

@@ -1,318 +1,261 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines of the benchmark: an op at a size, batch and dtype by each backend, beside its baselines."""
+"""One op by each of our GPU backends beside its baselines: checked, then timed in one interleaved run.
+
+The benchmark engine (softdiff_kernels/bench) has the cases, the baselines and the timer. This file adds what
+a GPU needs: several backends of ours in one run, the loss without autograd around it, baselines with fewer
+digits than ours, CUDA graphs, bandwidth and peak memory.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from softdiff_kernels.bench.clock import Timing
 from torch import Tensor
 
 import softdiff_kernels as sk
-from softdiff_kernels.bench import cases, clock
+from softdiff_kernels.bench import baselines, cases, timing
+from softdiff_kernels.bench import rows as engine
+from softdiff_kernels.bench.baselines import Baseline
 from softdiff_kernels.bench.cases import Case
+from softdiff_kernels.bench.forms import TwoProductBmm
+from softdiff_kernels.bench.timing import AGAIN, OURS
 
-from . import rivals
-from .engines import using
-from .rivals import Rival
-from .tables import OURS, label
-
-IN_ONE_LAUNCH = "soft_score_loss, op alone"
-OPS = ("corrupt", "momentum_step", "soft_score_loss", IN_ONE_LAUNCH, "blur", "dct2", "normal")
-# Images that have to be read and written: what no implementation can do without.
-IMAGES = {"corrupt": 2, "momentum_step": 3, "soft_score_loss": 3, "blur": 2, "dct2": 2, "normal": 1}
-IMAGES[IN_ONE_LAUNCH] = 3
-_COMPARED = 4  # samples whose result is held against float64
+ALONE = "soft_score_loss, op alone"
+OPS = ("corrupt", "momentum_step", "soft_score_loss", ALONE, "blur", "dct2", "normal")
+PASSES = "cuda, no clusters"  # the CUDA backend by the passes that its clusters replace
+FEWER = "fewer digits"  # the group of baselines that the ratio leaves out
+_COMPARED = 4  # samples whose result is compared with float64
+_BLOCK = 20  # calls that are timed as one, of small batches
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Where and how thoroughly rows are timed."""
+    """Where and how thoroughly rows are timed. image_bytes: of one image tensor of a full batch; budget and
+    least: seconds of each call, and how often at least; compiler: torch.compile's; backends: in one run."""
 
     device: torch.device
     l2_bytes: int
     copy_bytes_s: float
     image_bytes: int = 256 * 2**20
     budget: float = 0.12
+    least: int = 7
     compiler: str = "inductor"
-    backends: tuple[str, ...] = ("auto",)  # ours, side by side
+    batches: tuple[int, ...] = (1, 4, 16)  # the small ones
+    backends: tuple[str, ...] = ("auto",)
 
 
 @dataclass
-class Row:
-    """Microseconds of one backend and the others, and what follows from them.
+class Row(engine.Row):
+    """The engine's row of one of our backends, and the ratio to the fastest baseline of any group but FEWER.
 
-    `kind`: "full" or "small" batches. `others` are all times of the same run, this backend's among them.
+    kind: "full" batches, "small" ones in blocks of calls, or these as a CUDA "graph". gb_s: of the images
+    that must be read and written.
     """
 
-    op: str
-    backend: str
-    size: int
-    batch: int
-    dtype: str
-    kind: str
-    us: float
-    low: float
-    high: float
-    gb_s: float
-    of_copy: float | None
-    fastest: str | None
-    fastest_us: float | None
-    ratio: float | None
-    error: float | None
-    fastest_error: float | None
-    peak_mib: float | None
-    rotations: int
-    values: int
-    others: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    kind: str = "full"
+    values: int = 0
+    gb_s: float = 0.0
+    of_copy: float | None = None
+    peak_mib: float | None = None
 
 
-def named(op: str) -> str:
-    """The op of `cases` behind a row's op."""
-    return "soft_score_loss" if op == IN_ONE_LAUNCH else op
+def label(backend: str) -> str:
+    """Our name among the baselines."""
+    return OURS if backend == "auto" else f"{OURS} {backend}"
+
+
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """Uses one of our backends, or `PASSES`, inside the block."""
+    if backend != PASSES:
+        with sk.use_backend(backend):
+            yield
+        return
+    from softdiff_kernels.backends.cuda import launch
+
+    with sk.use_backend("cuda"), launch.clusters(False):
+        yield
+
+
+def with_passes(backends: tuple[str, ...], op: str, size: int, device: torch.device) -> tuple[str, ...]:
+    """The backends, and `PASSES` where the CUDA backend uses clusters for images of this size."""
+    if "cuda" not in backends or op == "normal":
+        return backends
+    from softdiff_kernels.backends.cuda import launch
+
+    return (*backends, PASSES) if launch.takes_clusters(size, size, device.index or 0) else backends
 
 
 def full_batch(size: int, dtype: torch.dtype, image_bytes: int) -> int:
-    """Images of three channels that make up `image_bytes`."""
+    """How many images of three channels make up `image_bytes`."""
     return max(1, image_bytes // (cases.CHANNELS * size * size * dtype.itemsize))
 
 
 def make(op: str, size: int, batch: int, dtype: torch.dtype, device: torch.device) -> Case:
-    """A case on the device; its coefficients are float32 whatever the images are."""
-    case = cases.make(named(op), size, size, batch, device=device)
-    if dtype == torch.float32:
-        return case
+    """The engine's case, with float32 coefficients whatever the dtype of the images."""
+    case = cases.make(_case(op), size, size, batch, device=device)
     arguments = {k: v.to(dtype) if v.dim() == 4 else v for k, v in case.arguments.items()}
     return replace(case, arguments=arguments, noise=None if case.noise is None else case.noise.to(dtype))
 
 
-def head(case: Case, count: int) -> Case:
-    """The case's first samples."""
-    arguments = {k: v[:count] for k, v in case.arguments.items()}
-    return replace(case, arguments=arguments, noise=None if case.noise is None else case.noise[:count])
-
-
-def copies(case: Case, count: int) -> list[Case]:
-    """The case and others like it in other memory, without the noise that only the comparison needs."""
-    bare = replace(case, noise=None)
-    more = [
-        replace(bare, arguments={k: v.clone() for k, v in bare.arguments.items()}) for _ in range(count - 1)
-    ]
-    return [bare, *more]
+def _case(op: str) -> str:
+    return "soft_score_loss" if op == ALONE else op
 
 
 def ours(op: str, case: Case, noise: Tensor | None = None) -> Any:
-    """The library's op as a user calls it; alone, the loss's one launch without autograd around it."""
-    if op != IN_ONE_LAUNCH:
+    """The library's op as a user calls it; `ALONE` is the loss's one launch without autograd around it."""
+    if op != ALONE:
         return cases.ours(case, noise=noise)
-    a = case.arguments
-    return torch.ops.softdiff.soft_score_loss_and_gradient(
-        a["prediction"], a["target"], a["blur_std"], a["weight"], 0.0, "mean"
-    )
+    return torch.ops.softdiff.soft_score_loss_and_gradient(*case.arguments.values(), 0.0, "mean")
 
 
-def _attempt(call: Callable[[], Any]) -> str | None:
-    """Runs a call once; what went wrong in a line, else None."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            call()
-    except Exception as error:  # a baseline that does not work here is a line in the report
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            torch.cuda.empty_cache()
-        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    return None
+class _HalfProduct(TwoProductBmm):
+    """Products in bfloat16 of operators made in float32, as under autocast."""
+
+    name = "two-product bmm in bfloat16"
+
+    def operators(self, blur_std: Tensor) -> tuple[Tensor, Tensor]:
+        a_h, a_w = super().operators(blur_std)
+        return a_h.bfloat16(), a_w.bfloat16()
 
 
-def _errors(op: str, case: Case, candidates: Sequence[Rival], backends: Sequence[str]) -> dict[str, float]:
-    few = head(case, _COMPARED)
+def _in_bfloat16(op: str, size: int, dtype: torch.dtype, device: torch.device) -> list[Baseline]:
+    if dtype == torch.float32 or op not in ("corrupt", "momentum_step", "blur"):
+        return []
+    call = baselines.of(op, _HalfProduct(size, size).to(device))
+    assert call is not None
+
+    def rounded(*arguments: Tensor, **given: Any) -> Any:
+        # float32 coefficients widen what they multiply.
+        return call(*arguments, **given).bfloat16()
+
+    return [Baseline(_HalfProduct.name, FEWER, "torch.bmm as under autocast", rounded)]
+
+
+def _with_tf32(baseline: Baseline) -> Baseline:
+    def call(*arguments: Tensor, **given: Any) -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            return baseline.call(*arguments, **given)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return replace(baseline, name=f"{baseline.name}, TF32", group=FEWER, call=call)
+
+
+def eager(op: str, size: int, dtype: torch.dtype, device: torch.device) -> list[Baseline]:
+    """The engine's eager baselines that compute an op of square images, and those with fewer digits."""
+    # A package's nearest function may loop over the batch: seconds a call on batches that fill a GPU.
+    same = [b for b in baselines.baselines(_case(op), size, size, dtype, device) if b.same]
+    tf32 = device.type == "cuda" and dtype == torch.float32
+    products = [b for b in same if tf32 and b.name in ("two-product bmm", "four-product")]
+    return [*same, *map(_with_tf32, products), *_in_bfloat16(op, size, dtype, device)]
+
+
+def compiled(op: str, size: int, dtype: torch.dtype, device: torch.device, backend: str) -> list[Baseline]:
+    """The same under torch.compile, compiled at their first call."""
+    late = baselines.compiled(_case(op), size, size, dtype, device, backend)
+    for half in _in_bfloat16(op, size, dtype, device):
+        call = torch.compile(half.call, dynamic=False, backend=backend)
+        late.append(replace(half, name=f"{half.name} compiled", call=call, compiled=True))
+    return late
+
+
+def _errors(op: str, case: Case, working: Sequence[Baseline], backends: Sequence[str]) -> dict[str, float]:
+    """Relative L2 errors of the first samples, by the engine's rule; ours by the backends' labels."""
+    noise = None if case.noise is None else case.noise[:_COMPARED]
+    few = replace(case, arguments={k: v[:_COMPARED] for k, v in case.arguments.items()}, noise=noise)
+    errors = engine.errors(few, [b for b in working if not b.compiled])
     exact = cases.truth(few)
-    out = {}
     for backend in backends:
         with using(backend):
-            out[label(backend)] = cases.relative_error(ours(op, few, few.noise), exact)
-    given = {} if few.noise is None else {"noise": few.noise}
-    if case.op != "normal":
-        for rival in candidates:
-            result = rival.call(*few.arguments.values(), **given)
-            out[rival.name] = cases.relative_error(result, exact)
-    return out
+            errors[label(backend)] = cases.relative_error(ours(op, few, few.noise), exact)
+    return errors
 
 
-def compare(
+def measure(
     op: str,
     size: int,
     batch: int,
     dtype: torch.dtype,
     setup: Setup,
-    candidates: Sequence[Rival],
-    *,
-    kind: str,
+    candidates: Sequence[Baseline],
+    kind: str = "full",
 ) -> list[Row]:
-    """Times ours and the candidates on rotating buffers (kind "full") or in blocks of calls ("small").
+    """A row of each of our backends, from one interleaved run of all of them and the candidates.
 
-    All in one interleaved run, of which each of our backends gets a row.
+    kind: see `Row`. Raises RuntimeError if no backend works.
     """
-    device = setup.device
-    case = make(op, size, batch, dtype, device)
-    moved = IMAGES[op] * case.values * dtype.itemsize
-    count = clock.rotations(moved, setup.l2_bytes) if kind == "full" else 1
-    working, failures, backends = [], {}, []
-    for backend in setup.backends:
-        with using(backend):
-            problem = _attempt(lambda: ours(op, case))
-        if problem is None:
-            backends.append(backend)
-        else:
-            failures[label(backend)] = problem
-    if not backends:
-        raise RuntimeError("; ".join(f"{name}: {why}" for name, why in failures.items()))
-    for rival in candidates:
-        problem = _attempt(lambda r=rival: r.call(*case.arguments.values()))
-        if problem is None:
-            working.append(rival)
-        else:
-            failures[rival.name] = problem
-    errors = _errors(op, case, [r for r in working if not r.name.endswith("compiled")], backends)
-    sets = copies(case, count)
-    values = [tuple(c.arguments.values()) for c in sets]
-    within: dict[str, clock.Within] = {label(b): partial(using, b) for b in backends}
-    calls: dict[str, clock.Call] = dict.fromkeys(within, lambda i: ours(op, sets[i % count]))
-    for rival in working:
-        calls[rival.name] = lambda i, r=rival: r.call(*values[i % count])
-    if kind == "small":
-        _add_graphs(calls, op, sets[0], working, backends, device, failures)
-    block = 1 if kind == "full" else 20
-    timings = clock.interleaved(calls, device, budget=setup.budget, block=block, within=within)
-    found = []
-    for backend in backends:
-        with using(backend):
-            peak = clock.peak_bytes(calls[label(backend)], device)
-        found.append(
-            _row(op, backend, case, dtype, kind, setup, timings, working, errors, failures, peak, count)
-        )
-    return found
+    device, case = setup.device, make(op, size, batch, dtype, setup.device)
+    failures: dict[str, str] = {}
 
-
-def _add_graphs(
-    calls: dict[str, clock.Call],
-    op: str,
-    case: Case,
-    working: Sequence[Rival],
-    backends: Sequence[str],
-    device: torch.device,
-    failures: dict[str, str],
-) -> None:
-    """The eager calls as graphs, ours too: what is left when the host has nothing to do."""
-    values = tuple(case.arguments.values())
+    def works(name: str, call: timing.Call) -> bool:
+        why = engine.problem(call)
+        failures.update({} if why is None else {name: why})
+        return why is None
 
     def by(backend: str) -> None:
         with using(backend):
             ours(op, case)
 
-    eager = {label(b): partial(by, b) for b in backends}
-    eager |= {r.name: (lambda r=r: r.call(*values)) for r in working if not r.name.endswith("compiled")}
-    for name, call in eager.items():
-        replays: list[clock.Call] = []
-        problem = _attempt(lambda c=call, found=replays: found.append(rivals.graphed(c, device)))
-        if problem is None:
-            calls[f"{name}, graph"] = replays[0]
-        else:
-            failures[f"{name}, graph"] = problem
+    backends = [b for b in setup.backends if works(label(b), partial(by, b))]
+    if not backends:
+        raise RuntimeError("; ".join(f"{name}: {why}" for name, why in failures.items()))
+    inputs = tuple(case.arguments.values())
+    working = {b.name: b for b in candidates if works(b.name, partial(b.call, *inputs))}
+    errors = _errors(op, case, list(working.values()), backends)
+
+    following = engine.in_rotation(case, setup.l2_bytes if kind == "full" else 0)
+    own = {label(b) + again: b for b in backends for again in ("", ", again")}
+    within: dict[str, timing.Context] = {name: partial(using, backend) for name, backend in own.items()}
+    calls: dict[str, timing.Call] = dict.fromkeys(own, lambda: ours(op, following()))
+    for name, baseline in working.items():
+        calls[name] = lambda b=baseline: b.call(*following().arguments.values())  # type: ignore[misc]
+    if kind == "graph" and device.type == "cuda":
+        replays: dict[str, timing.Call] = {}
+        for name, call in calls.items():
+            with within.get(name, nullcontext)():
+                works(name, lambda n=name, c=call: replays.update({n: timing.graphed(c)}))  # type: ignore[misc]
+        calls, working = replays, {n: b for n, b in working.items() if n in replays}
+        backends = [b for b in backends if f"{label(b)}, again" in replays]
+
+    limits: dict[str, Any] = {"budget": setup.budget, "least": setup.least, "most": 60}
+    limits["block"] = 1 if kind == "full" or setup.least == 1 else _BLOCK
+    samples = timing.sample(calls, timing.clock_of(device), within=within, **limits)
+    rows = []
+    for backend in backends:
+        me = label(backend)
+        times = {n: s for n, s in samples.items() if n != me and not n.endswith(", again")}
+        times |= {OURS: samples[me], AGAIN: samples[f"{me}, again"]}
+        known = (torch.get_num_threads(), working, {**errors, OURS: errors[me]}, failures, times)
+        measured = engine.Measurement(case, engine.Conditions(device, dtype, backend), *known)
+        with using(backend):
+            peak = timing.peak_bytes(lambda: ours(op, following())) / 2**20 if device.type == "cuda" else None
+        about = {**vars(measured.row()), "op": op, "kind": kind, "values": case.values, "peak_mib": peak}
+        gb_s = cases.bytes_of(case.op) * dtype.itemsize / 4 / about["ours"]
+        of_copy = gb_s * 1e9 / setup.copy_bytes_s if kind == "full" else None
+        rows.append(_with_fastest(Row(**about, gb_s=gb_s, of_copy=of_copy)))
+    return rows
 
 
-def _row(
-    op: str,
-    backend: str,
-    case: Case,
-    dtype: torch.dtype,
-    kind: str,
-    setup: Setup,
-    timings: dict[str, Timing],
-    working: Sequence[Rival],
-    errors: dict[str, float],
-    failures: dict[str, str],
-    peak: int | None,
-    count: int,
-) -> Row:
-    own = timings[label(backend)]
-    unfair = {r.name for r in working if not r.fair}
-
-    def fair(name: str) -> bool:
-        return not name.startswith(OURS) and name.removesuffix(", graph") not in unfair
-
-    def error_of(name: str) -> float | None:
-        return errors.get(name.removesuffix(", graph").removesuffix(", compiled"))
-
-    # A graph has no host in it, and is beside ours as a graph only: see `tables.small`.
-    others = [n for n in timings if fair(n) and not n.endswith(", graph")]
-    fastest = min(others, key=lambda n: timings[n].median, default=None)
-    gb_s = IMAGES[op] * case.values * dtype.itemsize / own.median / 1e9
-    return Row(
-        op=op,
-        backend=backend,
-        size=case.width,
-        batch=case.batch,
-        dtype=str(dtype).removeprefix("torch."),
-        kind=kind,
-        us=own.median * 1e6,
-        low=own.low * 1e6,
-        high=own.high * 1e6,
-        gb_s=gb_s,
-        of_copy=gb_s * 1e9 / setup.copy_bytes_s if kind == "full" else None,
-        fastest=fastest,
-        fastest_us=None if fastest is None else timings[fastest].median * 1e6,
-        ratio=None if fastest is None else timings[fastest].median / own.median,
-        error=errors.get(label(backend)),
-        fastest_error=None if fastest is None else error_of(fastest),
-        peak_mib=None if peak is None else peak / 2**20,
-        rotations=count,
-        values=case.values,
-        others={
-            name: {
-                **{k: v * 1e6 if k != "rounds" else v for k, v in asdict(timing).items()},
-                "error": error_of(name),
-                "fair": fair(name),
-            }
-            for name, timing in timings.items()
-        },
-        failures=failures,
-    )
+def _with_fastest(row: Row) -> Row:
+    """The row with the ratio to the fastest of all baselines that have float32's digits."""
+    timings = row.timings
+    same = [name for name, t in timings.items() if t["same"] and t["group"] not in ("ours", FEWER)]
+    name = min(same, key=lambda n: timings[n]["ratio"])
+    about = {key: timings[name][key] for key in ("ratio", "noise")}
+    error = timings.get(name.removesuffix(" compiled"), {}).get("error")
+    return replace(row, fastest=name, fastest_ns=timings[name]["median"], fastest_error=error, **about)
 
 
-def merged(eager: Row, late: Row) -> Row:
-    """A backend's row with the baselines of a second run, which relate to its time in that run.
-
-    The ratio is the smaller of the two runs', each taken beside our own time in that run.
-    """
-    others = {**eager.others, **{n: t for n, t in late.others.items() if not n.startswith(OURS)}}
-    failures = {**eager.failures, **late.failures}
-    if late.ratio is not None and (eager.ratio is None or late.ratio < eager.ratio):
-        return replace(
-            eager,
-            fastest=late.fastest,
-            fastest_us=late.fastest_us,
-            ratio=late.ratio,
-            fastest_error=late.fastest_error or eager.others.get(str(late.fastest), {}).get("error"),
-            others=others,
-            failures=failures,
-        )
-    return replace(eager, others=others, failures=failures)
-
-
-def host_microseconds(op: str, device: torch.device, backend: str) -> dict[str, float]:
-    """Of a call on a tiny batch, with the op's coefficients on the device and with a key of numbers."""
-    case = make(op, 32, 2, torch.float32, device)
-    with sk.use_backend(backend):
-        found = {"key drawn": clock.host_seconds(lambda i: ours(op, case), device) * 1e6}
-        if op == "corrupt":
-            a, key = case.arguments, sk.NoiseKey(1)
-            keyed = clock.host_seconds(lambda i: sk.corrupt(**a, key=key), device)
-            found["key given"] = keyed * 1e6
-    return found
+def merged(first: Row, later: Row) -> Row:
+    """A backend's row with the baselines of a later run, whose ratios are to our time in that run."""
+    others = {name: t for name, t in later.timings.items() if t["group"] != "ours"}
+    failures = {**first.failures, **later.failures}
+    return _with_fastest(replace(first, timings={**first.timings, **others}, failures=failures))

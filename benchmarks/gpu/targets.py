@@ -1,42 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels are built to reach on an H200 or a GPU of like kind, and whether the rows reach it."""
+"""What follows from the benchmark's rows: the targets that are reached, and the faster backend of a case."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Part of the measured copy bandwidth, float32, batches that fill the GPU: by Triton.
-OF_COPY = {
-    ("corrupt", 32): 0.80,
-    ("corrupt", 64): 0.80,
-    ("corrupt", 128): 0.60,
-    ("corrupt", 256): 0.35,
-    ("momentum_step", 32): 0.80,
-    ("momentum_step", 64): 0.80,
-    ("soft_score_loss, op alone", 32): 0.80,
-    ("soft_score_loss, op alone", 64): 0.80,
-    ("soft_score_loss", 32): 0.80,
-    ("soft_score_loss", 64): 0.80,
-}
-# And by the CUDA kernels, where more is wanted of them.
-OF_COPY_BY_CUDA = {("corrupt", 64): 0.85}
+Rows = Sequence[Mapping[str, Any]]
 BACKENDS = ("triton", "cuda")
+_ALONE = "soft_score_loss, op alone"
+# Part of the measured copy bandwidth on an H200 or a GPU like it: float32, batches that fill the GPU.
+OF_COPY = {
+    **{("corrupt", px): part for px, part in ((32, 0.80), (64, 0.80), (128, 0.60), (256, 0.35))},
+    **{(op, px): 0.80 for op in ("momentum_step", _ALONE, "soft_score_loss") for px in (32, 64)},
+}
+OF_COPY_BY_CUDA = {("corrupt", 64): 0.85}  # where more is wanted of the CUDA kernels
 FASTEST_RATIO = 5.0  # of corrupt at 64 px to the fastest of the eager and compiled baselines
 BFLOAT16_RATE = 1.6  # of bfloat16 to float32 images at 64 px, in pixels a second
 LAUNCH_RATIO = 1.5  # host time of a call to a registered no-op plus a bare Triton launch
-_RATED = ("corrupt", "momentum_step", "soft_score_loss, op alone")
 
 
 @dataclass(frozen=True)
 class Target:
-    """One line of the table; `got` is None where it was not measured."""
+    """One line of the table; `got` is None where it was not measured. most: whether it is an upper limit."""
 
     what: str
     wanted: float
     got: float | None
-    unit: str
+    unit: str = "times"
     backend: str = "triton"
     most: bool = False
 
@@ -48,43 +40,55 @@ class Target:
         return "met" if good else "missed"
 
 
-def _row(
-    rows: Sequence[Mapping[str, Any]], op: str, size: int, dtype: str, backend: str
-) -> Mapping[str, Any] | None:
-    wanted = {"op": op, "size": size, "dtype": dtype, "kind": "full", "backend": backend}
-    return next((r for r in rows if all(r.get(k) == v for k, v in wanted.items())), None)
-
-
-def _launch(overhead: Mapping[str, float], backend: str) -> float | None:
-    try:
-        yardstick = overhead["registered no-op"] + overhead["bare Triton launch"]
-        return overhead["corrupt, cuda" if backend == "cuda" else "corrupt"] / yardstick
-    except (KeyError, ZeroDivisionError):
-        return None
-
-
-def evaluate(rows: Sequence[Mapping[str, Any]], overhead: Mapping[str, float]) -> list[Target]:
+def evaluate(rows: Rows, overhead: Mapping[str, float]) -> list[Target]:
     """All targets of each backend against the rows of the benchmark and the host's microseconds."""
     return [target for backend in BACKENDS for target in _of(backend, rows, overhead)]
 
 
-def _of(backend: str, rows: Sequence[Mapping[str, Any]], overhead: Mapping[str, float]) -> list[Target]:
-    found = []
-    for (op, size), part in OF_COPY.items():
-        wanted = OF_COPY_BY_CUDA.get((op, size), part) if backend == "cuda" else part
-        row = _row(rows, op, size, "float32", backend)
-        share = 100 * row["of_copy"] if row and row.get("of_copy") else None
-        found.append(Target(f"{op} {size} px float32", 100 * wanted, share, "% of copy", backend))
-    row = _row(rows, "corrupt", 64, "float32", backend)
-    ratio = row.get("ratio") if row else None
-    name = "corrupt 64 px float32 to the fastest baseline"
-    found.append(Target(name, FASTEST_RATIO, ratio, "times", backend))
-    for op in _RATED:
-        half, full = (_row(rows, op, 64, dtype, backend) for dtype in ("bfloat16", "float32"))
-        rate = None
-        if half and full:
-            rate = (half["values"] / half["us"]) / (full["values"] / full["us"])
-        found.append(Target(f"{op} 64 px bfloat16 to float32", BFLOAT16_RATE, rate, "times", backend))
-    launch, name = _launch(overhead, backend), "host time of corrupt to no-op and bare launch"
-    found.append(Target(name, LAUNCH_RATIO, launch, "times", backend, most=True))
-    return found
+def _of(backend: str, rows: Rows, overhead: Mapping[str, float]) -> Iterator[Target]:
+    own = (r for r in rows if r["kind"] == "full" and r["backend"] == backend)
+    full = {(r["op"], r["px"], r["dtype"]): r for r in own}
+    for (op, px), part in OF_COPY.items():
+        wanted = OF_COPY_BY_CUDA.get((op, px), part) if backend == "cuda" else part
+        share = full.get((op, px, "float32"), {}).get("of_copy")
+        got = 100 * share if share else None
+        yield Target(f"{op} {px} px float32", 100 * wanted, got, "% of copy", backend)
+    ratio = full.get(("corrupt", 64, "float32"), {}).get("ratio")
+    yield Target("corrupt 64 px float32 to the fastest baseline", FASTEST_RATIO, ratio, backend=backend)
+    for op in ("corrupt", "momentum_step", _ALONE):
+        half, single = (full.get((op, 64, dtype)) for dtype in ("bfloat16", "float32"))
+        rate = single["ours"] / half["ours"] if half and single else None
+        yield Target(f"{op} 64 px bfloat16 to float32", BFLOAT16_RATE, rate, backend=backend)
+    yardstick = overhead.get("registered no-op", 0.0) + overhead.get("bare Triton launch", 0.0)
+    call = overhead.get("corrupt, cuda" if backend == "cuda" else "corrupt")
+    launch = call / yardstick if call and yardstick else None
+    what = "host time of corrupt to no-op and bare launch"
+    yield Target(what, LAUNCH_RATIO, launch, backend=backend, most=True)
+
+
+def faster(rows: Rows) -> dict[str, dict[str, str]]:
+    """op -> size -> backend, by the medians of batches that fill the GPU; what only one ran is left out.
+
+    A size alone is float32's; "64 bfloat16" is that dtype's. The loss is the op without autograd, which is
+    the same around both backends.
+    """
+    times: dict[tuple[str, int, str], dict[str, float]] = {}
+    for row in rows:
+        if row["kind"] == "full" and row["op"] != "soft_score_loss" and row["backend"] in BACKENDS:
+            op = "soft_score_loss" if row["op"] == _ALONE else row["op"]
+            times.setdefault((op, row["px"], row["dtype"]), {})[row["backend"]] = row["ours"]
+    table: dict[str, dict[str, str]] = {}
+    for (op, px, dtype), each in sorted(times.items()):
+        if len(each) > 1:
+            place = str(px) if dtype == "float32" else f"{px} {dtype}"
+            table.setdefault(op, {})[place] = min(each, key=lambda backend: each[backend])
+    return table
+
+
+def faster_table(machine: Mapping[str, Any], table: Mapping[str, Any], nvcc: str) -> dict[str, Any]:
+    """faster.json: the GPU, the date and the versions of the measurement, and which backend was faster."""
+    own = {name: machine.get(name) for name in ("python", "softdiff_kernels", "commit")}
+    others = {name: machine.get("versions", {}).get(name) for name in ("torch", "triton")}
+    versions = {**own, **others, "nvcc": nvcc or None}
+    gpu = (machine.get("gpu") or {}).get("name")
+    return {"gpu": gpu, "date": machine.get("date"), "versions": versions, "faster": table}

@@ -1,64 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA's command-line tools: where they are, and the numbers in what they print."""
+"""What nvidia-smi and the benchmark engine say of the machine, and Nsight Compute of two ops' kernels."""
 
 from __future__ import annotations
 
 import csv
-import re
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-_FOLDERS = ("/usr/local/cuda*/bin", "/usr/local/cuda*/compute-sanitizer", "/opt/nvidia/nsight-compute/*")
+import torch
+
+import softdiff_kernels as sk
+from softdiff_kernels import _machine
+from softdiff_kernels.bench import cases, machine
+from softdiff_kernels.files import save_json
+
+from . import rows
+from .parts import find, tail, watch, worst
+
+# (op, px, the kernel that takes it by each backend)
+PROFILED = (
+    ("corrupt", 64, {"triton": "corrupt_kernel", "cuda": "plane_kernel"}),
+    ("momentum_step", 64, {"triton": "step_kernel", "cuda": "plane_kernel"}),
+)
+METRICS = {
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram %",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "sm %",
+    "sm__inst_issued.avg.pct_of_peak_sustained_active": "issue slots %",
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active": "tensor %",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy %",
+    "launch__registers_per_thread": "registers",
+}
 
 
-def find(name: str, folders: Sequence[str] = _FOLDERS) -> str | None:
-    """A tool on the PATH or where CUDA's packages put it; the last by name where there are several."""
-    found = shutil.which(name)
-    if found:
-        return found
-    for pattern in folders:
-        root = Path(pattern).anchor
-        matches = sorted(p / name for p in Path(root).glob(pattern.removeprefix(root)))
-        for path in reversed(matches):
-            if path.is_file():
-                return str(path)
-    return None
+def environment() -> dict[str, Any]:
+    """The machine as the benchmark engine describes it, the backends, and the reason if there is no GPU."""
+    gpu = torch.cuda.is_available()
+    return {
+        "reason": "" if gpu else "torch finds no GPU",
+        "machine": machine.description("cuda" if gpu else "cpu"),
+        "seed": cases.SEED,
+        "smi": _machine.nvidia_smi(),
+        "backends": {name: backend.reason for name, backend in sk.backends().items()},
+    }
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What compute-sanitizer counted; None where its summary is missing, so that it did not finish."""
-
-    errors: int | None
-    first: str
-
-
-def sanitizer_findings(text: str) -> Findings:
-    """Errors (of memcheck) or hazards (of racecheck), and the first lines that tell of one."""
-    counts = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
-    told = [
-        line.removeprefix("=========").strip()
-        for line in text.splitlines()
-        if line.startswith("=========")
-        and re.search(r"Invalid|Error:|Warning:|hazard|Race|Program hit", line)
-    ]
-    told = [line for line in told if "SUMMARY" not in line]
-    return Findings(int(counts[-1]) if counts else None, " / ".join(told[:3])[:400])
+def calls(op: str, size: int, backends: Sequence[str], dry: bool) -> None:
+    """The program that ncu watches: an op on float32 images that fill the GPU, three times by each backend in
+    turn. dry: tiny, on the CPU."""
+    device = torch.device("cpu") if dry else torch.device("cuda", torch.cuda.current_device())
+    batch = rows.full_batch(size, torch.float32, 2**12 if dry else 2**28)
+    case = rows.make(op, size, batch, torch.float32, device)
+    for backend in 3 * tuple(backends):
+        with sk.use_backend(backend):
+            rows.ours(op, case)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def ncu_metrics(text: str) -> dict[str, dict[str, float]]:
     """kernel -> metric -> value, of `ncu --csv`. Lines around the table are the program's own output."""
-    lines = text.splitlines()
-    head = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
-    if head is None:
-        return {}
-    found: dict[str, dict[str, float]] = {}
-    for row in csv.DictReader(line for line in lines[head:] if line.startswith('"')):
+    _, head, table = text.partition('"ID"')
+    metrics: dict[str, dict[str, float]] = {}
+    for row in csv.DictReader(line for line in (head + table).splitlines() if line.startswith('"')):
         try:
             value = float(str(row["Metric Value"]).replace(",", ""))
         except (KeyError, ValueError):
             continue
-        found.setdefault(str(row.get("Kernel Name")), {})[str(row.get("Metric Name"))] = value
-    return found
+        metrics.setdefault(str(row.get("Kernel Name")), {})[str(row.get("Metric Name"))] = value
+    return metrics
+
+
+def metrics_of(metrics: Mapping[str, Mapping[str, float]], kernel: str) -> dict[str, float]:
+    """The metrics of a kernel by their short names; a metric that this GPU lacks is left out."""
+    own = next((values for name, values in metrics.items() if kernel in name), {})
+    return {short: own[name] for name, short in METRICS.items() if name in own}
+
+
+def profile(
+    path: str, op: str, size: int, kernels: Mapping[str, str], seconds: float, scratch: Path
+) -> dict[str, Any]:
+    """Profiles one launch by each backend, after one that was not; they take turns in one process."""
+    count = str(len(kernels))
+    # ncu would lock the clocks, for the parts behind it too.
+    tool = [path, "--csv", "--clock-control", "none", "--target-processes", "all"]
+    tool += ["--metrics", ",".join(METRICS), "--kernel-name", f"regex:{'|'.join(kernels.values())}"]
+    tool += ["--launch-skip", count, "--launch-count", count]
+    program = [sys.executable, "-m", "benchmarks.gpu.report", "calls", "--op", op, "--size", str(size)]
+    code, text, _ = watch([*tool, *program, "--backend", *kernels], seconds, scratch)
+    every = ncu_metrics(text)
+    metrics = {backend: own for backend, kernel in kernels.items() if (own := metrics_of(every, kernel))}
+    missing = ", ".join(backend for backend in kernels if backend not in metrics)
+    if metrics:
+        said = {"said": f"no metric of {missing}"} if missing else {}
+        return {"status": "failed" if missing else "ok", "metrics": metrics, **said}
+    if "ERR_NVGPUCTRPERM" in text:
+        return {"status": "absent", "said": "the driver lets only root read the counters"}
+    if code is None:
+        return {"status": "timeout", "said": f"killed after {seconds:.0f} s"}
+    return {"status": "failed", "said": tail(text, 4)}
+
+
+def metrics_lines(result: Mapping[str, Any]) -> list[str]:
+    """A result of `profile`: a line for each backend, and what went wrong."""
+    each = result.get("metrics", {}).items()
+    lines = [f"{backend} " + ", ".join(f"{k} {v:.0f}" for k, v in values.items()) for backend, values in each]
+    return [*lines, *([result["said"]] if "said" in result else [])]
+
+
+def ncu(out: Path, seconds: float, scratch: Path) -> None:
+    """What Nsight Compute says of the two ops that matter most."""
+    path = find("ncu")
+    if path is None:
+        save_json(out, {"status": "absent", "detail": "ncu is not on this machine"})
+        return
+    usable = [name for name, backend in sk.backends().items() if backend.usable]
+    deadline = time.monotonic() + seconds - 2.0
+    results: dict[str, dict[str, Any]] = {}
+    for i, (op, size, every) in enumerate(PROFILED):
+        left = (deadline - time.monotonic()) / (len(PROFILED) - i)
+        kernels = {backend: kernel for backend, kernel in every.items() if backend in usable}
+        results[f"{op} {size} px"] = profile(path, op, size, kernels, left, scratch)
+        detail = "; ".join(f"{name}: {'; '.join(metrics_lines(r))}" for name, r in results.items())
+        save_json(out, {"status": worst(results), "detail": detail, "kernels": results})

@@ -53,13 +53,13 @@ SD_INLINE V minus_two_log(U word) {
   const U cell = reinterpret_cast<U>(bits >> (23 - kCellBits));
   const V scale = as_float(as_int(lookup(kInverse, cell)) - (bits & static_cast<int32_t>(0xff800000u)));
   const V f = 0.5f * scale + (k * scale - 1.0f);
-  const V rest = to_float(bits >> 23) * -1.38629436f + lookup(kLog, cell);
+  const V base = to_float(bits >> 23) * -1.38629436f + lookup(kLog, cell);
 #if SOFTDIFF_VL == 16
   const V p = (-0.66721928f * f + 1.0004046f) * f + -1.9999999f;
 #else
   const V p = ((0.50215012f * f + -0.66861522f) * f + 0.99999672f) * f + -1.9999981f;
 #endif
-  return f * p + rest;
+  return f * p + base;
 }
 
 // radius * (cos, sin) of the angle int32(q) 2 pi / 2^32.

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <type_traits>
 
 namespace softdiff {
 namespace {
@@ -38,7 +39,7 @@ const Kernels* kernels_named(const char* name) {
 
 const Kernels* best() {
   for (const char* name : {"avx512", "avx2"}) {
-    if (const Kernels* found = kernels_named(name)) return found;
+    if (const Kernels* kernels = kernels_named(name)) return kernels;
   }
   return &portable::kernels;
 }
@@ -96,15 +97,19 @@ std::shared_ptr<const Plan> plan_for(int64_t side) {
   }
 }
 
+// Planes of scratch that an op takes: spectral_mix accumulates a second one.
+template <class Args>
+constexpr int kPlanes = std::is_same_v<Args, SpectralMixArgs> ? 2 : 1;
+
 template <class Args, class Op>
-void planes(const Args& args, int threads, int copies, Op op) {
+void planes(const Args& args, int threads, Op op) {
   const Shape& shape = args.shape;
   const int64_t count = shape.b * shape.c;
   if (count == 0) return;
   const Kernels& kernels = *chosen().load(std::memory_order_relaxed);
   // Held until the call ends, whatever becomes of the cache.
   const auto plan_h = plan_for(shape.h), plan_w = plan_for(shape.w);
-  const int64_t bytes = kernels.scratch(plan_h.get(), plan_w.get(), copies);
+  const int64_t bytes = kernels.scratch(plan_h.get(), plan_w.get(), kPlanes<Args>);
   // The caller's thread comes first: where it has its scratch, the call gets done, if need be by it alone.
   if (scratch.reserve(bytes) == nullptr) {
     throw OutOfMemory("each thread needs " + mebibytes(bytes) + " for its plane in float32, and there is no such memory");
@@ -124,21 +129,10 @@ void planes(const Args& args, int threads, int copies, Op op) {
 
 }  // namespace
 
-void run(const FilterArgs& args, int threads) {
-  planes(args, threads, 1, [](const Kernels& k) { return k.filter; });
-}
-
-void run(const LossArgs& args, int threads) {
-  planes(args, threads, 1, [](const Kernels& k) { return k.loss; });
-}
-
-void run(const TransformArgs& args, int threads) {
-  planes(args, threads, 1, [](const Kernels& k) { return k.transform; });
-}
-
-void run(const MixArgs& args, int threads) {
-  planes(args, threads, 2, [](const Kernels& k) { return k.mix; });
-}
+#define SOFTDIFF_RUN(name, Args) \
+  void run(const Args& args, int threads) { planes(args, threads, [](const Kernels& k) { return k.name; }); }
+SOFTDIFF_KERNELS(SOFTDIFF_RUN)
+#undef SOFTDIFF_RUN
 
 void run(const NormalArgs& args, int threads) {
   const Kernels& kernels = *chosen().load(std::memory_order_relaxed);
@@ -158,9 +152,9 @@ void run(const NormalArgs& args, int threads) {
 const char* instruction_set() { return chosen().load()->name; }
 
 bool use_instruction_set(const char* name) {
-  const Kernels* found = kernels_named(name);
-  if (found != nullptr) chosen().store(found);
-  return found != nullptr;
+  const Kernels* kernels = kernels_named(name);
+  if (kernels != nullptr) chosen().store(kernels);
+  return kernels != nullptr;
 }
 
 }  // namespace softdiff

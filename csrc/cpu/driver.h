@@ -21,10 +21,9 @@ class OutOfMemory : public std::bad_alloc {
 
 // Each runs on at most `threads` threads. Sizes and values are the caller's to check, but for a side beyond
 // kLongestSide: std::invalid_argument. OutOfMemory is thrown before anything is written.
-void run(const FilterArgs& args, int threads);
-void run(const LossArgs& args, int threads);
-void run(const TransformArgs& args, int threads);
-void run(const MixArgs& args, int threads);
+#define SOFTDIFF_DECLARE(name, Args) void run(const Args& args, int threads);
+SOFTDIFF_KERNELS(SOFTDIFF_DECLARE)
+#undef SOFTDIFF_DECLARE
 void run(const NormalArgs& args, int threads);
 
 // The instruction set in use: "avx512", "avx2" or "portable".

@@ -42,15 +42,15 @@ struct Axis {
 };
 
 // C_s, or C_s - keep C_t. `again`: the gains are there already, as they are in `loss_gains`.
-inline Mask filter_gains(Plane& p, const Heat& heat, bool again) {
+inline Mask corrupt_gains(Plane& p, const Heat& heat, bool again) {
   Mask mask;
   const bool constant = heat.floor != 0.0;
   mask.terms = (heat.reverse ? 2 : 1) + (constant ? 1 : 0);
   mask.rows = constant ? p.h : kept(heat.tau, p.h);
   if (again) return mask;
   const float blurred = static_cast<float>((1.0 - heat.floor) * heat.scale);
-  const float flat = static_cast<float>(heat.floor * heat.scale * (heat.reverse ? heat.rest : 1.0));
-  const float rest = static_cast<float>(heat.rest);
+  const float flat = static_cast<float>(heat.floor * heat.scale * (heat.reverse ? heat.one_minus_keep : 1.0));
+  const float one_minus_keep = static_cast<float>(heat.one_minus_keep);
   const bool forwards = heat.step >= 0.0;
   const double distance = forwards ? heat.step : -heat.step;
   for (int side = 0; side < 2; ++side) {
@@ -68,9 +68,9 @@ inline Mask filter_gains(Plane& p, const Heat& heat, bool again) {
       V first = e, second = e * q;
       if (heat.reverse) {
         if (along_w) {
-          second = forwards ? e * (lost + rest * q) : e * lost * -1.0f;
+          second = forwards ? e * (lost + one_minus_keep * q) : e * lost * -1.0f;
         } else {
-          first = forwards ? e * lost : e * (rest - lost);
+          first = forwards ? e * lost : e * (one_minus_keep - lost);
         }
       }
       if (along_w) first *= blurred, second *= blurred;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Threads come from the OpenMP runtime that torch has already loaded, found by name at run time. A pool of
+// Threads come from the OpenMP runtime that torch has already loaded, gomp_parallel by name at run time. A pool of
 // our own, or a second OpenMP runtime, would fight for the cores with torch's, whose threads spin for a
 // while after each of its parallel regions. Nothing is linked, so there is nothing to install either.
 #include "parallel.h"
@@ -21,8 +21,8 @@ std::atomic<bool> forked{false};
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 
 GompParallel openmp() {
-  static const auto found = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return forked.load(std::memory_order_relaxed) ? nullptr : found;
+  static const auto gomp_parallel = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return forked.load(std::memory_order_relaxed) ? nullptr : gomp_parallel;
 }
 
 struct Job {

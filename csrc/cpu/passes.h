@@ -237,4 +237,15 @@ inline double rows_mask(Plane& p, int64_t rows, bool measure_only, float factor)
   return total;
 }
 
+// The last pass, to where the result belongs.
+template <bool Scaled>
+inline void finish(Plane& p, const Image& out, int64_t b, int64_t c, int64_t rows) {
+  if (is_plain(out)) {
+    columns_inverse_to<Scaled>(p, rows, plane_start(out, b, c), out.stride[2]);
+    return;
+  }
+  columns_inverse_to<Scaled>(p, rows);
+  for (int64_t i = 0; i < p.h; ++i) write_row(out, row_offset(out, b, c, i), p.w, p.s + i * p.stride);
+}
+
 }  // namespace softdiff::SOFTDIFF_ISA

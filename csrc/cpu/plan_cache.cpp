@@ -56,13 +56,13 @@ const int at_fork = pthread_atfork([] { cache.mutex.lock(); }, [] { cache.mutex.
 std::shared_ptr<const Plan> plan_of(int64_t n) {
   {
     const std::lock_guard<std::mutex> lock(cache.mutex);
-    if (auto found = cache.find(n)) return found;
+    if (auto plan = cache.find(n)) return plan;
   }
   int64_t bytes = 0;
   std::shared_ptr<const Plan> made = make_plan(n, &bytes);
   std::vector<std::shared_ptr<const Plan>> gone;
   const std::lock_guard<std::mutex> lock(cache.mutex);
-  if (auto found = cache.find(n)) return found;
+  if (auto plan = cache.find(n)) return plan;
   if (bytes > cache.limit) return made;
   cache.plans[n] = {made, bytes, ++cache.clock};
   cache.bytes += bytes;

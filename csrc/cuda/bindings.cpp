@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The module softdiff_kernels._cuda. Importing it calls nothing of CUDA's. Coefficients have been checked where
-// they lie in host memory; on the device nobody looks at them, since that would wait for it.
+// The module softdiff_kernels._cuda. Importing it calls nothing of CUDA's. Every op is a function of ((place, plan), a
+// tuple of what its `read` in args.h takes). Coefficients have been checked where they lie in host memory; on the device
+// nobody looks at them, since that would wait for it.
 #include "../parse.h"
 #include "cuda_ops.h"
 #include "device.h"
@@ -8,12 +9,13 @@
 
 #include <pybind11/stl.h>
 
-#include <vector>
+#include <string>
+#include <utility>
 
 namespace softdiff::cuda {
 namespace {
 
-// (device, stream, table along H, table along W, scratch, parts).
+// (device, stream, table along H, table along W, scratch, parts of a loss).
 Place place_of(const py::tuple& fields) {
   expect(fields, 6, "place");
   Place place;
@@ -35,8 +37,8 @@ Plan plan_from(const py::tuple& fields) {
   return plan;
 }
 
-// `clusters`: whether to take them where the device has them.
-py::tuple plan(int kind, const py::tuple& sizes, int64_t inputs, int device, bool clusters) {
+// op: its name. `clusters`: whether to take them where the device has them.
+py::tuple plan(const std::string& op, const py::tuple& sizes, int64_t inputs, int device, bool clusters) {
   const Shape s = shape(sizes);
   const auto ask = [&](cudaDeviceAttr attribute) {
     int value = 0;
@@ -48,84 +50,44 @@ py::tuple plan(int kind, const py::tuple& sizes, int64_t inputs, int device, boo
   machine.shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   // A GPU may run code that was compiled for an older one without clusters.
   machine.clusters = clusters && ptx_architecture() >= 90 && ask(cudaDevAttrClusterLaunch) != 0;
-  const Plan p = plan_of(static_cast<Kind>(kind), s, inputs, machine);
+  const Plan p = plan_of(kind_of(op), s, inputs, machine);
   return py::make_tuple(static_cast<int>(p.engine), p.side_h, p.side_w, p.chunk, p.scratch, p.parts);
 }
 
-void corrupt(const char* op, const py::tuple& where, const py::tuple& planned, const py::tuple& sizes,
-             const py::object& x0, const py::object& blur_std, const py::object& noise_std, const py::object& scale,
-             double floor, const py::object& noise_key, const py::object& noise, const py::object& out,
-             const py::object& residual) {
-  FilterArgs a;
-  a.shape = shape(sizes);
-  a.source = image(x0), a.noise = image(noise), a.out = image(out), a.residual = image(residual);
-  a.blur_std_s = coefficient(blur_std), a.noise_std = coefficient(noise_std, 0.0), a.scale = coefficient(scale);
-  a.floor = floor;
-  a.key = key(noise_key);
-  run(op, a, place_of(where), plan_from(planned));
+// Where every op but `normal` runs: (place, plan).
+std::pair<Place, Plan> where_of(const py::tuple& where) {
+  expect(where, 2, "where");
+  return {place_of(where[0]), plan_from(where[1])};
 }
 
-// rule 0: first and second are keep and inject; 1, 2: noise_std_t and noise_std_s, large or small variance.
-void step(int rule, const py::tuple& where, const py::tuple& planned, const py::tuple& sizes, const py::object& x_t,
-          const py::object& x0_hat, const py::object& blur_std_t, const py::object& blur_std_s, const py::object& first,
-          const py::object& second, double floor, const py::object& noise_key, const py::object& noise,
-          const py::object& out) {
-  FilterArgs a;
-  a.shape = shape(sizes);
-  a.reverse = true;
-  a.add = image(x_t), a.source = image(x0_hat), a.noise = image(noise), a.out = image(out);
-  a.blur_std_t = coefficient(blur_std_t), a.blur_std_s = coefficient(blur_std_s);
-  a.momentum = rule != 0, a.small_variance = rule == 2;
-  (a.momentum ? a.noise_std_t : a.keep) = coefficient(first);
-  (a.momentum ? a.noise_std_s : a.noise_std) = coefficient(second);
-  a.floor = floor;
-  a.key = key(noise_key);
-  run(rule == 0 ? "reverse_step" : "momentum_step", a, place_of(where), plan_from(planned));
+template <class Args>
+void run_call(const char* op, const py::tuple& where, const py::tuple& fields) {
+  const auto [place, plan] = where_of(where);
+  Call call(op, fields);
+  const Args args = Args::read(call);
+  run(call.op().c_str(), args, place, plan);
 }
 
-void soft_score_loss(const py::tuple& where, const py::tuple& planned, const py::tuple& sizes,
-                     const py::object& prediction, const py::object& target, const py::object& blur_std,
-                     const py::object& weight, double floor, double gradient_scale, const py::object& loss,
-                     const py::object& gradient) {
-  LossArgs a;
-  a.shape = shape(sizes);
-  a.prediction = image(prediction), a.target = image(target), a.gradient = image(gradient);
-  a.blur_std = coefficient(blur_std), a.weight = coefficient(weight);
-  a.floor = floor, a.gradient_scale = gradient_scale;
-  run(a, place_of(where), plan_from(planned), static_cast<float*>(address(loss)));
+void step(const py::tuple& where, const py::tuple& fields) {
+  const auto [place, plan] = where_of(where);
+  Call call("step", fields);
+  const CorruptArgs args = CorruptArgs::read_step(call);
+  run(call.op().c_str(), args, place, plan);
 }
 
-void transform(const py::tuple& where, const py::tuple& planned, const py::tuple& sizes, const py::object& in,
-               const py::object& out, bool inverse) {
-  TransformArgs a;
-  a.shape = shape(sizes);
-  a.in = image(in), a.out = image(out);
-  a.inverse = inverse;
-  run(a, place_of(where), plan_from(planned));
+// Leaves the loss of each image at the last field's address (float32, [B]).
+template <>
+void run_call<SoftScoreLossArgs>(const char* op, const py::tuple& where, const py::tuple& fields) {
+  auto [place, plan] = where_of(where);
+  Call call(op, fields);
+  const SoftScoreLossArgs args = SoftScoreLossArgs::read(call);
+  place.loss = static_cast<float*>(address(call.next()));
+  run(op, args, place, plan);
 }
 
-void spectral_mix(const py::tuple& where, const py::tuple& planned, const py::tuple& sizes, const py::tuple& inputs,
-                  const py::tuple& masks, const py::object& noise_mask, const py::object& noise_key,
-                  const py::object& out) {
-  std::vector<Image> in, mask;
-  for (const auto& item : inputs) in.push_back(image(py::reinterpret_borrow<py::object>(item)));
-  for (const auto& item : masks) mask.push_back(image(py::reinterpret_borrow<py::object>(item)));
-  if (in.size() != mask.size()) throw py::value_error("spectral_mix: as many masks as inputs");
-  MixArgs a;
-  a.shape = shape(sizes);
-  a.count = static_cast<int64_t>(in.size());
-  a.in = in.data(), a.mask = mask.data();
-  a.noise_mask = image(noise_mask), a.out = image(out);
-  a.key = key(noise_key);
-  run(a, place_of(where), plan_from(planned));
-}
-
-void normal(const py::tuple& where, int64_t batch, int64_t count, const py::object& noise_key, const py::object& out) {
-  NormalArgs a;
-  a.b = batch, a.count = count;
-  a.key = key(noise_key);
-  a.out = image(out);
-  run(a, place_of(where));
+void normal(const py::tuple& where, const py::tuple& fields) {
+  Call call("normal", fields);
+  run(NormalArgs::read(call), place_of(where));
 }
 
 bool emulated() {
@@ -140,14 +102,14 @@ bool emulated() {
 }  // namespace softdiff::cuda
 
 PYBIND11_MODULE(_cuda, m) {
+  using namespace softdiff;
   using namespace softdiff::cuda;
   m.doc() = "softdiff_kernels: fused CUDA kernels, free of torch.";
   m.def("plan", &plan);
-  m.def("corrupt", &corrupt);
+#define SOFTDIFF_BIND(name, Args) m.def(#name, [](const py::tuple& where, const py::tuple& fields) { run_call<Args>(#name, where, fields); });
+  SOFTDIFF_KERNELS(SOFTDIFF_BIND)
+#undef SOFTDIFF_BIND
   m.def("step", &step);
-  m.def("soft_score_loss", &soft_score_loss);
-  m.def("transform", &transform);
-  m.def("spectral_mix", &spectral_mix);
   m.def("normal", &normal);
   m.def("architectures", [] { return pybind11::tuple(pybind11::cast(architectures())); });
   m.def("ptx_architecture", &ptx_architecture);

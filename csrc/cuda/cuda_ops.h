@@ -17,13 +17,13 @@ struct Place {
   const void* table_w = nullptr;
   float* scratch = nullptr;
   double* parts = nullptr;
+  float* loss = nullptr;  // of soft_score_loss: where it leaves the loss of each image, float32 [B]
 };
 
-void run(const char* what, const FilterArgs& args, const Place& place, const Plan& plan);
-// Leaves the loss of each image in `loss`, float32 [B].
-void run(const LossArgs& args, const Place& place, const Plan& plan, float* loss);
-void run(const TransformArgs& args, const Place& place, const Plan& plan);
-void run(const MixArgs& args, const Place& place, const Plan& plan);
+// Each of the kernels over planes, in the .cu file of its name. `what` is the op's name, for error messages.
+#define SOFTDIFF_DECLARE(name, Args) void run(const char* what, const Args& args, const Place& place, const Plan& plan);
+SOFTDIFF_KERNELS(SOFTDIFF_DECLARE)
+#undef SOFTDIFF_DECLARE
 void run(const NormalArgs& args, const Place& place);
 
 }  // namespace softdiff::cuda

@@ -30,12 +30,12 @@ std::vector<std::pair<int, int>> devices() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-  std::vector<std::pair<int, int>> found(count);
+  std::vector<std::pair<int, int>> capabilities(count);
   for (int i = 0; i < count; ++i) {
-    cudaDeviceGetAttribute(&found[i].first, cudaDevAttrComputeCapabilityMajor, i);
-    cudaDeviceGetAttribute(&found[i].second, cudaDevAttrComputeCapabilityMinor, i);
+    cudaDeviceGetAttribute(&capabilities[i].first, cudaDevAttrComputeCapabilityMajor, i);
+    cudaDeviceGetAttribute(&capabilities[i].second, cudaDevAttrComputeCapabilityMinor, i);
   }
-  return found;
+  return capabilities;
 }
 
 }  // namespace softdiff::cuda

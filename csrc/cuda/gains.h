@@ -9,7 +9,7 @@ namespace softdiff::cuda {
 
 // What a sample's coefficients come to, computed in float64 by one thread and shared.
 struct Values {
-  float tau, step, keep, rest, scale, noise_std, floor;
+  float tau, step, keep, one_minus_keep, scale, noise_std, floor;
   int reverse, identity;
   int kept_h, kept_w;  // tiles of each axis's frequencies that are not left out (plane.h)
 };
@@ -20,7 +20,7 @@ SOFTDIFF_DEVICE float bounded(double tau) { return tau > 3e38 ? 3e38f : tau < -3
 SOFTDIFF_DEVICE Values values_of(const Heat& heat) {
   Values v;
   v.tau = bounded(heat.tau), v.step = bounded(heat.step);
-  v.keep = static_cast<float>(heat.keep), v.rest = static_cast<float>(heat.rest);
+  v.keep = static_cast<float>(heat.keep), v.one_minus_keep = static_cast<float>(heat.one_minus_keep);
   v.scale = static_cast<float>(heat.scale), v.noise_std = static_cast<float>(heat.noise_std);
   v.floor = static_cast<float>(heat.floor);
   v.reverse = heat.reverse;
@@ -48,7 +48,7 @@ struct Gains {
 inline size_t gains_room(int count_h, int count_w) { return 2 * (room<float>(count_h) + room<float>(count_w)); }
 
 SOFTDIFF_DEVICE float mask_constant(const Values& v) {
-  return v.floor * (v.reverse ? v.rest : 1.0f);
+  return v.floor * (v.reverse ? v.one_minus_keep : 1.0f);
 }
 
 // Gains of an axis of length n for `count` frequencies from `start`, by all threads; zeros from n on, where spectra
@@ -72,10 +72,10 @@ SOFTDIFF_DEVICE void fill_axis(const Values& v, float* first, float* second, int
     const float exponent = -lambda * fabsf(v.step);
     const float q = expf(exponent), p = -expm1f(exponent);
     if (rows) {
-      first[at] = v.step >= 0.0f ? e * p : e * (v.rest - p);
+      first[at] = v.step >= 0.0f ? e * p : e * (v.one_minus_keep - p);
       second[at] = e * q;
     } else {
-      second[at] = v.step >= 0.0f ? e * fmaf(v.rest, q, p) : -e * p;
+      second[at] = v.step >= 0.0f ? e * fmaf(v.one_minus_keep, q, p) : -e * p;
     }
   }
 }

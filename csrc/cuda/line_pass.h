@@ -50,7 +50,8 @@ SOFTDIFF_DEVICE Image scratch_image(float* data, const LineParameters& p) {
 }
 
 // The sum of all inputs' masked spectra, and of masked noise.
-SOFTDIFF_DEVICE void mix_cell(const MixOp& op, const LineParameters& p, const Slab& s, int local, int b, int c, int row,
+template <class Op>
+SOFTDIFF_DEVICE void mix_cell(const Op& op, const LineParameters& p, const Slab& s, int local, int b, int c, int row,
                               int column, LineCell& cell) {
   const int x = s.first + column, last = min(max(s.w - x, 0), 4);
 #pragma unroll

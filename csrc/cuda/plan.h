@@ -6,11 +6,17 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string_view>
 
 namespace softdiff::cuda {
 
 enum class Engine : int { small = 0, plane = 1, lines = 2, cluster = 3 };
-enum class Kind : int { filter = 0, loss = 1, transform = 2, mix = 3 };
+// What an op asks of an engine: `loss` sums for each sample, `mix` room for several spectra.
+enum class Kind : int { plain, loss, mix };
+
+inline Kind kind_of(std::string_view op) {
+  return op == "soft_score_loss" ? Kind::loss : op == "spectral_mix" ? Kind::mix : Kind::plain;
+}
 
 constexpr int64_t kMostSmall = 24, kMostPlane = 128, kMostCluster = 256, kMostLines = 1024, kMostMixedPlane = 64;
 

@@ -57,8 +57,8 @@ SOFTDIFF_DEVICE void load_plane(const Op& op, const Sizes& s, int b, int c, int 
 }
 
 // Adds an input's spectrum under its own mask, and masked noise once.
-template <int kTiles, class S>
-SOFTDIFF_DEVICE void mix_strip(const MixOp& op, const Sizes& s, int b, int c, int input, const PlaneRole<kTiles>& role,
+template <int kTiles, class Op, class S>
+SOFTDIFF_DEVICE void mix_strip(const Op& op, const Sizes& s, int b, int c, int input, const PlaneRole<kTiles>& role,
                                float factor, const S& strip, S& mixed) {
 #pragma unroll
   for (int r = 0; r < PlaneShape<kTiles>::kRows; ++r)

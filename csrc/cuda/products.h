@@ -16,7 +16,7 @@
 
 namespace softdiff::cuda {
 
-// A transform's matrix of length n as fragments (backends/cuda/tables.py writes them): for each of D and its
+// A transform's matrix of length n as fragments (backends/cuda/launch.py writes them): for each of D and its
 // transpose, parity, tile of 16 rows and tile of 16 columns, the 32 lanes' high parts, then their low parts.
 // They hold kTableGain times the matrix.
 constexpr float kTableGain = 64.0f;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Powers of two that bring operands into float16's range, and what they are taken of: the largest of a warp's or a
-// block's numbers; and the sums of energies.
+// Powers of two that bring operands into float16's range; the largest of a warp's or a block's numbers, from which
+// they follow; and the sums of energies.
 #pragma once
 
 #include "ptx.h"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which implementation takes a call: by the user's choice, then by device, measurements and dtype.
 
-A backend is a module with the functions of `_ops.py`. Nothing here imports a compiled module or
-Triton before it is asked for, and what cannot be imported is a reason in words, never an error at
-import. A backend that is asked for by name and does not work here is refused when it is asked for;
-a single call that it does not cover (float64 images, another device) takes the reference.
+`protocol.py` says what a backend is. No compiled module and no Triton is imported before it is asked for, and
+what cannot be imported gives a reason in words, never an error at import. A backend that is asked for by name
+and does not work here is refused at once; a single call that it does not cover (float64 images, another
+device) takes the reference.
 """
 
 from __future__ import annotations
@@ -18,24 +18,34 @@ from typing import Any
 
 import torch
 
-from .._arguments import IMAGE_DTYPES
-from .._numbers import shown
-from . import _measured, cuda, eager, native, triton
-from ._cuda_diagnosis import warn_once
+from .._arguments import IMAGE_DTYPES, shown
+from . import _measured, cuda, native, protocol, reference, triton
+from .protocol import warn_once
 
-NAMES = ("reference", "native", "triton", "cuda")
+_BACKENDS: dict[str, protocol.Backend] = {
+    "reference": reference,
+    "native": native.BACKEND,
+    "triton": triton,
+    "cuda": cuda.BACKEND,
+}
+NAMES = tuple(_BACKENDS)
 
 # What `auto` takes first on each kind of device. On the CPU the fused kernels beat the reference at every
 # size tried from 8 to 1024 px: blur, float32, one thread of an AMD EPYC with AVX-512, by 2.9 (509 px, a
 # prime, where the transform is dense) to 100 times (1024 px). On a GPU the order is this where faster.json
 # names nothing.
 _PREFERENCE = {"cpu": ("native",), "cuda": ("triton", "cuda")}
-_FUSED: dict[str, Any] = {"native": native, "triton": triton, "cuda": cuda}
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Whether a backend works here, and the reason in words."""
+    """Whether a backend works on this machine.
+
+    Attributes:
+        name: "reference", "native", "triton" or "cuda".
+        usable: Whether it works.
+        reason: Why it works or does not, in words.
+    """
 
     name: str
     usable: bool
@@ -43,30 +53,32 @@ class Backend:
 
 
 def backends() -> dict[str, Backend]:
-    """Which backends are usable on this machine and, for each that is not, why."""
+    """Which backends are usable on this machine and, for each that is not, the reason.
+
+    Examples:
+        >>> sorted(sk.backends())
+        ['cuda', 'native', 'reference', 'triton']
+        >>> sk.backends()["reference"]
+        Backend(name='reference', usable=True, reason='plain PyTorch, any device')
+    """
     return {name: Backend(name, *_probe(name)) for name in NAMES}
 
 
 def _probe(name: str) -> tuple[bool, str]:
-    if name == "reference":
-        return True, "plain PyTorch, any device"
-    if name in _FUSED:
-        try:
-            found: tuple[bool, str] = _FUSED[name].status()
-        except ValueError as error:  # a variable that the user has to put right
-            return False, str(error)
-        return found
-    return False, f"the {name} kernels are not part of this version"
+    try:
+        return _BACKENDS[name].status()
+    except ValueError as error:  # an environment variable that the user has to put right
+        return False, str(error)
 
 
 class _Block:
-    """One `with use_backend(...)`: two of one name are two."""
+    """One `with use_backend(...)` block; two blocks of the same name are told apart."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
-# The blocks that this context is within, the last entered last.
+# The blocks that enclose this context, the innermost last.
 _blocks: ContextVar[tuple[_Block, ...]] = ContextVar("softdiff_kernels.backend", default=())
 
 
@@ -75,9 +87,10 @@ def chosen() -> str:
     blocks = _blocks.get()
     if blocks:
         return blocks[-1].name
-    name = os.environ.get("SOFTDIFF_BACKEND")
-    if not name or name == "auto":
+    value = os.environb.get(b"SOFTDIFF_BACKEND")  # in 3/4 of the time of os.environ, which encodes the name
+    if not value or value == b"auto":
         return "auto"
+    name = os.fsdecode(value)
     _check(name, "SOFTDIFF_BACKEND")
     return name
 
@@ -92,22 +105,34 @@ def _check(name: str, where: str) -> None:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Takes the named backend for all ops that run inside the `with` block, in its context.
+    """Uses the named backend for all ops that run inside the `with` block, in its context.
 
-    name: "reference", "native", "triton", "cuda" or "auto". An unknown name raises ValueError, one
-    that does not work on this machine RuntimeError with the reason.
+    The choice counts when an op runs, not when a graph of it is made: a compiled function takes the backend
+    of the block in which it is called (enter the block outside of it), and a backward pass that of the block
+    in which `backward` is called, not that of the forward pass. The choice is a context variable
+    (contextvars):
 
-    An op asks when it runs, not when a graph of it is made: a compiled function takes the backend of the
-    block that it is called in (enter the block outside of it), and a backward pass that of the block in which
-    `backward` is called, not of the forward pass. The choice is kept as Python keeps contexts (contextvars):
+    - an asyncio task and `asyncio.to_thread` inherit the choice from the place where they are started;
+    - a `threading.Thread` and the threads of a ThreadPoolExecutor start without one (Python 3.14 has an
+      option to inherit it), and so do autograd's threads, which run the backward pass of tensors on a GPU;
+      on the CPU, backward runs in the thread that calls it;
+    - a DataLoader's worker inherits the choice if it is forked, and has none if it is spawned.
 
-    - an asyncio task, and `asyncio.to_thread`, have the choice of where they were started;
-    - a `threading.Thread` and the threads of a ThreadPoolExecutor start without one (Python 3.14 can be told
-      otherwise), and so do autograd's threads, which run the backward pass of what lies on a GPU; on the CPU
-      backward runs in the thread that calls it;
-    - a DataLoader's worker has the choice of where it was started if it was forked, and none if spawned.
+    The environment variable SOFTDIFF_BACKEND holds for all threads and processes outside of any block.
 
-    The environment variable SOFTDIFF_BACKEND holds for all threads and processes that are in no block.
+    Args:
+        name: "reference", "native", "triton", "cuda" or "auto".
+
+    Raises:
+        ValueError: If the name is unknown.
+        RuntimeError: If the backend does not work on this machine; the message has the reason.
+
+    Examples:
+        >>> x = sk.normal([1, 3, 16, 16], sk.NoiseKey(0))
+        >>> with sk.use_backend("reference"):
+        ...     expected = sk.blur(x, 2.0)
+        >>> torch.allclose(sk.blur(x, 2.0), expected, atol=1e-5)
+        True
     """
     _check(name, "use_backend")
     mine = _Block(name)
@@ -119,29 +144,28 @@ def use_backend(name: str) -> Iterator[None]:
         _blocks.set(tuple(block for block in _blocks.get() if block is not mine))
 
 
-def _order(op: str, device: torch.device, shape: Sequence[int], dtype: torch.dtype) -> tuple[str, ...]:
-    """The backends that `auto` asks, one after the other."""
-    usual = _PREFERENCE.get(device.type, ())
-    first = _measured.fastest(op, shape, dtype) if len(usual) > 1 else None
-    return usual if first is None else (first, *(name for name in usual if name != first))
-
-
 def _implementation(
     op: str, device: torch.device, shape: Sequence[int], dtype: torch.dtype, arguments: tuple[Any, ...]
-) -> Any:
-    name = chosen()
-    for candidate in _order(op, device, shape, dtype) if name == "auto" else (name,):
-        fused = _FUSED.get(candidate)
-        if fused is not None and fused.covers(op, device, arguments):
-            usable, reason = fused.status()
+) -> protocol.Backend:
+    """The backend that takes a call: the first of its candidates that covers it and works here."""
+    candidates: tuple[str, ...] = (chosen(),)
+    if candidates[0] == "auto":
+        candidates = _PREFERENCE.get(device.type, ())
+        first = _measured.fastest(op, shape, dtype) if len(candidates) > 1 else None
+        if first is not None:
+            candidates = (first, *(name for name in candidates if name != first))
+    for candidate in candidates:
+        backend = _BACKENDS[candidate]
+        if backend.covers(op, device, arguments):
+            usable, reason = backend.status()
             if usable:
-                return fused
+                return backend
             if candidate == "native":
                 warn_once(
                     f"the CPU's kernels are missing, plain PyTorch runs instead, many times slower: {reason} "
                     "(SOFTDIFF_BACKEND=reference asks for that without this warning)"
                 )
-    return eager
+    return reference
 
 
 _IMAGES = frozenset(IMAGE_DTYPES)
@@ -149,10 +173,10 @@ _SINGLE, _DOUBLE = torch.float32, torch.float64
 
 
 def _check_arguments(op: str, x: Any, shape: Sequence[int], arguments: Sequence[Any]) -> bool:
-    """Images of one shape, coefficients [1] or [B], keys: as the kernels read them by addresses.
+    """Checks images of one shape, coefficients [1] or [B], and keys, since the kernels read them by address.
 
-    x: one of the images, if any, whose shape it is. Returns whether an image is float64. The public functions
-    check this and more; a graph made by jit.trace, and who calls torch.ops, do not.
+    x: one of the images, if there is any; shape: its shape. Returns whether an image is float64. The public
+    functions check this and more; a graph made by jit.trace and a direct call of torch.ops do not.
     """
     wide = False
     batch = shape[0] if len(shape) else 1
@@ -186,7 +210,7 @@ def _check_arguments(op: str, x: Any, shape: Sequence[int], arguments: Sequence[
 
 
 def _check_rule(op: str, rule: str, floor: float) -> None:
-    """A rule of `step` that there is; the momentum rules have no floor, and would pass it by."""
+    """Checks that `step` knows the rule, and that a momentum rule, which has no floor, gets none."""
     if rule not in ("given", "large", "small") or (floor != 0.0 and rule != "given"):
         raise ValueError(
             f"softdiff::{op}: expected rule as 'given', 'large' or 'small', and floor as 0 where it is not "
@@ -209,9 +233,9 @@ def dispatcher(op: str) -> Callable[..., Any]:
             wide = _check_arguments(op, x, shape, (*args[0], *args[3:]) if op == "spectral_mix" else args)
             if steps:
                 _check_rule(op, args[6], args[7])
-        # float64 is the reference's, whoever is asked for.
-        taken = eager if wide else _implementation(op, device, shape, dtype, args)
-        return getattr(taken, op)(*args)
+        # float64 images take the reference, whatever was asked for.
+        backend = reference if wide else _implementation(op, device, shape, dtype, args)
+        return getattr(backend, op)(*args)
 
     call.__name__ = op
     return call

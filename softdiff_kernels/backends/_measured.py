@@ -32,16 +32,16 @@ def _nearest(op: str, side: int, dtype: torch.dtype) -> str | None:
         size, _, name = place.partition(" ")
         sizes.setdefault(name or "float32", []).append((int(size), backend))
     # float32 stands for a dtype that was not measured.
-    found = sizes.get(str(dtype).removeprefix("torch."), sizes.get("float32"))
-    if not found:
+    measured = sizes.get(str(dtype).removeprefix("torch."), sizes.get("float32"))
+    if not measured:
         return None
     # A smaller size wins a tie.
-    return min(sorted(found), key=lambda entry: abs(math.log(entry[0] / side)))[1]
+    return min(sorted(measured), key=lambda entry: abs(math.log(entry[0] / side)))[1]
 
 
 def fastest(op: str, shape: Sequence[int], dtype: torch.dtype) -> str | None:
     """The backend that was faster at the measured size that is nearest in the logarithm of the larger side;
-    None where nothing says so.
+    None where nothing was measured.
     """
     if not _table():
         return None

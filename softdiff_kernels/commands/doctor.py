@@ -66,25 +66,26 @@ def _compiler() -> str:
 
 def _compiled_modules() -> str:
     import softdiff_kernels
-    from softdiff_kernels.backends import _shadow
+    from softdiff_kernels.backends import installed
 
     folder = os.path.dirname(softdiff_kernels.__file__)
     names = sorted(f for f in os.listdir(folder) if f.endswith((".so", ".pyd")))
-    absent = _shadow.reason("_native") or "this installation is pure Python"
+    absent = installed.hidden("_native") or "this installation is pure Python"
     return ", ".join(names) if names else f"absent: {absent}"
 
 
 def _cuda_module() -> str:
-    from softdiff_kernels.backends import _build_record, _cuda_diagnosis, _cuda_facts
+    from softdiff_kernels.backends import installed
+    from softdiff_kernels.backends.cuda import diagnosis
 
-    module, error = _cuda_facts.load()
+    module, error = diagnosis.load()
     if module is None:
-        return f"absent: {_cuda_diagnosis.absent(_build_record.read(), error)}"
+        return f"absent: {diagnosis.absent(installed.read(), error)}"
     driver = module.driver_version()
     return (
-        f"{_cuda_diagnosis.listed(module.architectures())}, PTX of sm_{module.ptx_architecture()}; "
-        f"CUDA {_cuda_diagnosis.version(module.runtime_version())} linked in; "
-        + (f"driver for CUDA {_cuda_diagnosis.version(driver)}" if driver else "no driver")
+        f"{diagnosis.listed(module.architectures())}, PTX of sm_{module.ptx_architecture()}; "
+        f"CUDA {diagnosis.version(module.runtime_version())} linked in; "
+        + (f"driver for CUDA {diagnosis.version(driver)}" if driver else "no driver")
         + ("; emulated on the CPU" if module.emulated() else "")
     )
 

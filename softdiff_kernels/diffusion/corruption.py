@@ -31,9 +31,22 @@ _FARTHEST_OF = 2000
 class Corruption:
     """`x_t = C_t x_0 + noise_std(t) n`, C_t a Gaussian blur of blur_std(t) pixels, as tables over t.
 
-    image_size: (H, W) of the images. t: times of the nodes, rising from 0 to 1. blur_std_nodes (pixels),
-    noise_std_nodes (units of an image in [-1, 1]): values at the nodes, at least 0 and nondecreasing; linear
-    in between. name: how it was made. Raises ValueError for any other tables.
+    The tables are linear between their nodes. Any other tables than described here raise ValueError.
+
+    Attributes:
+        image_size: (H, W) of the images.
+        t: Times of the nodes, rising from 0 to 1.
+        blur_std_nodes: Blur at the nodes in pixels, at least 0 and nondecreasing.
+        noise_std_nodes: Noise at the nodes, for images in [-1, 1], at least 0 and nondecreasing.
+        name: How the corruption was made.
+
+    Examples:
+        >>> corruption = Corruption.paper((64, 64))
+        >>> corruption.blur_std(1.0), corruption.noise_std(1.0)
+        (23.0, 0.1)
+        >>> t = torch.tensor([0.1, 0.9])  # a time for each image
+        >>> corruption.corrupt(torch.zeros(2, 3, 64, 64), t, key=sk.NoiseKey(0)).shape
+        torch.Size([2, 3, 64, 64])
     """
 
     image_size: tuple[int, int]
@@ -68,9 +81,13 @@ class Corruption:
     def blur_std(self, t: float | Tensor) -> float | Tensor:
         """Standard deviation of the blur at t, in pixels.
 
-        t: a number in [0, 1], or a floating-point tensor of any shape, whose dtype and device the result
-        has. Not differentiable in t. Raises ValueError if t is outside [0, 1], requires grad or carries a
-        tangent. On a device values are clamped instead, because reading them would synchronise.
+        Args:
+            t: A number in [0, 1], or a floating-point tensor of any shape, whose dtype and device the result
+                has. Not differentiable in t.
+
+        Raises:
+            ValueError: If t is outside [0, 1], requires grad or carries a tangent. On a device values are
+                clamped instead, because reading them would synchronise.
         """
         return self._at("blur_std_nodes", t)
 
@@ -118,7 +135,12 @@ class Corruption:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """`x_t = C_t x_0 + noise_std(t) n`, and, if asked, the residual `x_0 - x_t`.
 
-        x0: [B, C, H, W] in [-1, 1], or uint8; t: a number or [B]. Otherwise as `functional.corrupt`.
+        Args:
+            x0: Images [B, C, H, W] in [-1, 1], or uint8.
+            t: A number or [B].
+            key: As in `softdiff_kernels.corrupt`.
+            noise: As in `softdiff_kernels.corrupt`.
+            return_residual: As in `softdiff_kernels.corrupt`.
         """
         self.check_size("Corruption.corrupt", x0)
         return functional.corrupt(
@@ -305,9 +327,17 @@ class DataSet(Protocol):
 class ScheduleOptions:
     """Options of the named corruptions; each uses those that apply to it.
 
-    nodes: on the shortest path. blur_std_max (pixels): None is the paper's, 23 px at 64 px in proportion to
-    the longer side. noise_std_max: None is the paper's 0.1 (noise_std_min if that is larger); for "noise" the
-    largest distance between two images.
+    Attributes:
+        nodes: Number of nodes on the shortest path.
+        blur_std_max: Strongest blur in pixels. None is the paper's, 23 px at 64 px in proportion to the
+            longer side.
+        noise_std_min: Noise at t = 0.
+        noise_std_max: Strongest noise. None is the paper's 0.1 (noise_std_min if that is larger); for "noise"
+            the largest distance between two images.
+
+    Examples:
+        >>> ScheduleOptions(noise_std_max=0.05).ranges()
+        {'blur_std_max': None, 'noise_std_min': 0.01, 'noise_std_max': 0.05}
     """
 
     nodes: int = 32
@@ -355,8 +385,21 @@ def _noise(data: DataSet, options: ScheduleOptions) -> tuple[Corruption, Schedul
 
 
 class NamedSchedule(NamedTuple):
-    """make: the corruption for a data set, and its Schedule if one was computed. help: what the name means.
-    options: the fields of ScheduleOptions that have an effect."""
+    """A corruption that is made from a data set by its name in SCHEDULES.
+
+    Attributes:
+        make: The corruption for a data set, and its Schedule if one was computed.
+        help: What the name means.
+        options: The fields of ScheduleOptions that have an effect.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> pixels = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
+        >>> data = SimpleNamespace(name="mine", pixels=pixels, spectrum=power_spectrum([pixels]))
+        >>> corruption, schedule = SCHEDULES["linear"].make(data, ScheduleOptions())
+        >>> corruption.blur_std(1.0), schedule
+        (5.75, None)
+    """
 
     make: Callable[[DataSet, ScheduleOptions], tuple[Corruption, Schedule | None]]
     help: str

@@ -102,21 +102,32 @@ _FUSED: dict[str, Callable[[Corruption, Tensor], Tensor | float]] = {
 class SoftDenoiser(_wrappers.Wrappable):
     """A network `inner_model(x_t, t[B], **kw)` as a denoiser x0_hat(x_t, t), and its training loss.
 
-    prediction: what the network predicts, a name in PREDICTIONS: "residual" for phi = x_0 - x_t, so that
-    `x0_hat = phi + x_t` (the paper's), or "sample" for x0_hat itself. The network may return a tensor or an
-    object with a tensor `.sample`, and may compute in bfloat16 under autocast.
-
     The loss of an image is `w(t) sum_k mask_t[k]^2 DCT2(prediction - target)[k]^2`.
 
-    loss: the mask, a name in LOSSES: "soft" (Soft Score Matching, `w(t) ||C_t (prediction - target)||^2`),
-    "plain" (the squared error) or "increment" (see `increment_mask`); or a function (corruption, t [B]) ->
-    [B, 1, H, W] of nonnegative gains.
-
-    weight: w, a name in WEIGHTS: "paper", 1 / noise_std(t)^2, or "uniform", 1; or a function of t [B] that
-    returns [B]. None is "paper" for "soft" and "plain", and "uniform" for every other loss, whose mask can
-    include a weight.
-
     Networks that are preconditioned for plain noise (EDM's) do not fit: they take x_t for x_0 plus noise.
+
+    Args:
+        inner_model: The network. It may return a tensor or an object with a tensor `.sample`, and may compute
+            in bfloat16 under autocast.
+        corruption: The corruption that the network undoes.
+        prediction: What the network predicts, a name in PREDICTIONS: "residual" for phi = x_0 - x_t, so that
+            `x0_hat = phi + x_t` (the paper's), or "sample" for x0_hat itself.
+        weight: w, a name in WEIGHTS: "paper", 1 / noise_std(t)^2, or "uniform", 1; or a function of t [B]
+            that returns [B]. None is "paper" for "soft" and "plain", and "uniform" for every other loss,
+            whose mask can include a weight.
+        loss: The mask, a name in LOSSES: "soft" (Soft Score Matching,
+            `w(t) ||C_t (prediction - target)||^2`), "plain" (the squared error) or "increment" (see
+            `increment_mask`); or a function (corruption, t [B]) -> [B, 1, H, W] of nonnegative gains.
+
+    Examples:
+        >>> class Network(torch.nn.Conv2d):  # stands for yours
+        ...     def forward(self, x_t, t):
+        ...         return super().forward(x_t)
+        >>> denoiser = SoftDenoiser(Network(3, 3, 3, padding=1), Corruption.paper((16, 16)))
+        >>> loss = denoiser.loss(torch.zeros(4, 3, 16, 16), key=sk.NoiseKey(0))
+        >>> loss.mean().backward()
+        >>> denoiser(torch.zeros(4, 3, 16, 16), 0.5).shape  # x0_hat
+        torch.Size([4, 3, 16, 16])
     """
 
     def __init__(
@@ -150,8 +161,10 @@ class SoftDenoiser(_wrappers.Wrappable):
     def forward(self, x: Tensor, t: float | Tensor, **kw: Any) -> Tensor:
         """The estimate x0_hat of x_0, [B, C, H, W] in x's dtype.
 
-        x: x_t [B, C, H, W]; t: a number in [0, 1] or [B], as in `Corruption.blur_std`. kw goes to the
-        network.
+        Args:
+            x: x_t [B, C, H, W].
+            t: A number in [0, 1] or [B], as in `Corruption.blur_std`.
+            **kw: Arguments of the network.
         """
         args.image("SoftDenoiser", "x", x)
         self.corruption.check_size("SoftDenoiser", x)
@@ -170,12 +183,19 @@ class SoftDenoiser(_wrappers.Wrappable):
     ) -> Tensor:
         """The training loss, summed over an image's elements: float32 [B], float64 for float64 images.
 
-        x0: [B, C, H, W] in [-1, 1], or uint8. t: a number, [B], or None: uniform in (0, 1), from each image's
-        own stream if a key is given, else from torch's generator. key, noise: of the corruption, as in
-        `functional.corrupt`. reduction: "none", "mean" over the batch, or "sum". kw goes to the network.
+        Under DDP, FSDP2 or accelerate, wrap and call `TrainingLoss(denoiser)`.
 
-        Under DDP, FSDP2 or accelerate, wrap and call `TrainingLoss(denoiser)`: RuntimeError if this call
-        would bypass a DDP of several processes, or FSDP.
+        Args:
+            x0: Images [B, C, H, W] in [-1, 1], or uint8.
+            t: A number or [B]. None draws it uniformly in (0, 1), from each image's own stream if a key is
+                given, else from torch's generator.
+            key: Of the corruption, as in `softdiff_kernels.corrupt`.
+            noise: Likewise.
+            reduction: "none", "mean" over the batch, or "sum".
+            **kw: Arguments of the network.
+
+        Raises:
+            RuntimeError: If this call would bypass a DDP of several processes, or FSDP.
         """
         op = "SoftDenoiser.loss"
         _wrappers.refuse_bypass(op, self)
@@ -260,6 +280,13 @@ class TrainingLoss(nn.Module):
 
     These act only in the forward of the module that they wrap, so a call of the `loss` of a wrapped denoiser
     bypasses them. Parameters and buffers are those of the denoiser, under `denoiser.`.
+
+    Examples:
+        >>> denoiser = SoftDenoiser(lambda x_t, t: torch.zeros_like(x_t), Corruption.paper((16, 16)))
+        >>> loss = TrainingLoss(denoiser)  # wrap this in DistributedDataParallel
+        >>> x0, key = torch.zeros(4, 3, 16, 16), sk.NoiseKey(0)
+        >>> torch.equal(loss(x0, key=key), denoiser.loss(x0, key=key))
+        True
     """
 
     def __init__(self, denoiser: SoftDenoiser) -> None:
@@ -297,10 +324,22 @@ class TrainingLoss(nn.Module):
 class Guided:
     """A class-conditional denoiser with chosen classes, as the model of a sampler: classifier-free guidance.
 
-    denoiser: its network takes `class_labels` int64 [B]; without them it is unconditional, as it was trained
-    on some of the images. class_labels: int64 [B], on the images' device. weight w:
-    `x0_hat = x0_hat(any) + w (x0_hat(class) - x0_hat(any))`. 1 is the conditional model alone and needs one
-    evaluation instead of two; over 1, images match their class better but vary less. Ho & Salimans 2022.
+    `x0_hat = x0_hat(any) + w (x0_hat(class) - x0_hat(any))`. Ho & Salimans 2022.
+
+    Args:
+        denoiser: Its network takes `class_labels` int64 [B]; without them it is unconditional, as it was
+            trained on some of the images.
+        class_labels: int64 [B], on the images' device.
+        weight: w. 1 is the conditional model alone and needs one evaluation instead of two; over 1, images
+            match their class better but vary less.
+
+    Examples:
+        >>> def network(x_t, t, class_labels=None):  # stands for a conditional network
+        ...     return torch.zeros_like(x_t) if class_labels is None else torch.ones_like(x_t)
+        >>> denoiser = SoftDenoiser(network, Corruption.paper((16, 16)), prediction="sample")
+        >>> guided = Guided(denoiser, torch.tensor([3, 7]), weight=2.0)
+        >>> guided(torch.zeros(2, 1, 16, 16), 0.5).mean()  # 0 + 2 (1 - 0)
+        tensor(2.)
     """
 
     def __init__(self, denoiser: SoftDenoiser, class_labels: Tensor, weight: float = 1.0) -> None:

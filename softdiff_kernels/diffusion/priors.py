@@ -31,6 +31,13 @@ class Prior:
 
     A subclass implements `_mean`, `describe`, `fit` and `from_state`, extends `state_dict` and `config` if it
     has a state of its own, and has an entry in PRIORS.
+
+    Examples:
+        >>> prior = PlainGaussianPrior((16, 16), channels=3, std=0.5)
+        >>> isinstance(prior, Prior), prior.name
+        (True, 'plain-gaussian')
+        >>> torch.equal(prior.sample(4, key=sk.NoiseKey(0))[:2], prior.sample(2, key=sk.NoiseKey(0)))
+        True
     """
 
     name = ""
@@ -60,8 +67,12 @@ class Prior:
     ) -> Tensor:
         """x_1, [B, C, H, W].
 
-        images: their number B, whose streams start at the key's; or their streams, int64 [B] on the device.
-        key: used at draw 0; None: a fresh key from torch's generator.
+        Args:
+            images: Their number B, whose streams start at the key's; or their streams, int64 [B] on the
+                device.
+            key: Used at draw 0. None takes a fresh key from torch's generator.
+            device: Where to draw.
+            dtype: Of x_1.
         """
         where = torch.device(device)
         key, batch = _for_images(key, images)
@@ -202,6 +213,12 @@ class GaussianDCTPrior(_SpectralPrior):
 
     The noise is noise_std(1) n. The covariance is full, over channels and frequencies, for up to 1024 numbers
     per image. For more (if the strongest blur is mild) it has only the variances, and `describe` says so.
+
+    Examples:
+        >>> images = torch.rand(32, 1, 16, 16) * 2 - 1  # your images
+        >>> prior = GaussianDCTPrior.fit([images], Corruption.paper((16, 16)))
+        >>> prior.sample(4, key=sk.NoiseKey(0)).shape
+        torch.Size([4, 1, 16, 16])
     """
 
     name = "gaussian-dct"
@@ -284,6 +301,12 @@ class BlurredImagesPrior(_SpectralPrior):
     The noise is noise_std(1) n, as in Rissanen et al. 2022 (IHDM). Keeps the surviving coefficients of the
     first `most` images (of fewer, if these have many coefficients: at most 16 Mi numbers in total). So a
     checkpoint contains blurred training images.
+
+    Examples:
+        >>> images = torch.rand(32, 1, 16, 16) * 2 - 1  # your images
+        >>> prior = BlurredImagesPrior.fit([images], Corruption.paper((16, 16)))
+        >>> prior.sample(4, key=sk.NoiseKey(0)).shape
+        torch.Size([4, 1, 16, 16])
     """
 
     name = "blurred-images"
@@ -346,7 +369,13 @@ class BlurredImagesPrior(_SpectralPrior):
 
 
 class PlainGaussianPrior(Prior):
-    """White noise of mean 0, the start of noise-only diffusion."""
+    """White noise of mean 0, the start of noise-only diffusion.
+
+    Examples:
+        >>> prior = PlainGaussianPrior((16, 16), channels=3, std=0.5)
+        >>> prior.sample(4, key=sk.NoiseKey(0)).shape
+        torch.Size([4, 3, 16, 16])
+    """
 
     name = "plain-gaussian"
 
@@ -387,7 +416,14 @@ lines of the docstrings."""
 
 
 def prior_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prior:
-    """The prior whose `config()` and `state_dict()` these are. ValueError if they are not a prior's."""
+    """The prior whose `config()` and `state_dict()` these are. ValueError if they are not a prior's.
+
+    Examples:
+        >>> prior = GaussianDCTPrior.fit([torch.rand(32, 1, 16, 16)], Corruption.paper((16, 16)))
+        >>> again = prior_from_state(prior.config(), prior.state_dict())
+        >>> torch.equal(again.sample(2, key=sk.NoiseKey(0)), prior.sample(2, key=sk.NoiseKey(0)))
+        True
+    """
     classes = {prior.name: prior for prior in PRIORS.values()}
     name = config.get("prior") if isinstance(config, Mapping) else None
     if name not in classes:

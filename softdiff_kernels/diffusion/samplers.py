@@ -50,7 +50,12 @@ _Step = Callable[[Tensor, Tensor, float, float, Corruption, NoiseKey], Tensor]
 
 
 def time_steps(n: int) -> Tensor:
-    """n + 1 even times from 1 down to 0, for a sampler of n steps: float64 [n + 1] on the CPU."""
+    """n + 1 even times from 1 down to 0, for a sampler of n steps: float64 [n + 1] on the CPU.
+
+    Examples:
+        >>> time_steps(4)
+        tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
+    """
     steps = args.whole(n)
     if steps is None or not 1 <= steps < 2**31:
         raise ValueError(
@@ -132,6 +137,14 @@ def sample_naive(
 
     It corrupts the estimate again: a = 0, b = noise_std(s). Daras et al. 2022. Arguments and result: see the
     module.
+
+    Examples:
+        >>> x0 = torch.zeros(2, 3, 16, 16)
+        >>> denoiser = SoftDenoiser(lambda x_t, t: x0, Corruption.paper((16, 16)), prediction="sample")
+        >>> x_1 = denoiser.corruption.corrupt(x0, 1.0)
+        >>> x = sample_naive(denoiser, x_1, time_steps(10), disable=True)
+        >>> torch.equal(x, x0)  # this network knows the answer
+        True
     """
 
     def step(x_t: Tensor, x0_hat: Tensor, t: float, s: float, c: Corruption, k: NoiseKey) -> Tensor:
@@ -158,9 +171,20 @@ def sample_momentum(
 
     a = r = noise_std(s)^2 / noise_std(t)^2. Daras et al. 2022.
 
-    variance: "large" adds noise of the paper's standard deviation sqrt(noise_std(t)^2 - noise_std(s)^2);
-    "small" of sqrt(r) times that, which is the exact posterior's under independent increments. Where the
-    noise is constant over t the step is deterministic and equals TACoS. Arguments and result: see the module.
+    Where the noise is constant over t the step is deterministic and equals TACoS. Other arguments and result:
+    see the module.
+
+    Args:
+        variance: "large" adds noise of the paper's standard deviation sqrt(noise_std(t)^2 - noise_std(s)^2),
+            "small" of sqrt(r) times that, which is the exact posterior's under independent increments.
+
+    Examples:
+        >>> x0 = torch.zeros(2, 3, 16, 16)
+        >>> denoiser = SoftDenoiser(lambda x_t, t: x0, Corruption.paper((16, 16)), prediction="sample")
+        >>> x_1 = denoiser.corruption.corrupt(x0, 1.0)
+        >>> x = sample_momentum(denoiser, x_1, time_steps(10), disable=True, key=sk.NoiseKey(0))
+        >>> torch.equal(x, x0)  # this network knows the answer
+        True
     """
     args.choice("sample_momentum", "variance", variance, ("large", "small"))
 
@@ -194,13 +218,22 @@ def sample_ddim(
 ) -> Tensor:
     """DDIM applied to blur: deterministic unless fresh noise is asked for.
 
-    It keeps the direction of the noise: a = sqrt(noise_std(s)^2 - nu^2) / noise_std(t), b = nu.
+    It keeps the direction of the noise: a = sqrt(noise_std(s)^2 - nu^2) / noise_std(t), b = nu. Song, Meng &
+    Ermon 2021, eq. 12, applied to blur (ours, not the paper's). Other arguments and result: see the module.
 
-    nu: standard deviation of each step's fresh noise, in units of the image, at most noise_std(s) in every
-    step; 0 is deterministic, the first-order probability-flow step. eta in [0, 1]: instead of nu, a fraction
-    of the exact posterior's standard deviation in each step; 1 is `sample_momentum` with variance "small".
-    Song, Meng & Ermon 2021, eq. 12, applied to blur (ours, not the paper's). Arguments and result: see the
-    module.
+    Args:
+        nu: Standard deviation of each step's fresh noise, in units of the image, at most noise_std(s) in
+            every step. 0 is deterministic, the first-order probability-flow step.
+        eta: In [0, 1]. Instead of nu, a fraction of the exact posterior's standard deviation in each step; 1
+            is `sample_momentum` with variance "small".
+
+    Examples:
+        >>> x0 = torch.zeros(2, 3, 16, 16)
+        >>> denoiser = SoftDenoiser(lambda x_t, t: x0, Corruption.paper((16, 16)), prediction="sample")
+        >>> x_1 = denoiser.corruption.corrupt(x0, 1.0)
+        >>> x = sample_ddim(denoiser, x_1, time_steps(10), disable=True, eta=0.5)
+        >>> torch.equal(x, x0)  # this network knows the answer
+        True
     """
     nu = args.number("sample_ddim", "nu", nu)
     if eta is not None:
@@ -246,6 +279,14 @@ def sample_tacos(
 
     `x_s = x_t + (C_s - C_t) x0_hat`, a = 1 and b = 0; the noise of x_1 remains until the last step. Bansal et
     al. 2022. Arguments and result: see the module.
+
+    Examples:
+        >>> x0 = torch.zeros(2, 3, 16, 16)
+        >>> denoiser = SoftDenoiser(lambda x_t, t: x0, Corruption.paper((16, 16)), prediction="sample")
+        >>> x_1 = denoiser.corruption.corrupt(x0, 1.0)
+        >>> x = sample_tacos(denoiser, x_1, time_steps(10), disable=True)
+        >>> torch.equal(x, x0)  # this network knows the answer
+        True
     """
 
     def step(x_t: Tensor, x0_hat: Tensor, t: float, s: float, c: Corruption, k: NoiseKey) -> Tensor:
@@ -285,18 +326,36 @@ def generate(
 ) -> Tensor:
     """One image per seed: uint8 [N, C, H, W] on the CPU. A seed gives the same image at any batch size.
 
-    denoiser, prior: a trained denoiser and where its sampling starts. sampler: a name in SAMPLERS; options:
-    its own keyword arguments. steps: number of even steps; ts: the sampler's times instead, as in
-    `time_steps`. batch: images at a time. device: None is that of the denoiser's parameters.
-
-    labels: one class per seed, for a class-conditional denoiser; guidance: its weight, as in `Guided`.
-
-    progress: draws a progress bar per batch. states: this list gets x_t before each step of the first batch,
-    then its images, each uint8 [batch, C, H, W]. on_step: called in each step; an exception from it stops the
-    sampling.
-
     The noise is that of NoiseKey(SAMPLING_SEED, stream=seed): draw 0 for the prior, draw i for step i.
-    Raises ValueError for an unknown sampler.
+
+    Args:
+        denoiser: A trained denoiser.
+        prior: Where its sampling starts.
+        seeds: One for each image.
+        sampler: A name in SAMPLERS.
+        steps: Number of even steps.
+        ts: The sampler's times instead, as in `time_steps`.
+        batch: Images at a time.
+        device: None is that of the denoiser's parameters.
+        labels: One class per seed, for a class-conditional denoiser.
+        guidance: The weight of the classes, as in `Guided`.
+        options: Keyword arguments of the sampler.
+        progress: Whether to draw a progress bar per batch.
+        states: This list gets x_t before each step of the first batch, then its images, each uint8
+            [batch, C, H, W].
+        on_step: Called in each step; an exception from it stops the sampling.
+
+    Raises:
+        ValueError: If the sampler is unknown.
+
+    Examples:
+        >>> denoiser = SoftDenoiser(lambda x_t, t: torch.zeros_like(x_t), Corruption.paper((16, 16)))
+        >>> prior = GaussianDCTPrior.fit([torch.rand(32, 1, 16, 16)], denoiser.corruption)
+        >>> images = generate(denoiser, prior, seeds=range(4), steps=10)
+        >>> images.shape, images.dtype
+        (torch.Size([4, 1, 16, 16]), torch.uint8)
+        >>> torch.equal(generate(denoiser, prior, seeds=[3], steps=10), images[3:])
+        True
     """
     args.choice("generate", "sampler", sampler, tuple(SAMPLERS))
     ts = time_steps(steps) if ts is None else ts

@@ -72,10 +72,26 @@ def noise_nodes(noise_std_min: float, noise_std_max: float, noise_full_at: float
 class Schedule:
     """Blur and noise at evenly spaced times, and what they were computed from.
 
-    image_size (H, W), channels: of the data. blur_std (pixels), noise_std: at the nodes, whose times are
-    even from 0 to 1. steps: W2 from each node to the next, at most epsilon. nodes_wanted: the number of
-    nodes that was asked for. levels: the number of candidates. noise_term: how noise entered the distances.
-    images: the number of images used. dataset, created (UTC), version: for the record.
+    Attributes:
+        image_size: (H, W) of the data.
+        channels: C of the data.
+        blur_std: Blur at the nodes in pixels. The nodes' times are even from 0 to 1.
+        noise_std: Noise at the nodes.
+        steps: W2 from each node to the next, at most epsilon.
+        epsilon: The longest step that was allowed.
+        nodes_wanted: The number of nodes that was asked for.
+        levels: The number of candidates.
+        noise_term: How noise entered the distances.
+        images: The number of images used.
+        dataset: A description of the data.
+        created: Date and time (UTC).
+        version: The version of this package.
+
+    Examples:
+        >>> schedule = shortest_path_schedule(power_spectrum([torch.rand(32, 1, 16, 16)]), levels=64, nodes=8)
+        >>> corruption = Corruption.from_schedule(schedule)
+        >>> corruption.blur_std(1.0) == schedule.blur_std[-1]
+        True
     """
 
     image_size: tuple[int, int]

@@ -43,8 +43,15 @@ _STEP_COST = 1e-3
 class PowerSpectrum:
     """First and second moments of the images' orthonormal 2-D DCT, per channel and frequency.
 
-    mean: E[DCT2(x)], power: E[DCT2(x)^2], both float64 [C, H, W] on the CPU; images in [-1, 1].
-    count: how many images.
+    Attributes:
+        mean: E[DCT2(x)] of images in [-1, 1], float64 [C, H, W] on the CPU.
+        power: E[DCT2(x)^2], likewise.
+        count: The number of images.
+
+    Examples:
+        >>> spectrum = power_spectrum([torch.ones(4, 1, 8, 8)])
+        >>> round(spectrum.power[0, 0, 0].item(), 3)  # the frequency (0, 0) is the mean times sqrt(H W)
+        64.0
     """
 
     mean: Tensor
@@ -69,10 +76,21 @@ class PowerSpectrum:
 
 @torch.no_grad()
 def power_spectrum(batches: Iterable[Any]) -> PowerSpectrum:
-    """Moments of the DCT over a stream of batches: uint8 or floating-point [B, C, H, W].
+    """Moments of the DCT over a stream of batches.
 
-    One pass, in pieces of bounded size: transformed and squared in float32, summed in float64. Raises
-    ValueError if images differ in size, are not finite, or if there are none.
+    One pass, in pieces of bounded size: transformed and squared in float32, summed in float64.
+
+    Args:
+        batches: Images [B, C, H, W], uint8, or floating-point in [-1, 1].
+
+    Raises:
+        ValueError: If images differ in size, are not finite, or if there are none.
+
+    Examples:
+        >>> images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
+        >>> spectrum = power_spectrum([images[:8], images[8:]])  # any iterable of batches
+        >>> spectrum.count, spectrum.image_size, spectrum.channels
+        (16, (8, 8), 1)
     """
     total: Tensor | None = None
     squares: Tensor | None = None
@@ -99,14 +117,26 @@ def wasserstein_distances(
 ) -> np.ndarray:
     """W2 between `C_i X + noise_std_i N` and `C_j X + noise_std_j N`, for all i, j: float64 [L, L].
 
-    blur_std_levels: in pixels, nondecreasing; noise_std_levels: as many. The distance is a 2-norm of images:
-    in the images' units times the root of the number of elements. noise_term says how noise enters:
+    The distance is a 2-norm of images: in the images' units times the root of the number of elements. Noise
+    enters in one of two ways:
 
     - "shared": both levels share N, `+ (noise_std_i - noise_std_j)^2 d`, d the number of elements of an
       image: an upper bound for any data, exact without noise.
     - "gaussian": exact if X were Gaussian with a covariance diagonal in the DCT, mean mu and
       variances v: `sum_k (sqrt(m_i^2 v + s_i^2) - sqrt(m_j^2 v + s_j^2))^2 + (m_i - m_j)^2 mu^2`
       (Dowson & Landau 1982).
+
+    Args:
+        spectrum: Moments of the data X.
+        blur_std_levels: L blurs in pixels, nondecreasing.
+        noise_std_levels: As many standard deviations of noise.
+        noise_term: "shared" or "gaussian".
+
+    Examples:
+        >>> spectrum = power_spectrum([torch.rand(32, 1, 16, 16)])
+        >>> distances = wasserstein_distances(spectrum, [0.0, 1.0, 2.0], [0.01, 0.01, 0.01])
+        >>> bool(distances[0, 2] > distances[0, 1] > distances[0, 0] == 0)
+        True
     """
     op = "wasserstein_distances"
     args.choice(op, "noise_term", noise_term, NOISE_TERMS)
@@ -241,11 +271,7 @@ def shortest_path_schedule(
 ) -> Schedule:
     """The schedule of Daras et al. 2022: the smallest total W2 from data to corruption, in limited steps.
 
-    spectrum: of the data (`power_spectrum`). levels: number of candidates, linear in blur_std from
-    blur_std_min to blur_std_max pixels (None: the paper's 23 px at 64 px, times max(H, W) / 64). nodes:
-    number of nodes on the path, including both ends. The step limit epsilon is found by bisection; if no
-    limit gives that number, the nearest is taken (see `Schedule.nodes_wanted` and `.exact`). noise_term:
-    see `wasserstein_distances`. dataset: a description for the file. Needs scipy.
+    Needs scipy. The step limit epsilon is found by bisection.
 
     A step costs a thousandth of epsilon beyond its length (ours). Among paths of nearly equal length, this
     selects one without needless short steps.
@@ -254,6 +280,25 @@ def shortest_path_schedule(
     that level, and full from some share on. That share is found by bisection, so that the noise is full at
     t = noise_full_at of the path, to within half a node if some path allows it (our choice: the paper gives
     noise over t only, and how noise entered its distances is not known).
+
+    Args:
+        spectrum: Moments of the data (`power_spectrum`).
+        levels: Number of candidates, linear in blur_std.
+        nodes: Number of nodes on the path, including both ends. If no limit gives that number, the nearest is
+            taken (see `Schedule.nodes_wanted` and `.exact`).
+        blur_std_min: Blur of the first level in pixels.
+        blur_std_max: Blur of the last level. None is the paper's 23 px at 64 px, times max(H, W) / 64.
+        noise_std_min: Noise at t = 0.
+        noise_std_max: Noise from t = noise_full_at on.
+        noise_full_at: The time at which the noise is full.
+        noise_term: As in `wasserstein_distances`.
+        dataset: A description for the file.
+
+    Examples:
+        >>> spectrum = power_spectrum([torch.rand(32, 1, 16, 16)])  # your images, in batches
+        >>> schedule = shortest_path_schedule(spectrum, levels=64, nodes=8)
+        >>> schedule.blur_std[0], schedule.blur_std[-1]
+        (0.01, 5.75)
     """
     op = "shortest_path_schedule"
     nodes, levels = args.integer(op, "nodes", nodes), args.integer(op, "levels", levels)

@@ -11,7 +11,7 @@ import torch
 from checks import EMULATED, assert_accurate, check, needs_emulation, picture
 
 import softdiff_kernels as sk
-from benchmarks.gpu import engines
+from benchmarks.gpu import rows
 
 pytestmark = needs_emulation
 
@@ -19,12 +19,11 @@ if EMULATED:
     from cuda_shim.hooks import Hooks
 
     from softdiff_kernels import _cuda
-    from softdiff_kernels.backends.cuda import ops
+    from softdiff_kernels.backends.cuda import launch
 
     HOOKS = Hooks(_cuda.__file__)
 
 PLANE, LINES, CLUSTER = 1, 2, 3
-FILTER, LOSS, TRANSFORM, MIX = range(4)
 STEP = {"blur_std_t": 3.0, "blur_std_s": 2.0, "a": 0.6, "b": 0.1}
 # One beyond plane.h; odd; the longest sides, square, wide, high; quadrants of one tile, and of an odd number.
 SHAPES = [
@@ -47,8 +46,8 @@ def backend():
     HOOKS.set_clusters(True)
 
 
-def engine(kind, *sides, clusters=True):
-    return _cuda.plan(kind, (2, 3, *sides), 2 if kind == MIX else 1, 0, clusters)[0]
+def engine(op, *sides, clusters=True):
+    return _cuda.plan(op, (2, 3, *sides), 2 if op == "spectral_mix" else 1, 0, clusters)[0]
 
 
 def in_clusters(shape, sums=0):
@@ -63,18 +62,18 @@ def in_clusters(shape, sums=0):
 
 def test_which_planes_clusters_take():
     # From 129 to 256 px on the longer side, in one launch without scratch, but for spectral_mix.
-    for kind in (FILTER, LOSS, TRANSFORM):
-        assert engine(kind, 128, 128) == PLANE and engine(kind, 257, 20) == LINES
-        assert engine(kind, 129, 1) == engine(kind, 7, 256) == engine(kind, 256, 256) == CLUSTER
-    assert engine(MIX, 129, 129) == LINES
-    plan = _cuda.plan(LOSS, (2, 3, 200, 200), 1, 0, True)
+    for op in ("corrupt", "step", "soft_score_loss", "dct2"):
+        assert engine(op, 128, 128) == PLANE and engine(op, 257, 20) == LINES
+        assert engine(op, 129, 1) == engine(op, 7, 256) == engine(op, 256, 256) == CLUSTER
+    assert engine("spectral_mix", 129, 129) == LINES
+    plan = _cuda.plan("soft_score_loss", (2, 3, 200, 200), 1, 0, True)
     assert plan[4] == 0 and plan[5] == 2 * 3  # scratch; a sum of each block
     # Not without being asked, without clusters, or without the shared memory of two quadrants.
-    assert engine(FILTER, 256, 256, clusters=False) == LINES
+    assert engine("corrupt", 256, 256, clusters=False) == LINES
     HOOKS.set_shared_optin(99 * 1024)
-    assert engine(FILTER, 256, 256) == LINES and engine(FILTER, 192, 192) == CLUSTER
+    assert engine("corrupt", 256, 256) == LINES and engine("corrupt", 192, 192) == CLUSTER
     HOOKS.set_clusters(False)
-    assert engine(FILTER, 192, 192) == LINES
+    assert engine("corrupt", 192, 192) == LINES
 
 
 @SIZES
@@ -135,7 +134,7 @@ def test_the_switch_takes_the_passes(monkeypatch):
     x = picture(1, 1, 140, 33)
     blurred = sk.blur(x, 2.0)
     assert in_clusters(x.shape)
-    with ops.clusters(False):
+    with launch.clusters(False):
         passed = sk.blur(x, 2.0)
         check("blur", x, 2.0)
     assert {launch.kernel.split("<")[0].split("::")[-1] for launch in HOOKS.launches()} == {"lines_kernel"}
@@ -145,12 +144,12 @@ def test_the_switch_takes_the_passes(monkeypatch):
 
 def test_the_benchmarks_time_the_passes_beside_the_clusters():
     both, cpu = ("triton", "cuda"), torch.device("cpu")
-    assert engines.candidates(both, "blur", 256, cpu) == (*both, engines.PASSES)
-    assert engines.candidates(both, "blur", 128, cpu) == engines.candidates(both, "normal", 256, cpu) == both
-    assert engines.candidates(("triton",), "blur", 256, cpu) == ("triton",)
+    assert rows.with_passes(both, "blur", 256, cpu) == (*both, rows.PASSES)
+    assert rows.with_passes(both, "blur", 128, cpu) == rows.with_passes(both, "normal", 256, cpu) == both
+    assert rows.with_passes(("triton",), "blur", 256, cpu) == ("triton",)
     x = picture(1, 1, 140, 33)
-    for candidate, kernel in (("cuda", "cluster_kernel"), (engines.PASSES, "lines_kernel")):
+    for candidate, kernel in (("cuda", "cluster_kernel"), (rows.PASSES, "lines_kernel")):
         HOOKS.forget_launches()
-        with engines.using(candidate):
+        with rows.using(candidate):
             sk.blur(x, 2.0)
         assert all(kernel in launch.kernel for launch in HOOKS.launches())

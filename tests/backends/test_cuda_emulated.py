@@ -20,7 +20,7 @@ if EMULATED:
     from cuda_shim.hooks import Hooks
 
     from softdiff_kernels import _cuda
-    from softdiff_kernels.backends.cuda import ops
+    from softdiff_kernels.backends.cuda import launch
 
     HOOKS = Hooks(_cuda.__file__)
 
@@ -60,7 +60,7 @@ def test_cuda_passes_over_larger_planes_in_chunks_of_the_cache():
     # here) or, if more, that fill 4 multiprocessors: 4 planes; slabs of 64 lines: 3 along W, 3 along H.
     x = picture(8, 1, 160, 130)
     step = {"blur_std_t": 2.0, "blur_std_s": 1.0, "a": 0.5, "b": 0.1}
-    with ops.clusters(False):
+    with launch.clusters(False):
         assert launched(sk.blur, x, 2.0) == [("lines_kernel", 12)] * 4
         assert launched(sk.reverse_step, x, x, **step) == [("lines_kernel", 12)] * 6
         assert launched(sk.dct2, x[:5]) == [("lines_kernel", 12)] * 2 + [("lines_kernel", 3)] * 2

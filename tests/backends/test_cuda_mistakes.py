@@ -66,11 +66,10 @@ def test_a_mistake_in_a_cuda_kernel_is_found(mistake, tmp_path):
     assert text.count(right) == 1
     broken.write_text(text.replace(right, wrong))
     folder = tmp_path / "csrc" / "cuda"
-    sources = [folder / "filter.cu", folder / "device.cu", folder / "bindings.cpp"]
-    stub = tmp_path / "csrc" / "cuda" / "filter_alone.cpp"
-    stub.write_text(
-        (TESTS / "cuda_mistakes" / "filter_alone.cpp").read_text().replace("../../csrc/cuda/", "")
-    )
+    sources = [folder / "corrupt.cu", folder / "device.cu", folder / "bindings.cpp"]
+    stub = tmp_path / "csrc" / "cuda" / "corrupt_alone.cpp"
+    alone = (TESTS / "cuda_mistakes" / "corrupt_alone.cpp").read_text()
+    stub.write_text(alone.replace("../../csrc/cuda/", ""))
     module = build("_cuda", [*sources, stub], tmp_path, flags=[*FLAGS, "-O1"], asan=how == "asan")
     env = asan_env() if how == "asan" else {**os.environ, "SOFTDIFF_SHIM_ORDER": how}
     done = cuda_sweep.run(module, SHAPES, "blur", "corrupt", env=env)

@@ -12,7 +12,7 @@ import pytest
 LOGS = sorted(Path(__file__).resolve().parents[2].glob("build/cuda-*/ptxas.log"))
 RECORD = Path(__file__).resolve().parents[2] / "softdiff_kernels" / "_build.json"
 
-NAME = "_ZN8softdiff4cuda12plane_kernelINS0_8FilterOpELi2EEEvNT_4ArgsE"
+NAME = "_ZN8softdiff4cuda12plane_kernelINS0_9CorruptOpELi2EEEvNT_4ArgsE"
 LINES = f"""\
 ptxas info    : Compiling entry function '{NAME}' for 'sm_90'
     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
@@ -21,7 +21,7 @@ ptxas info    : Used 118 registers, used 1 barriers
 
 
 def test_cuda_resources_are_read():
-    assert cuda_resources.read(LINES) == {"plane_kernel<FilterOp, 2>": {"90": [118, 8]}}
+    assert cuda_resources.read(LINES) == {"plane_kernel<CorruptOp, 2>": {"90": [118, 8]}}
 
 
 def problems(got, table, archs):
@@ -53,7 +53,7 @@ def test_cuda_sources_that_changed_are_told_from_those_of_the_table(tmp_path):
     # Any file that kernels are compiled from counts, and its name; the table itself does not.
     folder = tmp_path / "csrc" / "cuda"
     folder.mkdir(parents=True)
-    counting = ("csrc/heat.h", "csrc/cuda/loss.cu", "CMakeLists.txt", "build_cuda.py")
+    counting = ("csrc/heat.h", "csrc/cuda/dct2.cu", "CMakeLists.txt", "build_cuda.py")
     for path in (*counting, "csrc/cuda/resources.json"):
         (tmp_path / path).write_text(path)
     before = cuda_resources.sources(tmp_path)
@@ -63,7 +63,7 @@ def test_cuda_sources_that_changed_are_told_from_those_of_the_table(tmp_path):
     for path in counting:
         (tmp_path / path).write_text("changed")
         found.add(cuda_resources.sources(tmp_path))
-    (folder / "loss.cu").rename(folder / "mix.cu")
+    (folder / "dct2.cu").rename(folder / "corrupt.cu")
     assert len(found | {cuda_resources.sources(tmp_path)}) == 6
 
 

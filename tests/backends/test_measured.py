@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gpu import choice
-from softdiff_kernels.backends import _measured, eager
+from benchmarks.gpu import targets
+from softdiff_kernels.backends import _measured, reference
 
 BACKENDS = importlib.import_module("softdiff_kernels.backends")
 GPU = torch.device("cuda", 0)
@@ -40,12 +40,12 @@ def gpu_backends(monkeypatch, usable=("triton", "cuda"), covering=("triton", "cu
             status=lambda name=name: (name in usable, "made up"),
             name=name,
         )
-        monkeypatch.setitem(BACKENDS._FUSED, name, fake)
+        monkeypatch.setitem(BACKENDS._BACKENDS, name, fake)
 
 
 def taken(op, side, dtype=torch.float32, device=GPU):
-    found = BACKENDS._implementation(op, device, (2, 3, side, 5), dtype, ())
-    return "reference" if found is eager else found.name
+    backend = BACKENDS._implementation(op, device, (2, 3, side, 5), dtype, ())
+    return "reference" if backend is reference else backend.name
 
 
 def test_the_table_in_the_package_says_whether_it_was_measured():
@@ -63,7 +63,9 @@ def test_without_a_measurement_auto_keeps_its_order(monkeypatch, tmp_path):
         _measured.forget()
         assert taken("corrupt", 64) == "triton"
         # Another device has no second backend to prefer.
-        assert BACKENDS._order("blur", torch.device("cpu"), (1, 1, 64, 64), torch.float32) == ("native",)
+        only = SimpleNamespace(covers=lambda *call: True, status=lambda: (True, "made up"), name="native")
+        monkeypatch.setitem(BACKENDS._BACKENDS, "native", only)
+        assert taken("blur", 64, device=torch.device("cpu")) == "native"
 
 
 @pytest.mark.parametrize(("named", "other"), [("cuda", "triton"), ("triton", "cuda")])
@@ -113,12 +115,12 @@ def test_the_choice_by_name_overrules_measurements(monkeypatch, tmp_path):
 
 def test_the_table_is_the_one_that_the_report_writes(monkeypatch, tmp_path):
     rows = [
-        {"op": op, "size": 64, "dtype": "float32", "kind": "full", "backend": backend, "us": us}
+        {"op": op, "px": 64, "dtype": "float32", "kind": "full", "backend": backend, "ours": us}
         for op in ("corrupt", "soft_score_loss, op alone")
         for backend, us in (("triton", 2.0), ("cuda", 1.0))
     ]
     path = tmp_path / "faster.json"
-    path.write_text(json.dumps(choice.table({}, {"faster": choice.faster(rows)}, "")))
+    path.write_text(json.dumps(targets.faster_table({}, targets.faster(rows), "")))
     monkeypatch.setattr(_measured, "TABLE", path)
     for op in ("corrupt", "soft_score_loss"):
         assert _measured.fastest(op, (1, 3, 64, 64), torch.bfloat16) == "cuda"

@@ -248,4 +248,4 @@ def test_a_side_beyond_all_tables_is_refused():
     with pytest.raises(
         ValueError, match=f"dct2 of images .*: expected sides of at most {2**27} px, got {side}"
     ):
-        _native.transform((1, 1, side, 1), image, image, False, 1)
+        _native.dct2(1, ((1, 1, side, 1), image, image, False))

@@ -69,7 +69,7 @@ class Recorder:
         function = getattr(self.module, name)
 
         def call(*args):
-            self.counts.append(args[-1])
+            self.counts.append(args[0])
             return function(*args)
 
         return call

@@ -15,9 +15,10 @@ pytest.importorskip("triton")
 if backend.interpreted():
     pytest.skip("nothing is compiled where Triton interprets", allow_module_level=True)
 
-from softdiff_kernels.backends.triton import aot, cases, configs, resources
-from softdiff_kernels.backends.triton.aot import Row
-from softdiff_kernels.backends.triton.cases import Case
+from softdiff_kernels.backends.triton import configs
+from softdiff_kernels.backends.triton.tools import aot, cases
+from softdiff_kernels.backends.triton.tools.aot import Row
+from softdiff_kernels.backends.triton.tools.cases import Case
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,9 @@ def test_every_kernel_passes_the_gate(rows):
     assert {r.kernel for r in rows} == {
         "corrupt_kernel",
         "step_kernel",
-        "loss_kernel",
-        "transform_kernel",
-        "mix_kernel",
+        "soft_score_loss_kernel",
+        "dct2_kernel",
+        "spectral_mix_kernel",
         "normal_kernel",
     }
     assert {(r.case, r.fault()) for r in rows if r.fault()} == set()
@@ -49,7 +50,7 @@ def test_the_gate_refuses_spills_and_too_much_shared_memory():
     # A 64 x 64 plane in the registers of one warp cannot fit: the compiler spills, and the gate says so.
     (row,) = aot.measure(Case("corrupt", 64, 64, "float32", "sm_80"), configs.Config(1, 2))
     assert re.fullmatch(r"\d+ bytes of stack", row.fault())
-    fits = replace(row, stack=0, shared=resources.SHARED_LIMIT[80])
+    fits = replace(row, stack=0, shared=aot.SHARED_LIMIT[80])
     assert fits.fault() == ""
     assert "shared memory" in replace(fits, shared=fits.shared + 1).fault()
     assert replace(fits, case=replace(row.case, arch="sm_120")).fault() != ""
@@ -79,6 +80,6 @@ def test_kernels_compile_for_an_amd_gpu():
     # Without PTX and libdevice's fast logarithm. What comes out is an AMD code object; none was run.
     for case in (Case("corrupt", 64, 64, "float32", "amd"), Case("step", 128, 128, "float32", "amd")):
         for launch in cases.launches(case):
-            compiled = resources.compile_for_amd(launch, "gfx942")
+            compiled = aot.compile_for_amd(launch, "gfx942")
             assert compiled.asm["hsaco"][:4] == b"\x7fELF"
             assert "v_mfma" in compiled.asm["amdgcn"]

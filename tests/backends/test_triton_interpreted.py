@@ -19,7 +19,7 @@ if INTERPRETED:
     import triton
     import triton.language as tl
 
-    from softdiff_kernels.backends.triton import ops, run
+    from softdiff_kernels.backends.triton import launch, ops
     from softdiff_kernels.backends.triton.kernels.device import box_muller, right, split
 
     @triton.jit
@@ -182,7 +182,7 @@ def test_triton_both_forms_of_a_staged_filter_agree_bit_for_bit(monkeypatch):
     x, y = picture(1, 3, 70, 130), picture(1, 3, 70, 130, seed=1)
     results = []
     for processors in (1, 100):
-        monkeypatch.setattr(run, "multiprocessors", lambda device, count=processors: count)
+        monkeypatch.setattr(launch, "multiprocessors", lambda device, count=processors: count)
         step = sk.momentum_step(
             x, y, blur_std_t=3.0, blur_std_s=2.0, noise_std_t=0.3, noise_std_s=0.2, key=sk.NoiseKey(1)
         )
@@ -231,7 +231,7 @@ def test_triton_what_is_not_covered_takes_the_reference():
 
 def test_triton_tables_are_kept_by_size_and_padding():
     # 64 D in two float16 parts is D to 2^-22 of its largest entry, and the padding is zero.
-    from softdiff_kernels.backends.triton.tables import table
+    from softdiff_kernels.backends.triton.launch import table
     from softdiff_kernels.spectrum import dct_basis
 
     high, low = table(28, 32, torch.device("cpu")).double()
@@ -241,14 +241,14 @@ def test_triton_tables_are_kept_by_size_and_padding():
 
 
 def test_triton_tables_do_not_depend_on_the_default_dtype():
-    from softdiff_kernels.backends.triton import tables
+    from softdiff_kernels.backends.triton import launch
 
-    expected = tables.table(27, 32, torch.device("cpu"))
-    tables.table.clear()
+    expected = launch.table(27, 32, torch.device("cpu"))
+    launch.table.clear()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        assert torch.equal(tables.table(27, 32, torch.device("cpu")), expected)
+        assert torch.equal(launch.table(27, 32, torch.device("cpu")), expected)
     finally:
         torch.set_default_dtype(before)
 

@@ -96,28 +96,27 @@ def test_a_second_call_compiles_nothing(monkeypatch):
 
 def test_another_batch_takes_the_kernel_that_is_there():
     # What is kept for a call is kept once for all batches, whose grids are their own.
-    from softdiff_kernels.backends.triton import run
+    from softdiff_kernels.backends.triton import launch
 
     with stubbed() as driver:
         for batch in (2, 5, 3):
             sk.blur(torch.zeros(batch, 3, 16, 16), torch.ones(batch))
         assert [grid[1:] for grid in driver.grids] == [(2, 3, 1), (5, 3, 1), (3, 3, 1)]
-        assert len(run._ready) == 1
+        assert len(launch._ready) == 1
 
 
 def test_another_configuration_takes_another_kernel(monkeypatch):
     # The tuner times configurations in turn: each call runs the one that it was given, not the one before.
-    from softdiff_kernels.backends.triton import configs, run
+    from softdiff_kernels.backends.triton import configs, launch
 
     enqueued = []
-    monkeypatch.setattr(run, "enqueue", lambda kernel, *_: enqueued.append(kernel.metadata.num_warps))
+    monkeypatch.setattr(launch, "enqueue", lambda kernel, *_: enqueued.append(kernel.metadata.num_warps))
     x, std = torch.zeros(2, 3, 16, 16), torch.ones(2)
     with stubbed():
         for warps in (1, 1, 2, 2, 1):
             with configs.overridden(configs.Config(warps, 2)):
                 sk.blur(x, std)
-    # The first call of each is made by `launch`.
-    assert enqueued == [1, 2, 1]
+    assert enqueued == [1, 1, 2, 2, 1]
 
 
 @pytest.fixture
@@ -131,13 +130,13 @@ def bound(monkeypatch):
 def test_what_is_ready_to_be_launched_holds_nothing_that_was_dropped(bound):
     # A kernel and its tables are let go, though a launch was prepared with their addresses; the next call
     # makes it anew, of new ones.
-    from softdiff_kernels.backends.triton import run
+    from softdiff_kernels.backends.triton import launch
 
     x = torch.zeros(1, 1, 16, 17)
     with stubbed() as driver:
         sk.dct2(x)
         sk.dct2(x)
-        ((kernel, first, second, _),) = run._ready.values()
+        ((kernel, first, second, _),) = launch._ready.values()
         gone = [weakref.ref(value) for value in (kernel.value.kernel, first.value, second.value)]
         sk.clear_caches()
         gc.collect()
@@ -145,18 +144,18 @@ def test_what_is_ready_to_be_launched_holds_nothing_that_was_dropped(bound):
         sk.dct2(x)
         sk.dct2(x)
         assert len(driver.grids) == 4
-        assert all(entry.value is not None for entry in next(iter(run._ready.values()))[:3])
+        assert all(entry.value is not None for entry in next(iter(launch._ready.values()))[:3])
 
 
 def test_a_launch_that_is_ready_keeps_its_kernel_and_tables_recent(bound):
     # It looks up neither, but what it uses is not what was used longest ago.
-    from softdiff_kernels.backends.triton import run, tables
+    from softdiff_kernels.backends.triton import launch
 
     x = torch.zeros(1, 1, 16, 18)
     with stubbed():
         sk.dct2(x)
-        used = next(iter(run._ready.values()))[:3]
-        other = [tables.table.find(n, 32, torch.device("cpu"))[0] for n in (20, 21)]
+        used = next(iter(launch._ready.values()))[:3]
+        other = [launch.table.find(n, 32, torch.device("cpu"))[0] for n in (20, 21)]
         sk.dct2(x)
         sk.set_cache_limit(sum(entry.size for entry in used))
         assert all(entry.value is not None for entry in used)
@@ -177,7 +176,7 @@ def test_compiled_kernels_are_bounded(bound):
 
 def test_a_kernel_that_a_graph_launches_stays(bound, monkeypatch):
     # At a replay the graph launches it, whatever the bound.
-    from softdiff_kernels.backends.triton import run
+    from softdiff_kernels.backends.triton import launch
 
     monkeypatch.setattr(caches, "_pinned", [])
     x = torch.zeros(1, 1, 16, 23)
@@ -190,7 +189,7 @@ def test_a_kernel_that_a_graph_launches_stays(bound, monkeypatch):
         sk.clear_caches()
         assert entry.value.kernel is not None and sk.cache_info().pinned == entry.size
         sk.dct2(x)
-        assert next(iter(run._ready.values()))[0] is entry
+        assert next(iter(launch._ready.values()))[0] is entry
 
 
 def test_a_kernel_is_unloaded_after_its_last_launch(monkeypatch):

@@ -1,87 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pieces of the GPU benchmarks that need no GPU: clock, rows, targets, tables, and what tools print."""
+"""The pieces of the GPU benchmarks that need no GPU: rows, targets, tables, and what tools print."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
+from gpu import sanitizer
 
-import softdiff_kernels as sk
-from benchmarks.gpu import choice, few_calls, ncu, rivals, rows, sanitizer, tables, targets, tools
+from benchmarks.gpu import bench, document, parts, rows, targets, tools
+from benchmarks.gpu.parts import Outcome
 from softdiff_kernels.backends import chosen
-from softdiff_kernels.bench import clock
 
 OURS = [rows.label("auto"), rows.label("reference")]
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    "moved, l2, count", [(2**29, 50 * 2**20, 2), (2**20, 2**20, 6), (1000, 999, 6), (10, 0, 1), (0, 10, 51)]
-)
-def test_rotations(moved, l2, count):
-    # ceil(5 L2 / bytes) + 1; no bytes count as one.
-    assert clock.rotations(moved, l2) == count
-
-
-def test_interleaved_calls_take_turns_and_buffers_rotate():
-    calls: list[tuple[str, int]] = []
-    cpu = torch.device("cpu")
-    both = {name: (lambda i, n=name: calls.append((n, i))) for name in "ab"}
-    timings = clock.interleaved(both, cpu, budget=0.0, least=4, block=3)
-    assert {n: t.rounds for n, t in timings.items()} == {"a": 4, "b": 4}
-    timed = [c for c in calls[4:]]  # two of each come before, to estimate
-    assert [n for n, _ in timed] == list("aaabbbbbbaaaaaabbbbbbaaa")
-    assert [i for n, i in timed if n == "a"] == list(range(12))
-    assert all(t.low <= t.median <= t.high for t in timings.values())
-    assert clock.host_seconds(lambda i: None, cpu, calls=20, blocks=2) > 0
-    assert clock.copy_bandwidth(cpu, 2**12, rounds=3).median > 0
-    assert clock.peak_bytes(lambda i: None, cpu) is None
+def timing(us, **changes):
+    """One call of a row whose result has 1000 values."""
+    known = {"median": us, "group": "main", "same": True, "ratio": us / 100, "noise": 0.01, "error": 2e-7}
+    return {**known, **changes}
 
 
 def row(**changes):
-    """A line of the benchmark."""
+    """A line of the benchmark; of 1000 values, so that its ns for each value are its microseconds."""
     line = {
-        "op": "corrupt",
-        "backend": "triton",
-        "size": 64,
-        "batch": 8,
-        "dtype": "float32",
-        "kind": "full",
-        "us": 100.0,
-        "low": 99.0,
-        "high": 101.0,
-        "gb_s": 3000.0,
-        "of_copy": 0.8,
-        "fastest": "four-product",
-        "fastest_us": 490.0,
-        "ratio": 4.9,
-        "error": 1e-7,
-        "fastest_error": 2e-7,
-        "peak_mib": 256.0,
-        "rotations": 2,
-        "values": 1000,
-        "others": {
-            "softdiff_kernels triton": {"median": 100.0, "fair": False},
-            "softdiff_kernels cuda": {"median": 90.0, "fair": False},
-            "four-product": {"median": 490.0, "fair": True},
-            "four-product, TF32": {"median": 300.0, "fair": False},
+        **{"op": "corrupt", "backend": "triton", "px": 64, "batch": 8, "dtype": "float32", "kind": "full"},
+        **{"ours": 100.0, "low": 99.0, "high": 101.0, "gb_s": 3000.0, "of_copy": 0.8, "values": 1000},
+        **{"fastest": "four-product", "fastest_ns": 490.0, "ratio": 4.9, "noise": 0.01, "peak_mib": 256.0},
+        **{"error": 1e-7, "fastest_error": 2e-7, "failures": {"FFT-DCT": "RuntimeError: out of memory"}},
+        "timings": {
+            "softdiff_kernels": timing(100.0, group="ours"),
+            "softdiff_kernels, again": timing(101.0, group="ours"),
+            "softdiff_kernels cuda": timing(90.0, group="ours"),
+            "four-product": timing(490.0),
+            "four-product, TF32": timing(300.0, group=rows.FEWER),
+            "kornia 0.8": timing(200.0, group="nearest", same=False),
         },
-        "failures": {"FFT-DCT": "RuntimeError: out of memory"},
     }
     return {**line, **changes}
+
+
+def cells(line):
+    return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
 def test_targets():
     # Exactly what is wanted is met; what was not measured is neither met nor missed.
     overhead = {"registered no-op": 4.0, "bare Triton launch": 6.0, "corrupt": 15.1, "corrupt, cuda": 14.9}
-    lines = [row(), row(op="momentum_step", of_copy=0.79), row(dtype="bfloat16", us=50.0)]
-    lines += [row(backend="cuda", of_copy=0.84), row(backend="cuda", size=32)]
+    lines = [row(), row(op="momentum_step", of_copy=0.79), row(dtype="bfloat16", ours=50.0)]
+    lines += [row(backend="cuda", of_copy=0.84), row(backend="cuda", px=32), row(px=256, kind="small")]
     every = targets.evaluate(lines, overhead)
     found = {t.what: t for t in every if t.backend == "triton"}
     assert found["corrupt 64 px float32"].verdict == "met"
     assert found["momentum_step 64 px float32"].verdict == "missed"
-    assert found["corrupt 32 px float32"].verdict == "not measured"
+    assert found["corrupt 32 px float32"].verdict == found["corrupt 256 px float32"].verdict == "not measured"
     assert found["corrupt 64 px float32 to the fastest baseline"].verdict == "missed"
     assert found["corrupt 64 px bfloat16 to float32"].got == 2.0
     assert found["host time of corrupt to no-op and bare launch"].verdict == "missed"
@@ -92,66 +71,108 @@ def test_targets():
     assert cuda["corrupt 32 px float32"].verdict == "met"
     assert cuda["momentum_step 64 px float32"].verdict == "not measured"
     assert cuda["host time of corrupt to no-op and bare launch"].verdict == "met"
-    (line,) = (t for t in tables.targets(every).splitlines() if "corrupt 64 px float32 " in t and "copy" in t)
-    cells = [cell.strip() for cell in line.split("|")[1:-1]]
-    assert cells == ["corrupt 64 px float32", "80, 85 % of copy", "80.0", "met", "84.0", "missed"]
-    assert len(tables.targets(every).splitlines()) <= 25
+    text = document.targets(every).splitlines()
+    (line,) = (t for t in text if "corrupt 64 px float32 " in t and "copy" in t)
+    assert cells(line) == ["corrupt 64 px float32", "80, 85 % of copy", "80.0", "met", "84.0", "missed"]
+    assert len(text) <= 25
 
 
 def test_tables():
-    host = {"corrupt": {"triton": {"key drawn": 12.34}, "cuda": {"key drawn": 9.87}}}
-    full = tables.full([row(), row(backend="cuda", us=90.0)], host)
-    assert ["9.9" in line for line in full.splitlines()[2:]] == [False, True]
+    # Host microseconds are of the row's own backend; a column more tells what another table has changed.
+    host = {"corrupt": 12.34, "corrupt, cuda": 9.87}
+    full = document.results([row(), row(backend="cuda", ours=90.0), row(backend=rows.PASSES)], host)
+    assert [cells(line)[-1] for line in full.splitlines()[2:]] == ["12.3", "9.9", ""]
     assert len({len(line) for line in full.splitlines()}) == 1
-    assert "80%" in full and "4.90" in full and "12.3" in full and "four-product" in full
-    lines = [row(), row(backend="cuda"), row(size=32, failures={})]
-    every = tables.every_baseline(lines, "corrupt", "float32")
+    assert "80%" in full and "4.90" in full and "four-product" in full and "1.0%" in full
+    again = document.results([row(ours=50.0)], before=[row(), row(backend="cuda", ours=70.0)])
+    assert cells(again.splitlines()[2])[-1] == "2.00"
+    lines = [row(), row(backend="cuda"), row(px=32, failures={}), row(batch=1, kind="graph")]
+    every = document.every_baseline(lines)
     assert "softdiff_kernels triton" in every and every.count("64 px, B 8") == 1
-    assert "four-product, TF32 *" in every and "failed" in every
-    assert "four-product *" not in every
-    graphs = {"softdiff_kernels triton, graph": {"median": 10.0, "fair": False}}
-    graphs["four-product, graph"] = {"median": 40.0, "fair": True}
-    small = tables.small([row(kind="small", others={**row()["others"], **graphs})])
-    assert [c.strip() for c in small.splitlines()[2].split("|")[1:-1]] == [
-        *["corrupt", "64", "8", "triton", "100.0", "99.0-101.0", "four-product", "490.0", "4.90"],
-        *["10.0", "four-product", "40.0", "4.00"],
-    ]
-    assert "2.00" in tables.tuned([row(), row(backend="cuda", us=70.0)], [row(us=50.0)])
-    assert tables.small([row()]).count("\n") == 1
+    assert "four-product, TF32 *" in every and "kornia 0.8 *" in every and "failed" in every
+    assert "four-product *" not in every and "again" not in every
+    assert "64 px, B 1, graph" in every
+
+
+def test_the_whole_document():
+    # Every part's results are in it, and whatever is missing leaves no hole.
+    tool = {"status": "ok", "errors": 0, "said": "no errors"}
+    data = {
+        "sanitizer cuda": {"tools": {"memcheck": tool}},
+        "bench": {
+            "rows": [row(), row(batch=1, kind="small"), row(batch=1, kind="graph")],
+            **{"copy": {"median": 4e12, "low": 3.9e12, "high": 4.1e12}, "copy_bytes": 2**30},
+            **{
+                "launch_overhead_us": {"corrupt": 12.3},
+                "problems": {"blur": "no kernel"},
+                "undone": ["dct2"],
+            },
+            "faster": {"corrupt": {"64": "cuda", "64 bfloat16": "triton"}},
+        },
+        "tuned bench": {"rows": [row(ours=50.0)]},
+        "ncu": {"kernels": {"corrupt 64 px": {"metrics": {"cuda": {"dram %": 81.2}}}}},
+    }
+    outcomes = {name: Outcome(name, "ok", data=content) for name, content in data.items()}
+    text = document.whole(outcomes, {"command": "c", "seconds": 1.0, "complete": True})
+    for part in (
+        "memcheck",
+        "4000 GB/s",
+        "### Small batches",
+        "64 cuda, 64 bfloat16 triton",
+        "- blur: no kernel",
+    ):
+        assert part in text, part
+    assert "Not reached in time: dct2." in text and "cuda, dram % 81" in text and "2.00" in text
+    assert len(document.short(outcomes).splitlines()) <= 40
 
 
 def test_a_later_run_can_only_lower_a_ratio():
-    first = rows.Row(**{**row(), "ratio": 4.0})
-    slower, faster = (rows.Row(**{**row(), "ratio": r, "fastest": "new"}) for r in (4.5, 3.0))
-    assert rows.merged(first, slower).ratio == 4.0
-    assert rows.merged(first, faster).ratio == 3.0
-    assert rows.merged(first, faster).fastest == "new"
+    # The fastest is the one with the smallest ratio to our time in its own run; fewer digits do not count.
+    device = torch.device("cpu")
+    setup = rows.Setup(device, 2**10, 1e9, image_bytes=2**13, budget=0.0)
+    few = rows.eager("blur", 8, torch.float32, device)[:2]
+    (line,) = rows.measure("blur", 8, 3, torch.float32, setup, few)
+    line = replace(line, timings={n: {**t, "ratio": 4.0} for n, t in line.timings.items()}, ratio=4.0)
+
+    def later(ratio, **about):
+        return replace(line, timings={"new": timing(9.0, **{"ratio": ratio, **about})}, failures={"x": "why"})
+
+    slower, faster = rows.merged(line, later(4.5)), rows.merged(line, later(3.0))
+    assert (slower.ratio, faster.ratio, faster.fastest) == (4.0, 3.0, "new")
+    assert slower.fastest in {b.name for b in few} and "new" in slower.timings and "x" in slower.failures
+    assert rows.merged(line, later(3.0, group=rows.FEWER)).ratio == 4.0
+    assert rows.merged(line, later(3.0, same=False)).ratio == 4.0
 
 
 def test_which_backend_was_faster():
     # By op and size for float32, with the dtype for others; what one backend alone has run decides nothing.
     pairs = [
         row(),
-        row(backend="cuda", us=90.0),
-        row(size=32),
+        row(backend="cuda", ours=90.0),
+        row(px=32),
         row(op="blur"),
         row(op="blur", backend="cuda"),
     ]
-    pairs += [row(dtype="bfloat16", us=50.0), row(dtype="bfloat16", backend="cuda", us=60.0)]
-    loss = {"op": "soft_score_loss, op alone"}
-    pairs += [row(**loss, us=3.0), row(**loss, us=2.0, backend="cuda"), row(op="soft_score_loss", us=1.0)]
-    pairs += [row(backend="cuda, no clusters", us=1.0)]  # is no backend of its own
-    pairs += [row(kind="small", size=64, us=1.0), row(kind="small", backend="cuda", us=2.0)]
-    found = choice.faster(pairs[:3] + pairs[5:])
+    pairs += [row(dtype="bfloat16", ours=50.0), row(dtype="bfloat16", backend="cuda", ours=60.0)]
+    loss = {"op": rows.ALONE}
+    pairs += [
+        row(**loss, ours=3.0),
+        row(**loss, ours=2.0, backend="cuda"),
+        row(op="soft_score_loss", ours=1.0),
+    ]
+    pairs += [row(backend=rows.PASSES, ours=1.0)]  # is no backend of its own
+    pairs += [row(kind="small", ours=1.0), row(kind="small", backend="cuda", ours=2.0)]
+    found = targets.faster(pairs[:3] + pairs[5:])
     assert found == {
         "corrupt": {"64": "cuda", "64 bfloat16": "triton"},
         "soft_score_loss": {"64": "cuda"},
     }
-    assert choice.faster(pairs)["blur"] == {"64": "triton"}  # a tie goes to the first
-    machine = {"gpu": {"name": "H100"}, "date": "2026-11-24 19:00 UTC", "torch": "2.11", "commit": "abc"}
-    table = choice.table(machine, {"faster": found}, "13.0")
+    assert targets.faster(pairs)["blur"] == {"64": "triton"}  # a tie goes to the first
+    machine = {"gpu": {"name": "H100"}, "date": "2026-11-24 19:00 UTC", "versions": {"torch": "2.11"}}
+    table = targets.faster_table({**machine, "commit": "abc"}, found, "13.0")
     assert list(table) == ["gpu", "date", "versions", "faster"]
-    assert table["gpu"] == "H100" and table["versions"]["torch"] == "2.11"
+    versions = {"torch": "2.11", "commit": "abc", "nvcc": "13.0"}
+    assert table["gpu"] == "H100" and versions.items() <= table["versions"].items()
 
 
 MEMCHECK = """
@@ -165,9 +186,22 @@ RACECHECK = "done\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0
 
 
 def test_what_the_sanitizer_says():
-    assert tools.sanitizer_findings(MEMCHECK) == tools.Findings(3, "Invalid __global__ read of size 4 bytes")
-    assert tools.sanitizer_findings(RACECHECK) == tools.Findings(0, "")
-    assert tools.sanitizer_findings("killed").errors is None
+    assert sanitizer.findings(MEMCHECK) == (3, "Invalid __global__ read of size 4 bytes")
+    assert sanitizer.findings(RACECHECK) == (0, "")
+    assert sanitizer.findings("killed")[0] is None
+
+
+def pretend(monkeypatch, text, code=0):
+    """Tools that print this text; the commands that were run."""
+    commands = []
+
+    def execute(command, *, seconds, log, environment=None):
+        commands.append(list(command))
+        log.write_text(text)
+        return code, 1.0
+
+    monkeypatch.setattr(parts, "execute", execute)
+    return commands
 
 
 @pytest.mark.parametrize(
@@ -185,14 +219,27 @@ def test_what_the_sanitizer_says():
     ],
 )
 def test_how_a_sanitizer_run_is_judged(tmp_path, monkeypatch, text, code, status):
-    def execute(command, *, seconds, log, environment=None):
-        log.write_text(text)
-        return code, 1.0
+    pretend(monkeypatch, text, code)
+    result = sanitizer.check("memcheck", "compute-sanitizer", "cuda", 5.0, tmp_path)
+    assert result["status"] == status
+    assert sanitizer.summary({"memcheck": result})["status"] == status
 
-    monkeypatch.setattr(sanitizer, "execute", execute)
-    found = sanitizer.check("memcheck", "compute-sanitizer", "cuda", 5.0, tmp_path)
-    assert found["status"] == status
-    assert sanitizer.summary({"memcheck": found})["status"] == status
+
+def test_the_sanitizer_begins_with_a_plain_run_of_all_sizes(tmp_path, monkeypatch):
+    # Kernels are compiled then, at all sizes at once; what fails without a tool is not run under one.
+    monkeypatch.setattr(sanitizer, "find", lambda name: "compute-sanitizer")
+    commands = pretend(monkeypatch, "done\n========= ERROR SUMMARY: 0 errors\n")
+    sanitizer.run(tmp_path / "out.json", "cuda", 50.0, tmp_path)
+    assert parts.read(tmp_path / "out.json")["status"] == "ok"
+    plain = [c[c.index("--size") + 1] for c in commands if "compute-sanitizer" not in c]
+    assert sorted(map(int, plain)) == sorted(sanitizer.SIZES)
+    under = [c[c.index("--tool") + 1] for c in commands if "compute-sanitizer" in c]
+    assert sorted(under) == sorted(sanitizer.SANITIZERS["cuda"])
+    commands = pretend(monkeypatch, "RuntimeError: no", 1)
+    sanitizer.run(tmp_path / "out.json", "cuda", 50.0, tmp_path)
+    result = parts.read(tmp_path / "out.json")
+    assert result["status"] == "failed" and "fails without a tool at 8 px" in result["detail"]
+    assert not any("compute-sanitizer" in command for command in commands)
 
 
 NCU = """==PROF== Connected to process 5
@@ -209,41 +256,31 @@ done
 def test_what_ncu_says():
     found = tools.ncu_metrics(NCU)
     assert found["other"]["gpu__time_duration.sum"] == 1234567.0
-    assert ncu.lines(found, "corrupt_kernel") == {"dram %": 81.25, "registers": 128.0}
+    assert tools.metrics_of(found, "corrupt_kernel") == {"dram %": 81.25, "registers": 128.0}
     assert tools.ncu_metrics("==ERROR== ERR_NVGPUCTRPERM") == {}
 
 
 def test_a_profiler_without_permission_is_absent(tmp_path, monkeypatch):
-    def execute(command, *, seconds, log, environment=None):
-        log.write_text("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission")
-        return 1, 1.0
-
-    monkeypatch.setattr(ncu, "execute", execute)
+    pretend(monkeypatch, "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission", 1)
     kernels = {"triton": "corrupt_kernel"}
-    assert ncu.profile("ncu", "corrupt", 64, kernels, 5.0, tmp_path)["status"] == "absent"
+    assert tools.profile("ncu", "corrupt", 64, kernels, 5.0, tmp_path)["status"] == "absent"
 
 
 def test_both_backends_in_one_profile(tmp_path, monkeypatch):
-    # One warm launch of each is skipped and one of each profiled; a backend without a metric is a failure.
-    asked = []
-
-    def execute(command, *, seconds, log, environment=None):
-        asked.append(command)
-        log.write_text(
-            NCU.replace('"other"', '"void softdiff::cuda::plane_kernel<4>(Args)"').replace(
-                "gpu__time_duration.sum", "launch__registers_per_thread"
-            )
-        )
-        return 0, 1.0
-
-    monkeypatch.setattr(ncu, "execute", execute)
+    # One warm launch of each is skipped and one of each profiled, at the clocks that there are; a backend
+    # without a metric is a failure.
+    text = NCU.replace('"other"', '"void softdiff::cuda::plane_kernel<4>(Args)"').replace(
+        "gpu__time_duration.sum", "launch__registers_per_thread"
+    )
+    commands = pretend(monkeypatch, text)
     both = {"triton": "corrupt_kernel", "cuda": "plane_kernel"}
-    found = ncu.profile("ncu", "corrupt", 64, both, 5.0, tmp_path)
-    assert found["status"] == "ok" and found["metrics"]["cuda"] == {"registers": 1234567.0}
-    assert asked[0][asked[0].index("--launch-skip") + 1] == "2"
-    assert asked[0][-3:] == ["--backend", "triton", "cuda"]
-    other = ncu.profile("ncu", "corrupt", 64, {**both, "cuda": "lines_kernel"}, 5.0, tmp_path)
-    assert other["status"] == "failed" and "cuda" in ncu.said(other)
+    result = tools.profile("ncu", "corrupt", 64, both, 5.0, tmp_path)
+    assert result["status"] == "ok" and result["metrics"]["cuda"] == {"registers": 1234567.0}
+    assert commands[0][commands[0].index("--launch-skip") + 1] == "2"
+    assert commands[0][commands[0].index("--clock-control") + 1] == "none"
+    assert commands[0][-3:] == ["--backend", "triton", "cuda"]
+    other = tools.profile("ncu", "corrupt", 64, {**both, "cuda": "lines_kernel"}, 5.0, tmp_path)
+    assert other["status"] == "failed" and "no metric of cuda" in tools.metrics_lines(other)
 
 
 def test_tools_off_the_path(tmp_path, monkeypatch):
@@ -252,42 +289,59 @@ def test_tools_off_the_path(tmp_path, monkeypatch):
         (tmp_path / release / "bin").mkdir(parents=True)
         (tmp_path / release / "bin" / "ncu").write_text("")
     where = (f"{tmp_path}/cuda*/bin",)
-    assert tools.find("ncu", where) == str(tmp_path / "cuda-13.0" / "bin" / "ncu")
-    assert tools.find("compute-sanitizer", where) is None
+    assert parts.find("ncu", where) == str(tmp_path / "cuda-13.0" / "bin" / "ncu")
+    assert parts.find("compute-sanitizer", where) is None
 
 
-def test_rows_on_a_cpu():
+@pytest.mark.parametrize("op", rows.OPS)
+def test_rows_on_a_cpu(op):
     # One row of each kind beside every eager baseline: all right in float64's eyes, none failed.
     cpu = torch.device("cpu")
     limits = {"l2_bytes": 2**10, "copy_bytes_s": 1e9, "image_bytes": 2**13, "budget": 0.0}
     setup = rows.Setup(cpu, **limits, backends=("auto", "reference"))
-    for op in rows.OPS:
-        for dtype, worst in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
-            found = rivals.eager(rows.named(op), 8, dtype, cpu)
-            both = rows.compare(op, 8, 3, dtype, setup, found, kind="full")
-            assert [line.backend for line in both] == ["auto", "reference"]
-            for line in both:
-                assert not line.failures
-                assert all(t["error"] is None or t["error"] < worst for t in line.others.values())
-                assert line.error is not None and line.error < worst
-                assert line.fastest is not None and line.ratio is not None
-            # One run, of which each row relates to its own backend's time.
-            assert both[0].others == both[1].others
-            assert [line.us for line in both] == [both[0].others[n]["median"] for n in OURS]
-    small, _ = rows.compare(
-        "corrupt", 8, 2, torch.float32, setup, rivals.eager("corrupt", 8, torch.float32, cpu), kind="small"
-    )
-    assert all(f"{name}, graph" in small.others for name in OURS)
-    assert not str(small.fastest).endswith("graph") and str(small.fastest) not in OURS
+    for dtype, worst in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        both = rows.measure(op, 8, 3, dtype, setup, rows.eager(op, 8, dtype, cpu))
+        assert [line.backend for line in both] == ["auto", "reference"] and both[0].op == op
+        for line in both:
+            assert not line.failures
+            assert all(t["error"] is None or t["error"] < worst for t in line.timings.values() if t["same"])
+            assert line.error is not None and line.error < worst
+            assert line.ratio > 0 and line.gb_s > 0 and line.of_copy is not None
+        # One run, in which each row has the other backend beside it, and the same baselines.
+        assert OURS[1] in both[0].timings and OURS[0] in both[1].timings
+        others = [{n: t["median"] for n, t in line.timings.items() if t["group"] != "ours"} for line in both]
+        assert others[0] == others[1]
+        assert both[0].timings[OURS[1]]["median"] == both[1].ours
+    if op == "corrupt":
+        assert any(t["group"] == rows.FEWER for t in both[0].timings.values())
+        assert both[0].timings[both[0].fastest]["group"] != rows.FEWER
+        for kind in ("small", "graph"):
+            small, _ = rows.measure(
+                op, 8, 2, torch.float32, setup, rows.eager(op, 8, torch.float32, cpu), kind
+            )
+            assert small.kind == kind and small.of_copy is None
+            json.dumps(asdict(small))
 
 
-def test_each_call_runs_by_its_own_backend():
-    # Estimates, timed calls, graphs and host times: none by another backend than its name says.
-    seen: dict[str, set[str]] = {"a": set(), "b": set()}
-    calls = {name: (lambda i, n=name: seen[n].add(chosen())) for name in seen}
-    within = {"a": lambda: sk.use_backend("reference"), "b": lambda: sk.use_backend("auto")}
-    clock.interleaved(calls, torch.device("cpu"), budget=0.0, least=3, block=2, within=within)
-    assert seen == {"a": {"reference"}, "b": {"auto"}}
+def test_each_call_runs_by_its_own_backend(monkeypatch):
+    # Trials, errors, warm-up and timed calls: none by another backend than its name says.
+    whole, asked, seen = rows.ours, [], []
+    real = rows.using
+
+    def using(backend):
+        asked.append(backend)
+        return real(backend)
+
+    def ours(op, case, noise=None):
+        seen.append(chosen() == asked[-1])
+        return whole(op, case, noise)
+
+    monkeypatch.setattr(rows, "ours", ours)
+    monkeypatch.setattr(rows, "using", using)
+    cpu = torch.device("cpu")
+    setup = rows.Setup(cpu, 2**10, 1e9, image_bytes=2**13, budget=0.0, backends=("reference", "auto"))
+    rows.measure("blur", 8, 3, torch.float32, setup, rows.eager("blur", 8, torch.float32, cpu))
+    assert len(seen) > 20 and all(seen) and set(asked) == {"reference", "auto"}
 
 
 def test_a_backend_that_fails_costs_the_others_nothing(monkeypatch):
@@ -301,12 +355,52 @@ def test_a_backend_that_fails_costs_the_others_nothing(monkeypatch):
     monkeypatch.setattr(rows, "ours", ours)
     cpu = torch.device("cpu")
     setup = rows.Setup(cpu, 2**10, 1e9, image_bytes=2**13, budget=0.0, backends=("auto", "reference"))
-    (line,) = rows.compare("blur", 8, 3, torch.float32, setup, [], kind="full")
+    few = rows.eager("blur", 8, torch.float32, cpu)[:1]
+    (line,) = rows.measure("blur", 8, 3, torch.float32, setup, few)
     assert line.backend == "auto" and "no such kernel" in line.failures[OURS[1]]
     with pytest.raises(RuntimeError, match="no such kernel"):
-        rows.compare("blur", 8, 3, torch.float32, replace(setup, backends=("reference",)), [], kind="full")
+        rows.measure("blur", 8, 3, torch.float32, replace(setup, backends=("reference",)), few)
 
 
-def test_the_watched_program_calls_every_op():
-    assert few_calls.main(["every", "--dry"]) == 0
-    assert few_calls.main(["momentum_step", "--dry", "--backend", "auto", "reference"]) == 0
+def test_steps_that_fail_or_come_too_late_are_written_down(tmp_path):
+    setup, about = bench.setup_for(True, ("auto",))
+    run = bench.Bench(tmp_path / "out.json", 100.0, setup, about)
+
+    def fails():
+        raise ValueError("no\nsuch thing")
+
+    run.attempt("one", lambda: run.small("blur", 8, 2), 0.0)
+    run.attempt("two", fails, 0.0)
+    run.attempt("three", fails, 200.0)
+    result = parts.read(tmp_path / "out.json")
+    assert result["problems"] == {"two": "ValueError: no"} and run.results["undone"] == ["three"]
+    assert [r["kind"] for r in result["rows"]] == ["graph", "small"]
+    assert result["detail"] == "2 rows, 1 problems" and result["copy"]["median"] > 0
+
+
+def test_the_most_wanted_rows_come_first():
+    order = bench.order()
+    assert order[: len(bench.HEADLINE)] == bench.HEADLINE
+    assert len(order) == len(set(order)) == 2 * len(bench.SIZES) * len(rows.OPS)
+    setup, about = bench.setup_for(True, ("auto",))
+    run = bench.Bench(Path(os.devnull), 1.0, setup, about)
+    names = [name for name, *_ in run.steps(bench.SIZES, False)]
+    assert names[0] == "eager corrupt 64 px float32" and len(names) == len(set(names))
+    assert names.index("compiled corrupt 64 px float32") < names.index("eager blur 64 px float32")
+    ours = [name for name, *_ in run.steps(bench.SIZES, True)]
+    assert ours == names[: len(bench.HEADLINE)]
+
+
+def test_the_watched_program_calls_every_op(capsys):
+    sanitizer.watched("auto", sanitizer.SIZES[:2], "cpu")
+    assert capsys.readouterr().out == "done\n"
+    tools.calls("momentum_step", 8, ["auto", "reference"], dry=True)
+
+
+def test_a_part_by_itself(tmp_path):
+    # As the report starts it: without a GPU the benchmark says why it is absent.
+    command = [sys.executable, "-m", "benchmarks.gpu.report", "bench", "--out", str(tmp_path / "out.json")]
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "", "SOFTDIFF_CUDA_SHIM": ""}
+    subprocess.run(command, cwd=ROOT, env=environ, check=True, timeout=200)
+    result = parts.read(tmp_path / "out.json")
+    assert result["status"] == "absent" and "triton: " in result["detail"] and "cuda: " in result["detail"]

@@ -4,26 +4,24 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from gpu import in_processes as correctness
 
-from benchmarks.gpu import (
-    correctness,
-    document,
-    environment,
-    overlay,
-    parts,
-    report,
-    runner,
-)
+from benchmarks.gpu import build, document, parts, report
 from benchmarks.gpu.parts import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,8 +41,9 @@ def test_without_a_gpu_every_part_says_so(tmp_path):
     found = json.loads((folder / "report.json").read_text())["parts"]
     assert list(found) == list(report.PARTS)
     assert found["environment"]["status"] == "ok"
-    assert found["environment"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    for name in report.PARTS[1:]:
+    versions = found["environment"]["machine"]["versions"]
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    for name in set(report.PARTS) - {"environment"}:
         assert found[name]["status"] == "absent"
         assert found[name]["detail"] == "torch finds no GPU"
     assert "absent" in done.stdout
@@ -62,6 +61,20 @@ def program(tmp_path: Path, text: str) -> list[str]:
 def started(tmp_path: Path, text: str, seconds: float = 20.0) -> Outcome:
     log = tmp_path / "log.txt"
     return parts.run("some", program(tmp_path, text), seconds=seconds, log=log, scratch=tmp_path)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended. A killed one is seen until the kernel has got round to it."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    return True
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert true()
 
 
 WRITE = "import json, sys\ndef write(**k): json.dump(k, open(sys.argv[sys.argv.index('--out') + 1], 'w'))\n"
@@ -88,18 +101,7 @@ def test_a_part_that_hangs_is_killed_with_its_children(tmp_path):
     assert outcome.seconds < 15
     assert outcome.data == {"number": 3}
     pid = int((tmp_path / "some.log").read_text().split()[0])
-    stat = Path(f"/proc/{pid}/stat")
-
-    def gone():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            return stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
-        return True
-
-    # A killed process is seen until the kernel has got round to it.
-    deadline = time.monotonic() + 30
-    while not gone() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert gone()
+    wait_until(lambda: gone(pid))
 
 
 def test_a_part_that_cannot_start(tmp_path):
@@ -112,6 +114,17 @@ def test_a_half_written_result_is_no_result(tmp_path):
     (tmp_path / "x.json").write_text('{"a": 1')
     assert parts.read(tmp_path / "x.json") == {}
     assert parts.read(tmp_path / "absent.json") == {}
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, texts: dict[str, str]) -> None:
+    """Runs these programs as the parts."""
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        module = "fake_" + name.replace(" ", "_")
+        (folder / f"{module}.py").write_text(WRITE + text)
+        monkeypatch.setitem(report.PARTS, name, (report.PARTS[name][0], module))
+    monkeypatch.setattr(build, "built_before", lambda: None)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
 def test_parts_follow_each_other_whatever_happens(tmp_path, monkeypatch):
@@ -144,16 +157,11 @@ def test_parts_follow_each_other_whatever_happens(tmp_path, monkeypatch):
         "tuned bench": seen,
         "ncu": "import time; time.sleep(60)",
     }
-    names = {name: "fake_" + name.replace(" ", "_") for name in texts}
-    for name, text in texts.items():
-        (folder / f"{names[name]}.py").write_text(WRITE + text)
-    monkeypatch.setattr(report, "_MODULES", names)
-    monkeypatch.setitem(report.SHARES, "ncu", 5.5)
-    monkeypatch.setattr(report, "TOTAL", 60.0)
-    monkeypatch.setattr(overlay, "built", lambda: None)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    pretend(monkeypatch, folder, texts)
+    monkeypatch.setitem(report.PARTS, "ncu", (5.5, report.PARTS["ncu"][1]))
+    monkeypatch.setattr(report, "TOTAL", 200.0)
     out = tmp_path / "report"
-    assert report.main(["--out", str(out), "--seconds", "60"]) == 1
+    assert report.main(["--out", str(out), "--seconds", "200"]) == 1
     found = json.loads((out / "report.json").read_text())["parts"]
     ended = {name: part["status"] for name, part in found.items()}
     assert ended == {
@@ -190,11 +198,7 @@ def test_without_the_cuda_module_its_parts_are_absent(tmp_path, monkeypatch, sta
     texts = {name: fine for name in report.PARTS}
     texts |= {"environment": "write(reason='', gpu={})", "tune": "write(status='absent')"}
     texts["build"] = f"write(status='{status}', detail='no nvcc')"
-    names = {name: "fake_" + name.replace(" ", "_") for name in texts}
-    for name, text in texts.items():
-        (folder / f"{names[name]}.py").write_text(WRITE + text)
-    monkeypatch.setattr(report, "_MODULES", names)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    pretend(monkeypatch, folder, texts)
     out = tmp_path / "report"
     wanted = ["correctness", "sanitizer", "ncu"]
     assert report.main(["--out", str(out), "--only", *wanted]) == code
@@ -215,21 +219,86 @@ def test_only_the_tests_decide_the_exit_status():
     assert not report.failed({})
 
 
+def test_without_the_environment_part_the_others_run(tmp_path, monkeypatch):
+    # On a slow disk the first import of torch may take longer than any limit: that says nothing of the rest.
+    texts = {name: "write(status='ok', rows=[])" for name in report.PARTS}
+    texts |= {"environment": "import time; time.sleep(60)", "build": "write(status='absent')"}
+    pretend(monkeypatch, tmp_path / "modules", texts)
+    monkeypatch.setitem(report.PARTS, "environment", (5.5, report.PARTS["environment"][1]))
+    out = tmp_path / "report"
+    assert report.main(["--out", str(out), "--only", "correctness", "ncu", "--seconds", "100"]) == 0
+    ended = {n: p["status"] for n, p in json.loads((out / "report.json").read_text())["parts"].items()}
+    assert ended == {
+        **{"environment": "timeout", "build": "absent", "correctness triton": "ok"},
+        **{"correctness cuda": "absent", "ncu": "ok"},
+    }
+    assert "that part did not come to its end" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["asked to stop", "killed"])
+def test_a_report_that_is_stopped_leaves_what_was_done(tmp_path, how):
+    # Whole files with what the running part has saved so far; one that is asked to stop ends its parts, too.
+    began = tmp_path / "began"
+    slow = f"write(status='ok', detail='half', passed=3)\nopen({str(began)!r}, 'w').write(str(os.getpid()))\n"
+    program_text = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks.gpu import build, report
+build.built_before = lambda: None
+report._SAVED = 0.2
+report.PARTS.update({{name: (60.0, "fake_" + name.split()[0]) for name in report.PARTS}})
+sys.exit(report.main(["--out", {str(tmp_path / "out")!r}, "--only", "correctness", "--seconds", "300"]))
+"""
+    texts = {"environment": "write(reason='')", "build": "write(status='absent', detail='no nvcc')"}
+    texts["correctness"] = "import os, time\n" + slow + "time.sleep(100)"
+    for name, text in texts.items():
+        (tmp_path / f"fake_{name}.py").write_text(WRITE + text)
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen([*program(tmp_path, program_text)], env=environ, stdout=log, stderr=log)
+    try:
+        json_file, markdown = tmp_path / "out" / "report.json", tmp_path / "out" / "report.md"
+        wait_until(lambda: markdown.exists() and "3 passed" in markdown.read_text())
+        process.send_signal(how)
+        process.wait(timeout=60)
+    finally:
+        pid = int(began.read_text())
+        if how == signal.SIGKILL:
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+    found = json.loads(json_file.read_text())
+    tests = found["parts"]["correctness triton"]
+    assert tests["status"] == ("running" if how == signal.SIGKILL else "failed") and tests["passed"] == 3
+    assert found["complete"] == (how == signal.SIGTERM)
+    assert "3 passed" in markdown.read_text()
+    wait_until(lambda: gone(pid))
+
+
+@pytest.mark.parametrize("name", ["correctness cuda", "sanitizer cuda", "bench"])
+def test_the_parts_start_from_anywhere(tmp_path, name):
+    # As the report starts them: from another folder, with its variables alone.
+    program, *_ = report.PARTS[name][1].split()
+    start = [str(ROOT / program)] if program.endswith(".py") else ["-m", program]
+    environ = report.variables_of_parts(tmp_path)
+    command = [sys.executable, *start, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0 and "--seconds" in done.stdout, done.stderr
+
+
 def test_the_shares_fit_into_nine_minutes():
     # The build, the tests and the sanitizer run beside each other in one window, in which what waits for the
-    # build has 80 s at least; 20 s are left for what lies between the parts.
-    beside = {name: report.SHARES[name] for name in report.BESIDE}
-    assert len(beside) == 5 and max(beside.values()) <= report.WINDOW
-    assert report.SHARES["build"] <= report.WINDOW - 80
-    others = sum(share for name, share in report.SHARES.items() if name not in beside)
-    assert report.TOTAL == report.WINDOW + others <= 9 * 60 - 20
-    assert report.TOTAL == 510
+    # build has 80 s at least; 15 s are the environment's, and 20 s are left for what lies between the parts.
+    shares = {name: seconds for name, (seconds, _) in report.PARTS.items()}
+    beside = {"build", *report.GROUPS["correctness"], *report.GROUPS["sanitizer"]}
+    assert len(beside) == 5 and max(shares[name] for name in beside) <= report.WINDOW
+    assert shares["build"] <= report.WINDOW - 80
+    others = sum(seconds for name, seconds in shares.items() if name not in {*beside, "environment"})
+    assert report.TOTAL == report.WINDOW + others + 15 == 510 <= 9 * 60 - 20
 
 
 TESTS = """
 import pytest
 pytestmark = [pytest.mark.gpu]
-SHARDS = {"test_numbers": 2}
 
 @pytest.mark.parametrize("n", [1, 2, 3], ids=lambda n: f"n{n}")
 @pytest.mark.parametrize("name, size", [("a", 1), pytest.param("b", 2, id="second")])
@@ -253,72 +322,120 @@ def test_dies():
 """
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["pytest", "own runner"])
-def test_tests_run_each_in_its_own_process(tmp_path, plain):
-    # Both runners find the same cases: 6 numbers in two shards of which one fails, two skips, one crash.
+def run_tests(folder: Path, backend: str = "cuda", seconds: float = 100.0) -> dict[str, Any]:
+    correctness.run(folder, folder / "out.json", backend, folder, seconds, 2)
+    return parts.read(folder / "out.json")
+
+
+def test_tests_run_each_in_its_own_process(tmp_path, monkeypatch):
+    # 6 numbers in two processes of which one fails, two skips, one crash.
     (tmp_path / "test_some.py").write_text(TESTS)
-    found = correctness.units(tmp_path)
-    assert [u.name for u in found][:2] == ["test_some.py::test_numbers 1/2", "test_some.py::test_numbers 2/2"]
-    out = tmp_path / "out.json"
-    done = correctness.run(found, out, seconds=60, workers=2, plain=plain)
-    assert {s: done[s] for s in ("passed", "failed", "skipped", "timeout")} == {
-        "passed": 6,
-        "failed": 2,
-        "skipped": 2,
-        "timeout": 0,
-    }
-    assert done["status"] == "failed"
-    assert parts.read(out) == json.loads(json.dumps(done))
+    monkeypatch.setitem(correctness._CASES, "cuda", 3)
+    done = run_tests(tmp_path)
+    counts = {"passed": 6, "failed": 2, "skipped": 2, "timeout": 0, "undone": 0}
+    assert {s: done[s] for s in counts} == counts
+    assert done["status"] == "failed" and "core" not in done["detail"]
+    names = [u["name"] for u in done["units"]]
+    assert {"test_some.py::test_numbers 1/2", "test_some.py::test_numbers 2/2"} < set(names) and len(
+        names
+    ) == 6
     failures = {u["name"]: u["failures"] for u in done["units"] if u["failures"]}
-    assert [f["id"] for f in failures["test_some.py::test_dies"]] == ["test_dies"]
-    assert "status 7" in failures["test_some.py::test_dies"][0]["message"]
+    (dies,) = failures["test_some.py::test_dies"]
+    assert dies["id"] == "test_some.py::test_dies" and "status 7" in dies["message"]
     (six,) = (f for name, fs in failures.items() if "numbers" in name for f in fs)
-    assert "six" in six["message"] and "second" in six["id"] and "n3" in six["id"]
+    assert "AssertionError: six" in six["message"] and "second" in six["id"] and "n3" in six["id"]
     reasons = {r for u in done["units"] for r in u["skip_reasons"]}
     assert any("never" in r for r in reasons) and any("not here" in r for r in reasons)
-    text = document.whole({"correctness cuda": Outcome("correctness cuda", "failed", data=done)})
+    about = {"command": "c", "seconds": 1.0, "complete": True}
+    text = document.whole({"correctness cuda": Outcome("correctness cuda", "failed", data=done)}, about)
     assert "six" in text and "6 passed, 2 failed" in text
 
 
+def test_a_test_that_hangs_is_named(tmp_path, monkeypatch):
+    (tmp_path / "test_some.py").write_text(
+        "import time\ndef test_one(): pass\ndef test_two(): time.sleep(60)\n"
+    )
+    monkeypatch.setattr(correctness, "_SLOWEST", 8.0)
+    done = run_tests(tmp_path)
+    assert (done["passed"], done["timeout"], done["status"]) == (1, 1, "failed")
+    (failure,) = (f for u in done["units"] for f in u["failures"])
+    assert failure["id"] == "test_some.py::test_two"
+
+
 def test_a_file_that_does_not_import_is_a_failure(tmp_path):
-    (tmp_path / "test_some.py").write_text("import no_such_module\ndef test_one(): pass\n")
-    for plain in ([], ["--plain"]):
-        out = tmp_path / "out.json"
-        command = [sys.executable, "-m", "benchmarks.gpu.runner", str(tmp_path / "test_some.py"), "test_one"]
-        done = subprocess.run(
-            [*command, "--out", str(out), *plain], cwd=ROOT, capture_output=True, timeout=200
-        )
-        assert done.returncode == 1
-        assert any("no_such_module" in case["message"] for case in parts.read(out)["cases"])
+    # The tests of the other files run.
+    (tmp_path / "test_bad.py").write_text("import no_such_module\ndef test_one(): pass\n")
+    (tmp_path / "test_good.py").write_text("def test_one(): pass\n")
+    done = run_tests(tmp_path)
+    assert (done["passed"], done["failed"]) == (1, 1)
+    (bad,) = (u for u in done["units"] if u["name"] == "test_bad.py")
+    assert "no_such_module" in bad["failures"][0]["message"]
 
 
 def test_no_time_left_is_not_a_success(tmp_path):
     (tmp_path / "test_some.py").write_text("def test_one(): pass\n")
-    done = correctness.run(correctness.units(tmp_path), tmp_path / "o", seconds=0.0, workers=1)
+    done = run_tests(tmp_path, seconds=0.0)
     assert done["status"] == "failed"
-    assert done["undone"] == ["test_some.py::test_one"]
+    assert done["undone"] == 1 and done["units"][0]["name"] == "test_some.py::test_one"
 
 
-def test_every_gpu_test_is_marked_and_found():
-    # Each file under tests/gpu takes the marks, and what it says of shards names its own functions.
-    found = correctness.units(correctness.TESTS)
-    assert len({u.file for u in found}) >= 8
-    for file in {u.file for u in found}:
+def test_without_pytest_the_tests_are_absent(tmp_path, monkeypatch, capsys):
+    # One line before the parts begin, and one for each of the parts that would run tests.
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "pytest" else real(n, *a))
+    assert run_tests(tmp_path) == {"status": "absent", "detail": "pytest is not installed"}
+    pretend(monkeypatch, tmp_path / "modules", {"environment": "write(reason='torch finds no GPU')"})
+    assert report.main(["--out", str(tmp_path / "out"), "--only", "ncu"]) == 0
+    assert "pytest is not installed: the tests of the ops are left out" in capsys.readouterr().out
+
+
+def collected(backend: str, tmp_path: Path) -> list[str]:
+    ids, broken = correctness.collect(correctness.TESTS, tmp_path / f"{backend}.log", backend, 200.0)
+    assert not broken
+    return ids
+
+
+def test_every_gpu_test_is_marked_and_found(tmp_path):
+    # Each file under tests/gpu takes the marks; what runs on every backend takes it, what is one's own names
+    # it.
+    files = sorted(correctness.TESTS.glob("test_*.py"))
+    assert len(files) >= 8
+    for file in files:
         text = file.read_text()
         assert "\npytestmark = marks" in text
-        # What runs on every backend takes it; what is one's own names it.
         own = "\npytestmark = marks_of(" in text
-        assert all(f"def {u.function}(backend" in text or own for u in found if u.file == file)
-        for unit in found:
-            if unit.file == file and unit.shard[1] > 1:
-                assert f"def {unit.function}(" in text
-    assert runner.HAS_PYTEST
-    # The CUDA kernels are compiled before: one process a function.
-    alone = correctness.units(correctness.TESTS, "cuda")
-    assert {u.function for u in alone} == {u.function for u in found}
-    assert len(alone) < len(found) and {u.shard for u in alone} == {(0, 1)}
+        assert own or text.count("\ndef test_") == len(re.findall(r"\ndef test_\w+\(backend", text))
+    # A backend's part has its own cases, and those that need both are CUDA's.
+    each = {backend: collected(backend, tmp_path) for backend in ("triton", "cuda")}
+    assert not any("cuda]" in i or i.startswith("test_gpu_cuda") for i in each["triton"])
+    assert not any("triton]" in i or i.startswith("test_gpu_triton") for i in each["cuda"])
+    everything = {function for ids in each.values() for function in (i.partition("[")[0] for i in ids)}
+    functions = {
+        f"{file.name}::{name}"
+        for file in files
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert everything == functions
+    # Every case is in one process; what it says of slow functions are names of functions.
+    for backend, ids in each.items():
+        units = correctness.units(ids, backend)
+        assert sorted(i for unit in units for i in unit.ids) == sorted(ids)
+    assert {name.split("::")[1] for name in functions} > {*correctness.CORE, *correctness._CASES_OF}
 
 
-def test_the_commit_without_git(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "ROOT", tmp_path)
-    assert environment.commit() == "unknown"
+def test_core_cases_come_first():
+    ids = [
+        f"test_gpu_accuracy.py::test_{op}[2x3x{side}x{side}-{dtype}-triton]"
+        for op in ("blur", "corrupt", "loss_and_gradient")
+        for side in (8, 64, 256)
+        for dtype in ("float32", "float16", "bfloat16")
+    ]
+    ids.append("test_gpu_accuracy.py::test_momentum_step[3x3x32x32-float32-large-triton]")
+    units = correctness.units(ids, "triton")
+    core = [i for unit in units if unit.core for i in unit.ids]
+    assert len(core) == 2 * 2 * 2 + 1
+    assert not any("blur" in i or "float16" in i.replace("bfloat16", "") or "8x8" in i for i in core)
+    count = sum(unit.core for unit in units)
+    assert all(unit.core for unit in units[:count]) and all(len(unit.ids) <= 4 for unit in units[:count])
+    done = [{"name": "core", "core": True, "passed": 9}, {"name": "a", "passed": 1, "failed": 1}]
+    assert correctness.summary(done)["detail"] == "core: 9 passed; all: 10 passed, 1 failed"

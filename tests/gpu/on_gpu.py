@@ -72,9 +72,9 @@ KERNELS = {
     "triton": (
         "corrupt_kernel",
         "step_kernel",
-        "loss_kernel",
-        "mix_kernel",
-        "transform_kernel",
+        "soft_score_loss_kernel",
+        "spectral_mix_kernel",
+        "dct2_kernel",
         "normal_kernel",
     ),
     "cuda": ("small_kernel", "plane_kernel", "lines_kernel", "sum_kernel", "normal_kernel"),
@@ -253,21 +253,20 @@ def launches_of(backend: str, op: str, shape: Sequence[int]) -> int:
 
 
 def _plan(op: str, shape: Sequence[int]) -> tuple[int, ...]:
-    kinds = {"soft_score_loss": 1, "dct2": 2, "idct2": 2, "spectral_mix": 3}
     module = import_module("softdiff_kernels._cuda")
     inputs = 2 if op == "spectral_mix" else 1
-    return module.plan(kinds.get(op, 0), tuple(shape), inputs, DEVICE.index or 0, True)
+    return module.plan(op, tuple(shape), inputs, DEVICE.index or 0, True)
 
 
 def forget(backend: str) -> None:
     """Drops the tables that first calls have left."""
     if backend == "triton":
-        from softdiff_kernels.backends.triton import run, tables
+        from softdiff_kernels.backends.triton import launch
 
-        tables.table.clear()
-        run.forget()
+        launch.table.clear()
+        launch.forget_prepared()
         return
-    from softdiff_kernels.backends.cuda import tables as of_cuda
+    from softdiff_kernels.backends.cuda import launch as of_cuda
 
     of_cuda.plain.clear()
     of_cuda.fragments.clear()

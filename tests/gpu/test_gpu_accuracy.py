@@ -12,18 +12,6 @@ import softdiff_kernels as sk
 
 pytestmark = marks
 
-# Processes that the GPU report spreads a function's cases over: each case is a kernel to compile, or more.
-SHARDS = {
-    "test_spectral_mix": 8,
-    "test_momentum_step": 6,
-    "test_transforms": 4,
-    "test_loss_and_gradient": 4,
-    "test_corrupt": 3,
-    "test_blur": 3,
-    "test_reverse_step": 3,
-    "test_masks_that_take_the_mean_away": 2,
-}
-
 # (B, C, H, W): C of 1 to 4; powers of two to 512, odd, prime, just beyond a tile, wide, tall, single lines;
 # and batches both too small and large enough to occupy a GPU, which take other Triton kernels above 64 px.
 # The CUDA kernels change at 24 px and at 128; test_gpu_cuda.py goes on to 1024 px.

@@ -11,9 +11,6 @@ import softdiff_kernels as sk
 
 pytestmark = marks
 
-# Processes that the GPU report spreads a function's cases over: each case is a kernel to compile, or more.
-SHARDS = {"test_compiled_is_eager": 4, "test_autocast_changes_nothing": 2}
-
 BACKEND = "aot_eager" if DRY else "inductor"
 SHAPE = sizes([(3, 3, 48, 64)], [(2, 2, 8, 6)])[0]
 KEY = sk.NoiseKey(3, 5, 1)

@@ -62,11 +62,11 @@ def test_up_to_1024_px(shape, dtype):
 @pytest.mark.parametrize("shape", sizes([(2, 3, 256, 250), (3, 1, 130, 40)], [(1, 1, 8, 6)]), ids=name_of)
 def test_the_passes_where_clusters_are_taken(shape):
     # GPUs with clusters take these sizes by them in all other tests.
-    from softdiff_kernels.backends.cuda import ops
+    from softdiff_kernels.backends.cuda import launch
 
     x, y = image(*shape), image(*shape, seed=1)
     std = spread(shape[0])
-    with ops.clusters(False):
+    with launch.clusters(False):
         check("cuda", "dct2", x)
         check("cuda", "idct2", x)
         check("cuda", "blur", x, std)
@@ -108,10 +108,11 @@ def test_the_first_call_of_a_process_inside_a_capture(side, op):
 def _refused(place, plan):
     """A launch of dct2's kernels that the runtime refuses before anything runs."""
     from softdiff_kernels import _cuda
-    from softdiff_kernels.backends import _addresses as at
+    from softdiff_kernels.backends import memory
 
     x = image(1, 1, 40, 200)
-    return _cuda.transform(place, plan, (1, 1, 40, 200), at.image(x), at.image(torch.empty_like(x)), False)
+    images = memory.image(x), memory.image(torch.empty_like(x))
+    return _cuda.dct2((place, plan), ((1, 1, 40, 200), *images, False))
 
 
 # More shared memory than a block can have; and a device that there is not.

@@ -11,9 +11,6 @@ import softdiff_kernels as sk
 
 pytestmark = marks
 
-# Processes that the GPU report spreads a function's cases over: each case is a kernel to compile, or more.
-SHARDS = {"test_a_draw_that_counts_inside_the_graph": 2, "test_replays_read_what_is_there_then": 2}
-
 # One tile; planes of several, in a batch too small for one launch and in one large enough.
 SHAPES = sizes([(2, 3, 64, 64), (2, 3, 128, 128), (60, 3, 128, 128)], [(2, 1, 8, 8), (1, 1, 66, 70)])
 CASES = pytest.mark.parametrize("shape", SHAPES, ids=name_of)

@@ -29,15 +29,6 @@ import softdiff_kernels as sk
 
 pytestmark = marks
 
-# Processes that the GPU report spreads a function's cases over: each case is a kernel to compile, or more.
-SHARDS = {
-    "test_one_launch_up_to_64_px": 3,
-    "test_one_launch_for_a_batch_that_fills_the_gpu": 3,
-    "test_few_launches_for_a_single_large_image": 2,
-    "test_the_host_never_waits": 2,
-    "test_streams_do_not_disturb_each_other": 3,
-}
-
 SMALL = sizes([(1, 3, 8, 8), (4, 3, 32, 32), (1, 1, 33, 47), (16, 3, 64, 64)], [(1, 2, 8, 8)])
 FULL = sizes([(128, 128), (97, 130), (256, 256), (512, 512)], [(66, 70)])
 KEY = sk.NoiseKey(5)

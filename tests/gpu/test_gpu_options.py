@@ -12,9 +12,6 @@ import softdiff_kernels as sk
 
 pytestmark = marks
 
-# Processes that the GPU report spreads a function's cases over: each case is a kernel to compile, or more.
-SHARDS = {"test_layouts": 8, "test_coefficients_of_every_kind": 4, "test_noise_that_is_given": 2}
-
 # One tile or one group of small planes, a larger plane, and lines of one.
 SHAPES = sizes(
     [(3, 3, 20, 24), (3, 2, 96, 80), (2, 2, 60, 132)], [(3, 2, 8, 6), (2, 1, 66, 70), (2, 1, 6, 132)]

@@ -14,9 +14,6 @@ import softdiff_kernels as sk
 
 pytestmark = marks
 
-# Processes that the GPU report spreads a function's cases over: each case is a kernel to compile, or more.
-SHARDS = {"test_what_each_level_allows": 4, "test_other_flags_change_nothing": 2}
-
 SHAPES = sizes(
     [(3, 3, 32, 32), (3, 3, 64, 64), (2, 2, 40, 60), (60, 3, 128, 128), (2, 1, 200, 256)],
     [(2, 1, 8, 8), (1, 1, 66, 70)],

@@ -100,7 +100,7 @@ Results all_ops(const Shape& s, DType dtype, Layout layout, Layout written) {
   number.seed = number.stream = number.draw = -1;
   table.rows = rows.data(), table.count = s.b;
   for (int form = 0; form < 4; ++form) {
-    FilterArgs a;
+    CorruptArgs a;
     a.shape = s;
     const Held out(s, result, written, 0, true), residual(s, result, written, 0, true);
     a.source = x.image, a.out = out.image;
@@ -123,7 +123,7 @@ Results all_ops(const Shape& s, DType dtype, Layout layout, Layout written) {
   }
   for (bool inverse : {false, true}) {
     const Held out(s, result, written, 0, true);
-    TransformArgs a;
+    Dct2Args a;
     a.shape = s, a.in = x.image, a.out = out.image, a.inverse = inverse;
     run(a, 1);
     gather(results, s, out);
@@ -131,7 +131,7 @@ Results all_ops(const Shape& s, DType dtype, Layout layout, Layout written) {
   for (int form = 0; form < 2; ++form) {
     const Held gradient(s, result, written, 0, true);
     std::vector<double> planes(static_cast<size_t>(s.b * s.c));
-    LossArgs a;
+    SoftScoreLossArgs a;
     a.shape = s, a.prediction = x.image, a.target = y.image, a.blur_std = blurs, a.weight = fews;
     if (form == 0) a.gradient = gradient.image;
     a.floor = form * 0.2;
@@ -143,7 +143,7 @@ Results all_ops(const Shape& s, DType dtype, Layout layout, Layout written) {
   {
     const Held out(s, result, written, 0, true), mask(s, DType::float64, expanded, 4), line(s, DType::float32, expanded, 5);
     const Image inputs[] = {x.image, y.image}, masks[] = {mask.image, line.image};
-    MixArgs a;
+    SpectralMixArgs a;
     a.shape = s, a.count = 2, a.in = inputs, a.mask = masks, a.noise_mask = line.image, a.out = out.image, a.key = table;
     run(a, 1);
     gather(results, s, out);
@@ -208,7 +208,7 @@ int main(int count, char** arguments) {
   // A side beyond all bounds, and a plan larger than the cache.
   set_cache_limit(1000);
   if (!sweep({1, 1, 65, 706}, DType::float32, contiguous, contiguous) || cache_bytes() > 1000) return 1;
-  TransformArgs absurd;
+  Dct2Args absurd;
   absurd.shape = {1, 1, kLongestSide + 1, 1};
   try {
     run(absurd, 1);

@@ -22,7 +22,7 @@ import torch
 from checks import BACKENDS, NATIVE, picture
 
 import softdiff_kernels as sk
-from softdiff_kernels.backends import _cuda_diagnosis, _shadow, chosen, native
+from softdiff_kernels.backends import chosen, installed, native, protocol
 
 X = picture(2, 3, 4, 5)
 # The package's own name `backends` is the function.
@@ -231,7 +231,7 @@ def test_a_forked_worker_has_the_choice_of_where_it_was_started(unchosen):
 @pytest.fixture
 def without_kernels(unchosen, monkeypatch):
     monkeypatch.setattr(native, "_load", lambda: (None, "the compiled module is missing"))
-    monkeypatch.setattr(_cuda_diagnosis, "_said", set())
+    monkeypatch.setattr(protocol, "_warned", set())
 
 
 def test_the_fall_back_to_plain_pytorch_is_told_once(without_kernels):
@@ -286,12 +286,12 @@ def test_sources_that_hide_the_installed_package_are_named(tmp_path, monkeypatch
         sys, "path", [str(tmp_path / "clone"), str(tmp_path / "none"), str(tmp_path / "site")]
     )
     # Rule: only another copy that has the module is the reason.
-    assert _shadow.reason("_native", here) == ""
+    assert installed.hidden("_native", here) == ""
     (here / f"_native{EXTENSION_SUFFIXES[0]}").touch()
-    assert _shadow.reason("_native", here) == ""
+    assert installed.hidden("_native", here) == ""
     (here / f"_native{EXTENSION_SUFFIXES[0]}").unlink()
     (other / f"_native{EXTENSION_SUFFIXES[0]}").touch()
-    said = _shadow.reason("_native", here)
+    said = installed.hidden("_native", here)
     assert f"the sources in {here} hide the package installed in {other}" in said
     assert "run Python from another folder, or build it in place with pip install -e ." in said
 
@@ -301,9 +301,9 @@ def test_a_compiled_module_of_another_copy_is_not_taken(tmp_path):
     sk_native = types.ModuleType("softdiff_kernels._native")
     sk_native.__file__ = str(tmp_path / "_native.so")
     with pytest.raises(ImportError, match=r"_native\.so belongs to another copy of softdiff_kernels$"):
-        _shadow.refuse_foreign(sk_native)
+        installed.refuse_foreign(sk_native)
     sk_native.__file__ = str(Path(sk.__file__).parent / "_native.so")
-    _shadow.refuse_foreign(sk_native)
+    installed.refuse_foreign(sk_native)
 
 
 def test_an_op_run_among_the_sources_says_so(tmp_path):

@@ -7,6 +7,8 @@ needs no C++ compiler. One training step goes through inductor where there is on
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from checks import BACKENDS, needs_compiler, picture
@@ -62,13 +64,15 @@ SAMPLES = {
 
 
 def test_every_registered_op_is_checked():
-    # A new op must come with its samples.
+    # A new op comes with its samples: here, or in a test file of its own that calls opcheck.
     names = {
         name.split("::")[1].split(".")[0]
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("softdiff::")
     }
-    assert names == set(SAMPLES)
+    files = Path(__file__).parent.glob("test_ops_*.py")
+    elsewhere = {f.stem.removeprefix("test_ops_") for f in files if "opcheck(" in f.read_text()}
+    assert set(SAMPLES) <= names <= set(SAMPLES) | elsewhere
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -13,9 +13,10 @@ from types import ModuleType
 
 import pytest
 
-from softdiff_kernels.backends import _build_record, _cuda_diagnosis, _cuda_facts
-from softdiff_kernels.backends._build_record import Record
-from softdiff_kernels.backends._cuda_diagnosis import Facts, diagnose
+from softdiff_kernels.backends import installed, protocol
+from softdiff_kernels.backends.cuda import diagnosis
+from softdiff_kernels.backends.cuda.diagnosis import Facts, diagnose
+from softdiff_kernels.backends.installed import Record
 from softdiff_kernels.commands import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,13 +131,13 @@ class TestSwitches:
 def test_records_of_all_ages_are_read(tmp_path: Path) -> None:
     """Rule: an old record says that it knows nothing of CUDA, a lost or damaged one that there is none."""
     old = {"native": True, "reason": "", "compiler": "GNU 12"}
-    assert _build_record.parse(json.dumps(old)) == Record(True, "", "GNU 12", cuda_reason=_build_record.OLD)
+    assert installed.parse(json.dumps(old)) == Record(True, "", "GNU 12", cuda_reason=installed.OLD)
     new = {**old, "cuda": True, "cuda_reason": "", "cuda_archs": [80, 120], "cuda_ptx": 120, "nvcc": "13.0"}
     expected = Record(True, "", "GNU 12", True, "", (80, 120), 120, "13.0")
-    assert _build_record.parse(json.dumps({**new, "of a later version": 1})) == expected
+    assert installed.parse(json.dumps({**new, "of a later version": 1})) == expected
     for damaged in ("", "{", "[]", "null"):
-        assert _build_record.parse(damaged) == Record()
-    assert _build_record.read(tmp_path / "none.json") == Record()
+        assert installed.parse(damaged) == Record()
+    assert installed.read(tmp_path / "none.json") == Record()
     assert "record" in Record().cuda_reason
 
 
@@ -157,7 +158,7 @@ CASES = {
     "works": ({}, True, "fused CUDA kernels (sm_80, sm_86, sm_90, sm_120; CUDA 13.0)"),
     "a later minor version runs the code of an earlier": ({"devices": ((8, 9),)}, True, "fused CUDA kernels"),
     "old record": (
-        {"import_error": "No module", "record": _build_record.parse('{"native": true}')},
+        {"import_error": "No module", "record": installed.parse('{"native": true}')},
         False,
         "installed without the CUDA kernels: the build was of a version that had none",
     ),
@@ -240,11 +241,11 @@ def test_every_case_has_its_sentence(case: str) -> None:
 
 
 def test_a_warning_is_given_once_for_each_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cuda_diagnosis, "_said", set())
+    monkeypatch.setattr(protocol, "_warned", set())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for reason in ("first", "second", "first", "first"):
-            _cuda_diagnosis.warn_once(reason)
+            protocol.warn_once(reason)
     assert [str(w.message) for w in caught] == ["softdiff_kernels: first", "softdiff_kernels: second"]
     assert all(w.category is RuntimeWarning and w.filename == __file__ for w in caught)
 
@@ -252,8 +253,8 @@ def test_a_warning_is_given_once_for_each_reason(monkeypatch: pytest.MonkeyPatch
 def test_a_missing_module_is_told_by_doctor_and_by_the_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: both give the build record's reason, and asking for the facts never raises."""
     monkeypatch.setitem(sys.modules, "softdiff_kernels._cuda", None)
-    monkeypatch.setattr(_build_record, "read", lambda: Record(cuda_reason="no nvcc was found on PATH"))
-    usable, sentence = diagnose(_cuda_facts.gather())
+    monkeypatch.setattr(installed, "read", lambda: Record(cuda_reason="no nvcc was found on PATH"))
+    usable, sentence = diagnose(diagnosis.gather())
     assert not usable and "no nvcc was found on PATH" in sentence
     assert doctor._cuda_module() == f"absent: {sentence}"
 

@@ -24,7 +24,10 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD_FILES = ("setup.py", "build_cuda.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "Makefile")
+BUILD_FILES = (
+    *("setup.py", "build_cuda.py", "build_modules.py"),
+    *("pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "Makefile"),
+)
 PACKAGED = (*BUILD_FILES, "LICENSE", "README.md")
 FOLDERS = ("softdiff_kernels", "csrc", "tests", "docs", "benchmarks", "examples")
 COMPILERS = ("c++", "g++", "clang++")
@@ -292,13 +295,13 @@ def test_setup_imports_no_torch(environment: dict[str, str], sources: Path) -> N
 def test_jobs(cores: int, gibibytes: float | None, requested: str | None, expected: int) -> None:
     """Rule: as many compilers as cores, each with a GiB to itself, at least one; MAX_JOBS overrules both."""
     memory = None if gibibytes is None else int(gibibytes * 2**30)
-    assert load_setup().jobs(cores, memory, requested) == expected
+    assert load_setup().build_modules.jobs(cores, memory, requested) == expected
 
 
 @pytest.mark.parametrize("requested", ["0", "-1", "two", "1.5"])
 def test_jobs_refuses_what_is_no_count(requested: str) -> None:
     with pytest.raises(Exception, match="MAX_JOBS must be a whole number from 1 up, got"):
-        load_setup().jobs(2, None, requested)
+        load_setup().build_modules.jobs(2, None, requested)
 
 
 @pytest.mark.parametrize(
@@ -311,4 +314,4 @@ def test_jobs_refuses_what_is_no_count(requested: str) -> None:
     ],
 )
 def test_first_error_finds_the_message(output: str, expected: str) -> None:
-    assert load_setup().first_error(output) == expected
+    assert load_setup().build_modules.first_error(output) == expected

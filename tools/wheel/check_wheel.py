@@ -47,6 +47,7 @@ LEFT_OUT = {
     "test_packaging.py": "builds from the sources",
     "test_cuda_shim": "compiles CUDA sources for the CPU",
     "test_triton_": "Triton and its tools are not part of this check",
+    "test_examples.py": "the examples are part of the repository",
     "test_gpu_": "the GPU report is part of the repository",
     "test_baselines.py": "the baselines are part of the repository",
     "test_cuda_clusters.py": "compiles CUDA sources for the CPU",

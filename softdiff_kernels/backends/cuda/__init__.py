@@ -6,16 +6,18 @@ The compiled module is loaded when it is asked for, never at import, and loading
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .._coverage import image, normals
-from .._cuda_diagnosis import Facts, device_problem, diagnose, warn_once
-from .._cuda_facts import gather
+from ... import _arguments as args
+from ..compiled import CompiledOps
+from ..gpu import image, normals
+from ..protocol import warn_once
+from .diagnosis import Facts, device_problem, diagnose, gather
 
 LARGEST_SIDE = 1024
 MOST_INPUTS = 4
@@ -32,7 +34,7 @@ def _facts() -> Facts:
 
 @lru_cache(maxsize=1)
 def status() -> tuple[bool, str]:
-    """Whether the kernels can run here, and the reason in words."""
+    """Whether the kernels can run on this machine, and the reason in words."""
     usable, reason = diagnose(_facts())
     return usable, f"{reason}, {_COVERED}" if usable else reason
 
@@ -46,14 +48,14 @@ def _takes(device: torch.device) -> bool:
     if usable and facts.emulated:
         return True
     problem = device_problem(torch.cuda.get_device_capability(device), facts) if usable else reason
-    # That kernels are passed over is news to whoever installed them and has a GPU; not without them.
+    # Without the module, nobody expects its kernels to run: no warning.
     if problem and not facts.import_error:
         warn_once(f"{problem}; images on {device} take another backend")
     return not problem
 
 
 def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
-    """Whether the kernels take a call; what they do not take goes elsewhere."""
+    """Whether the kernels take a call; other calls go to another backend."""
     if not _takes(device):
         return False
     if op == "normal":
@@ -70,9 +72,30 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
     )
 
 
-def __getattr__(name: str) -> Any:
-    """The ops, as `backends` calls them; kept here once found."""
-    if name.startswith("_") or _facts().import_error:
-        raise AttributeError(name)
-    globals()[name] = getattr(import_module(f"{__name__}.ops"), name)
-    return globals()[name]
+@lru_cache(maxsize=1)
+def _launch() -> Callable[[str, Tensor, tuple[object, ...], int], None]:
+    from .launch import launch  # imports the compiled module
+
+    return launch
+
+
+class _Cuda(CompiledOps):
+    status = staticmethod(status)
+    covers = staticmethod(covers)
+
+    def launch(self, kernel: str, x: Tensor, arguments: tuple[object, ...], inputs: int = 1) -> None:
+        _launch()(kernel, x, arguments, inputs)
+
+    def coefficient(self, op: str, name: str, value: Tensor, signed: bool = False) -> Any:
+        """A number from host memory goes along with the launch. What lies on the device is read there."""
+        args.host_values(op, name, value, signed=signed)
+        if value.is_cpu and value.numel() == 1:
+            return value.item()
+        return super().coefficient(op, name, value)
+
+    def check_order(self, std_t: Tensor, std_s: Tensor, noise_t: Tensor, noise_s: Tensor) -> None:
+        args.host_order("momentum_step", "blur_std_s", std_s, "blur_std_t", std_t)
+        args.host_order("momentum_step", "noise_std_s", noise_s, "noise_std_t", noise_t)
+
+
+BACKEND = _Cuda()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fused Triton kernels: whether they work here, and which calls they take.
 
-Triton is imported when the first call arrives, never before: an import of softdiff_kernels must work
-without it, and must not decide whether it interprets (TRITON_INTERPRET=1, which runs these kernels on CPU
-tensors, for the tests).
+Triton is imported at the first call, never before: importing softdiff_kernels must work without Triton, and
+must not settle whether Triton interprets (TRITON_INTERPRET=1, which runs these kernels on CPU tensors, for
+the tests).
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._coverage import image, normals
+from ..gpu import image, normals
+
+if TYPE_CHECKING:
+    from .ops import *  # noqa: F403 (what `__getattr__` gives)
 
 LARGEST_SIDE = 512
 MOST_INPUTS = 4
@@ -32,22 +35,22 @@ _COVERED = (
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[Any, str]:
-    """(the module of the ops, the reason why it is None)."""
+    """(the module of the ops, or None; the reason)."""
     for distribution in ("triton", "pytorch-triton", "triton-windows"):
         try:
-            found = version(distribution)
+            installed = version(distribution)
             break
         except PackageNotFoundError:
             continue
     else:
         return None, "Triton is not installed; CUDA builds of torch for Linux bring it along"
-    if tuple(int(part) for part in found.split("+")[0].split(".")[:2]) < OLDEST_TRITON:
+    if tuple(int(part) for part in installed.split("+")[0].split(".")[:2]) < OLDEST_TRITON:
         wanted = ".".join(map(str, OLDEST_TRITON))
-        return None, f"Triton {found} is installed, but these kernels need {wanted} or later (torch 2.10)"
+        return None, f"Triton {installed} is installed, but these kernels need {wanted} or later (torch 2.10)"
     try:
-        return import_module(f"{__name__}.ops"), f"Triton {found}"
+        return import_module(f"{__name__}.ops"), f"Triton {installed}"
     except (ImportError, OSError) as error:
-        return None, f"Triton {found} is installed but does not import: {error}"
+        return None, f"Triton {installed} is installed but does not import: {error}"
 
 
 def interpreted() -> bool:
@@ -56,7 +59,7 @@ def interpreted() -> bool:
 
 
 def status() -> tuple[bool, str]:
-    """Whether the kernels can run here, and the reason in words. Loads Triton where it has a use."""
+    """Whether the kernels can run on this machine, and the reason. Imports Triton if it can be used."""
     return _status(interpreted())
 
 
@@ -79,7 +82,7 @@ def _takes(device: torch.device) -> bool:
 
 
 def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
-    """Whether the kernels take a call; what they do not take goes to the reference."""
+    """Whether the kernels take a call; other calls go to the reference."""
     if not (interpreted() if device.type == "cpu" else _takes(device)):
         return False
     if op == "normal":
@@ -98,7 +101,7 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
 
 
 def __getattr__(name: str) -> Any:
-    """The ops, as `backends` calls them; kept here once found."""
+    """The ops, from `ops.py`, which imports Triton. They are kept here after the first use."""
     if name.startswith("_"):
         raise AttributeError(name)
     module, reason = _load()

@@ -22,7 +22,7 @@ import torch
 
 TABLE = Path(os.environ.get("SOFTDIFF_TRITON_CONFIGS") or Path(__file__).with_name("configs.json"))
 OPS = ("corrupt", "step", "soft_score_loss", "dct2", "spectral_mix")
-# Planes up to this many pixels a side, padded to powers of two, are one tile; `staged.py` takes larger ones.
+# Planes up to this many pixels a side, padded to powers of two, are one tile. `filter_staged` takes others.
 LARGEST_TILE = 64
 TILE = 64
 
@@ -59,13 +59,13 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, names: list[str]) -> str:
     """The table's own name, or the newest NVIDIA architecture in it that is not newer."""
-    if name in known:
+    if name in names:
         return name
     if not name.startswith("sm_"):
         return "sm_80"
-    older = [k for k in known if k.startswith("sm_") and int(k[3:]) <= int(name[3:])]
+    older = [k for k in names if k.startswith("sm_") and int(k[3:]) <= int(name[3:])]
     return max(older, key=lambda k: int(k[3:])) if older else "sm_80"
 
 

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an op's arguments to an enqueued kernel: compiled once for a signature, then found by its key.
+"""From an op's arguments to enqueued kernels.
 
-Triton's own launch path binds, types and specialises every argument at every call. Here the caller knows the
-types, so that a signature is looked up by one tuple, and what runs is exactly what was compiled ahead of time
-by `aot.py`: no value of an integer is ever compiled in. The compiled kernel takes addresses, not tensors.
+`launch` puts one kernel into the stream. Triton's own launch path binds, types and specialises every
+argument at every call. Here the caller knows the types, so that a signature is looked up by one tuple, and
+what runs is exactly what `tools/aot.py` compiles ahead of time: no value of an integer is ever compiled in.
+The compiled kernel takes addresses, not tensors.
+
+`run` launches an op over the planes of images: once where a plane is a tile or the batch fills the GPU, else
+once for each group of products (kernels/plane.py). It lends the kernels the transform's matrices.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +28,9 @@ from triton.compiler import ASTSource
 from triton.runtime import driver
 
 from ... import caches
+from ..gpu import dct_basis
+from .configs import TILE, Plan
+from .kernels.device import TABLE_GAIN
 
 INTERPRETED = bool(knobs.runtime.interpret)
 # The fast variants are PTX and libdevice, which neither the interpreter nor an AMD GPU has.
@@ -60,7 +68,7 @@ _recorded: list[Launch] | None = None
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Inside, launches are written down instead of made: what a call would compile and enqueue."""
+    """Inside, launches are recorded instead of made: what a call would compile and enqueue."""
     global _recorded
     before, _recorded = _recorded, []
     try:
@@ -107,14 +115,14 @@ def source(kernel: Any, kinds: Sequence[str], constants: Sequence[Any]) -> ASTSo
 
 def options(warps: int, stages: int, target: GPUTarget) -> dict[str, Any]:
     """Triton's options. Contraction to fused multiply-adds is part of the kernels' arithmetic."""
-    found: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    chosen: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     if target.backend == "cuda" and 100 <= target.arch < 120:
-        found["maxnreg"] = 255  # left alone, Triton 3.6 stops at 168 registers here, and spills
-    return found
+        chosen["maxnreg"] = 255  # left alone, Triton 3.6 stops at 168 registers here, and spills
+    return chosen
 
 
 def immediate() -> bool:
-    """Whether `launch` needs the arguments themselves: to interpret the kernel, or to write it down."""
+    """Whether `launch` needs the arguments themselves: to interpret the kernel, or to record the launch."""
     return INTERPRETED or _recorded is not None
 
 
@@ -133,8 +141,8 @@ def launch(
         kernel[(*grid, 1)](*map(_single, arguments), *constants)
     else:
         kinds, values = describe(arguments)
-        found = compiled(kernel, kinds, constants, warps, stages)[1]
-        enqueue(found.kernel, grid, (*values, *constants), current_stream())
+        loaded = compiled(kernel, kinds, constants, warps, stages)[1]
+        enqueue(loaded.kernel, grid, (*values, *constants), current_stream())
 
 
 def _single(a: Argument) -> Argument:
@@ -179,18 +187,18 @@ def _compile(
 ) -> Loaded:
     target = driver.active.get_current_target()
     wanted = options(warps, stages, target)
-    found = triton.compile(source(kernel, kinds, constants), target=target, options=wanted)
-    _ = found.run  # loads it, before another thread may find it half loaded
-    found.asm.clear()  # texts of a megabyte, of no use once it is loaded
-    return Loaded(found, device)
+    built = triton.compile(source(kernel, kinds, constants), target=target, options=wanted)
+    _ = built.run  # loads it, before another thread may see it half loaded
+    built.asm.clear()  # texts of a megabyte, of no use once it is loaded
+    return Loaded(built, device)
 
 
 # There is one for each size and layout of images. Its machine code is in host memory and on the device.
-_kernels = caches.Cache("triton kernels", _compile, lambda found: 2 * len(found.kernel.kernel))
+_kernels = caches.Cache("triton kernels", _compile, lambda loaded: 2 * len(loaded.kernel.kernel))
 
 
 def _listens(hook: Any) -> bool:
-    """Whether anybody is behind a hook, which is absent, a chain that may be empty, or a function."""
+    """Whether a hook is set: it is None, a chain that may be empty, or a function."""
     return hook is not None and bool(getattr(hook, "calls", True))
 
 
@@ -209,6 +217,149 @@ def enqueue(kernel: Any, grid: tuple[int, int], values: Sequence[Any], stream: i
     run(grid[0], grid[1], 1, stream, kernel.function, kernel.packed_metadata, None, None, None, *values)
 
 
+def _build(n: int, padded: int, device: torch.device) -> Tensor:
+    """64 D of the DCT-II of length n as float16 [2, padded, padded]: high and low, D = (high + low) / 64."""
+    basis = dct_basis(n, device) * TABLE_GAIN
+    high = basis.half()
+    out = torch.zeros(2, padded, padded, dtype=torch.float16, device=device)
+    out[0, :n, :n] = high
+    out[1, :n, :n] = (basis - high.double()).half()
+    return out
+
+
+# The transform's matrices as the kernels read them: float16 high and low parts, padded with zeros.
+table = caches.Tables("triton tables", _build)
+
+# A sample's loss is summed by one program over this many channels; with more, over programs, by torch.
+MOST_CHANNELS_IN_A_PROGRAM = 8
+# Planes up to this many pixels a side are never cut into strips, however few they are.
+_ALWAYS_FUSED = 128
+# Programs of `filter_staged` that a multiprocessor holds at a time; their scratch is what L2 has to hold.
+_PROGRAMS_A_MULTIPROCESSOR = 2
+
+
+@lru_cache(maxsize=64)  # a number for each device
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has; 2 under the interpreter, so that small tests see both forms."""
+    if device.type != "cuda":
+        return 2
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _fused(plan: Plan, x: Tensor) -> bool:
+    """Whether a program takes whole planes: small ones, or enough of them to occupy the GPU."""
+    small = max(plan.sizes[:2]) <= _ALWAYS_FUSED
+    return small or x.shape[0] * x.shape[1] >= multiprocessors(x.device)
+
+
+def energies_shape(plan: Plan, x: Tensor) -> tuple[int, int]:
+    """[B, parts]: how many partial sums of each sample's loss the kernels write."""
+    batch, channels = x.shape[0], x.shape[1]
+    if not plan.staged:
+        return batch, 1 if channels <= MOST_CHANNELS_IN_A_PROGRAM else channels
+    return batch, channels if _fused(plan, x) else channels * (plan.sizes[3] // TILE)
+
+
+# Of calls whose planes are tiles, by all that is compiled in and the stream: the entries of the kernel and of
+# both tables, which hold nothing once they are dropped, and the values that follow the call's own. Each takes
+# about 2 KiB, all of them 4 MiB at most.
+_ready: dict[Any, tuple[caches.Entry, caches.Entry, caches.Entry, tuple[Any, ...]]] = {}
+_MOST_READY = 2048
+
+
+def run(
+    kernel: Any,
+    plan: Plan,
+    x: Tensor,
+    arguments: tuple[Argument, ...],
+    head: tuple[Any, ...],
+    tail: tuple[Any, ...],
+    *,
+    groups: int = 3,
+    totals: bool = False,
+    channels: int = 1,
+) -> None:
+    """Launches `kernel` over the planes of x: arguments, then what it is planned with; constants head,
+    (channels, tiling), tail. groups: how many launches a small batch of large planes takes (1: always one).
+    totals: whether the kernel keeps float32 planes of its own. channels: of a sample, in one program.
+    """
+    device = x.device
+    on_gpu = device.type == "cuda"
+    if on_gpu and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return run(
+                kernel, plan, x, arguments, head, tail, groups=groups, totals=totals, channels=channels
+            )
+    if plan.config.bk:
+        return _run_staged(kernel, plan, x, arguments, head, tail, groups, totals)
+    batch, depth, height, width = x.shape
+    grid, config = (batch, depth // channels), plan.config
+    if not immediate():
+        kinds, values = describe(arguments)
+        # A kernel's id lasts as long as its module; its own hash takes a lock.
+        stream = current_stream()
+        key = (id(kernel), kinds, head, tail, depth, channels, config.warps, config.stages, device, stream)
+        ready = _ready.get(key)
+        if ready is not None:
+            entry, first, second, after = ready
+            # Held until the kernel is in the stream, whatever another thread drops.
+            loaded, along_h, along_w = entry.value, first.value, second.value
+            if loaded is not None and along_h is not None and along_w is not None:
+                if on_gpu and torch.cuda.is_current_stream_capturing():
+                    for used, value in ((entry, loaded), (first, along_h), (second, along_w)):
+                        caches.pin(used, value)
+                entry.used = first.used = second.used = True
+                return enqueue(loaded.kernel, grid, (*values, *after), stream)
+    rows, columns = plan.sizes[2:]
+    constants = (*head, depth, (channels,), *tail)
+    (first, along_h), (second, along_w) = table.find(height, rows, device), table.find(width, columns, device)
+    given = (along_h, along_w, None, None, None)  # what follows the tables is for large planes
+    launch(kernel, grid, (*arguments, *given), constants, config.warps, config.stages)
+    if not immediate() and not (on_gpu and torch.cuda.is_current_stream_capturing()):
+        more, addresses = describe(given)
+        entry, _ = compiled(kernel, (*kinds, *more), constants, config.warps, config.stages)
+        if len(_ready) >= _MOST_READY:
+            _ready.clear()
+        _ready[key] = entry, first, second, (*addresses, *constants)
+
+
+def forget_prepared() -> None:
+    """Drops the launches that are prepared."""
+    _ready.clear()
+
+
 def forget() -> None:
-    """Drops the compiled kernels."""
+    """Drops the compiled kernels, too."""
     _kernels.clear()
+    _ready.clear()
+
+
+def _run_staged(
+    kernel: Any,
+    plan: Plan,
+    x: Tensor,
+    arguments: tuple[Argument, ...],
+    head: tuple[Any, ...],
+    tail: tuple[Any, ...],
+    groups: int,
+    totals: bool,
+) -> None:
+    device, (batch, depth, *_) = x.device, x.shape
+    height, width, rows, columns = plan.sizes
+    tables = (table(height, rows, device), table(width, columns, device))
+    planes, side, config = batch * depth, max(rows, columns), plan.config
+    if groups == 1 or _fused(plan, x):
+        programs = min(planes, _PROGRAMS_A_MULTIPROCESSOR * multiprocessors(device))
+        per_program = 2 * rows * columns + 2 * side * TILE
+        steps = [((programs, 1), 0)]
+        extra = torch.empty(programs * rows * columns if totals else 0, dtype=torch.float32, device=device)
+    else:
+        programs, per_program = planes, 2 * rows * columns + 2 * side * side
+        strips = (rows // TILE, columns // TILE, rows // TILE)
+        steps = [((strips[g], planes), g + 1) for g in range(groups)]
+        extra = torch.empty(planes, dtype=torch.float32, device=device)
+    scratch = torch.empty(programs * per_program, dtype=torch.float16, device=device)
+    for grid, group in steps:
+        constants = (*head, depth, (TILE, config.bk, group), *tail)
+        everything = (*arguments, *tables, planes, scratch, extra)
+        launch(kernel, grid, everything, constants, config.warps, config.stages)

@@ -6,10 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import coefficient, heat, image_pixels, put
-from .noise import key_of, noise_tile
-from .plane import filter_plane
-from .staged import filter_staged
+from .device import coefficient, heat, image_pixels, key_of, noise_tile, put
+from .plane import filter_plane, filter_staged
 
 
 @triton.jit
@@ -41,7 +39,7 @@ def _finish(y, row, column, b, c, values, pointers, STATIC: tl.constexpr):
     SIZES: tl.constexpr = STATIC[0]
     X: tl.constexpr = STATIC[2]
     OUT: tl.constexpr = STATIC[3]
-    REST: tl.constexpr = STATIC[4]
+    RESIDUAL: tl.constexpr = STATIC[4]
     NOISE: tl.constexpr = STATIC[5]
     tau, sigma, factor, floor, key = values
     rows = row + tl.arange(0, y.shape[0])[:, None]
@@ -56,7 +54,7 @@ def _finish(y, row, column, b, c, values, pointers, STATIC: tl.constexpr):
     put(pointers[1], y, b, c, rows, columns, OUT, SIZES)
     if pointers[2] is not None:
         clean = image_pixels(pointers[0], b, c, rows, columns, X, SIZES)
-        put(pointers[2], clean - y, b, c, rows, columns, REST, SIZES)
+        put(pointers[2], clean - y, b, c, rows, columns, RESIDUAL, SIZES)
 
 
 @triton.jit

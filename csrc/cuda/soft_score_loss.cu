@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// soft_score_loss and its gradient.
+#include "cuda_ops.h"
+#include "engines.h"
+
+namespace softdiff::cuda {
+
+struct SoftScoreLossOp {
+  using Args = SoftScoreLossArgs;
+  static constexpr Shift kShift = Shift::filter;
+  static constexpr int kSources = 2;
+  static constexpr bool kMix = false, kEnergy = true;
+  const Args& a;
+
+  SOFTDIFF_DEVICE const Image& source(int, int i) const { return i == 0 ? a.prediction : a.target; }
+  SOFTDIFF_DEVICE Values values(int b) const {
+    Heat heat;
+    const double s = a.blur_std.at(b);
+    heat.tau = 0.5 * s * s;
+    heat.floor = a.floor;
+    Values v = values_of(heat);
+    v.identity = 0;
+    v.scale = static_cast<float>(2.0 * a.weight.at(b) * a.gradient_scale);
+    return v;
+  }
+  SOFTDIFF_DEVICE bool backward() const { return static_cast<bool>(a.gradient); }
+  SOFTDIFF_DEVICE float apply(float u, float m, float& energy) const {
+    const float masked = u * m;
+    energy = fmaf(masked, masked, energy);
+    return masked * m;
+  }
+  SOFTDIFF_DEVICE void finish(const Values& v, int b, int c, int y, int x, int first, int last,
+                              float (&value)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) value[i] *= v.scale;
+    write(Plane(a.gradient, b, c), y, x, first, last, value);
+  }
+};
+
+namespace {
+
+constexpr int kSumThreads = 128;
+
+// A thread for an image: its few parts in a fixed order, so that the sum is the same every time.
+__global__ void __launch_bounds__(kSumThreads)
+    sum_kernel(const __grid_constant__ SoftScoreLossArgs a, const double* parts, int64_t count, float* loss) {
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x;
+  if (b >= a.shape.b) return;
+  double sum = 0.0;
+  for (int64_t i = 0; i < count; ++i) sum += parts[b * count + i];
+  loss[b] = static_cast<float>(a.weight.at(b) * sum);
+}
+
+}  // namespace
+
+void run(const char* what, const SoftScoreLossArgs& args, const Place& place, const Plan& plan) {
+  const OnDevice here(what, args.shape, place.device);
+  SoftScoreLossArgs a = args;
+  a.plane_loss = place.parts;
+  if (plan.engine == Engine::small) {
+    launch_small<SoftScoreLossOp>(what, a, place, plan.side_h);
+  } else if (plan.engine == Engine::plane) {
+    launch_plane<SoftScoreLossOp>(what, a, place);
+  } else if (plan.engine == Engine::cluster) {
+    launch_cluster<SoftScoreLossOp>(what, a, place);
+  } else {
+    Lines<SoftScoreLossOp>(what, a, place, plan).each_chunk([&](const auto& lines) {
+      lines.rows(lines.pass(Stage::forward, 0, false, false));
+      LineParameters masked = lines.pass(Stage::filter, 0, true, false);
+      masked.whole_mask = true;
+      lines.columns(masked);
+      if (a.gradient) lines.rows(lines.pass(Stage::inverse, 0, true, true));
+    });
+  }
+  launch<&sum_kernel>("soft_score_loss (sum)", a.shape, place, (a.shape.b + kSumThreads - 1) / kSumThreads, kSumThreads,
+                      0, a, static_cast<const double*>(place.parts), plan.parts, place.loss);
+}
+
+}  // namespace softdiff::cuda

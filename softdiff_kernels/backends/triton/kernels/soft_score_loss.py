@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""soft_score_loss: `w sum_k m_k^2 DCT2(prediction - target)_k^2` and its gradient, in one pass."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .device import UNGAIN, coefficient, heat, put, total
+from .plane import filter_plane, filter_staged
+
+
+@triton.jit
+def _prepare(pointers, b, STATIC: tl.constexpr):
+    STEPS: tl.constexpr = STATIC[1]
+    tau = coefficient(pointers[1], b, STEPS[0])
+    if STEPS[0] >= 0:
+        tau = tau * tau * 0.5
+    weight = 1.0
+    if pointers[2] is not None:
+        weight = coefficient(pointers[2], b, STEPS[1])
+    return tau, weight, pointers[3], pointers[4]
+
+
+@triton.jit
+def _mask(u, k, l, down, values, STATIC: tl.constexpr):
+    SIZES: tl.constexpr = STATIC[0]
+    tau, weight, floor, gradient_scale = values
+    gain = (1.0 - floor) * (heat(k, tau, SIZES[0]) * heat(l, tau, SIZES[1])) + floor
+    u = u * gain
+    true = u * (down * UNGAIN)
+    return u * gain, weight * total(true * true)
+
+
+@triton.jit
+def _finish(y, row, column, b, c, values, pointers, STATIC: tl.constexpr):
+    SIZES: tl.constexpr = STATIC[0]
+    GRADIENT: tl.constexpr = STATIC[4]
+    tau, weight, floor, gradient_scale = values
+    rows = row + tl.arange(0, y.shape[0])[:, None]
+    columns = column + tl.arange(0, y.shape[1])[None, :]
+    put(pointers[0], y * (2.0 * weight * gradient_scale), b, c, rows, columns, GRADIENT, SIZES)
+
+
+@triton.jit
+def soft_score_loss_kernel(
+    prediction, target, gradient, blur_std, weight, energies, floor, gradient_scale,
+    table_h, table_w, planes, scratch, downs,
+    STATIC: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """STATIC: sizes, steps (of blur_std, weight), layouts (prediction, target, gradient; None: no gradient).
+    energies: the weighted loss of what each program saw, see `filter_plane` and `filter_staged`.
+    """
+    A: tl.constexpr = STATIC[2]
+    B: tl.constexpr = STATIC[3]
+    BACK: tl.constexpr = gradient is not None
+    if len(TILING) == 1:
+        filter_plane(
+            prediction, target, table_h, table_w, energies,
+            (gradient, blur_std, weight, floor, gradient_scale),
+            STATIC, _prepare, _mask, _finish, TILING, A, B, SPLIT, BACK,
+        )  # fmt: skip
+    else:
+        filter_staged(
+            prediction, target, table_h, table_w, energies,
+            (gradient, blur_std, weight, floor, gradient_scale),
+            STATIC, planes, scratch, downs, _prepare, _mask, _finish, C, TILING, A, B, SPLIT, BACK,
+        )  # fmt: skip

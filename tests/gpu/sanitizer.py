@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compute-sanitizer's tools over every op of a backend at small sizes.
+
+PYTHONPATH=. python tests/gpu/sanitizer.py --out JSON [--backend cuda] [--seconds N]
+PYTHONPATH=. python tests/gpu/sanitizer.py --watched [--size N ...]      the program that the tools watch
+
+The GPU report runs this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import softdiff_kernels as sk
+from benchmarks.gpu.parts import end_with_commands, find, tail, watch, worst
+from softdiff_kernels.files import save_json
+
+# The CUDA kernels name their own barriers and shuffles; Triton's compiler chooses those of its kernels.
+SANITIZERS = {"triton": ("memcheck", "racecheck"), "cuda": ("memcheck", "racecheck", "synccheck")}
+# For each form of either backend's kernels; the CUDA ones change at 8, 16, 24, 32, 64, 128 and 256 px.
+SIZES = (8, 13, 24, 33, 64, 128, 136, 260)
+
+
+def every_op(device: torch.device, sizes: Sequence[int] = SIZES) -> None:
+    """Every op once at each size, in float32, and the filter in bfloat16 and from bytes."""
+    key = sk.NoiseKey(1, 2, 3)
+    for side in sizes:
+        # From the host, so that the ops' kernels are nearly all that the device runs.
+        images = np.random.default_rng(side).uniform(-1, 1, (2, 2, 2, side, side)).astype(np.float32)
+        x, y = torch.from_numpy(images).to(device)
+        std, level = torch.tensor([0.7, 3.0]).to(device), torch.tensor([0.2, 0.1]).to(device)
+        mask = torch.linspace(1, 0, side * side).view(side, side).to(device)
+        sk.dct2(x)
+        sk.idct2(x)
+        sk.blur(x, std)
+        sk.corrupt(x, std, level, key=key, return_residual=True)
+        sk.corrupt(((x + 1) * 100).to(torch.uint8), 1.5, 0.1, noise=y)
+        steps: dict[str, Any] = {"blur_std_t": std, "blur_std_s": 0.5 * std}
+        sk.reverse_step(x, y, **steps, a=0.5, b=0.1, key=key)
+        sk.momentum_step(x, y, **steps, noise_std_t=level, noise_std_s=0.5 * level, key=key, out=x.clone())
+        sk.soft_score_loss(x.clone().requires_grad_(), y, std, weight=level).backward()
+        sk.spectral_mix([x, y], [mask, mask], noise_mask=mask, key=key)
+        sk.normal(x.shape, key, device=device)
+        sk.corrupt(x.bfloat16().contiguous(memory_format=torch.channels_last), std, level, key=key)
+
+
+def watched(backend: str, sizes: Sequence[int], device: str = "cuda") -> None:
+    """`every_op` by a backend; then the word "done"."""
+    with sk.use_backend(backend):
+        every_op(torch.device(device), sizes)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    print("done", flush=True)
+
+
+def _program(backend: str, *words: str) -> list[str]:
+    return [sys.executable, __file__, "--watched", "--backend", backend, *words]
+
+
+def findings(text: str) -> tuple[int | None, str]:
+    """(errors of memcheck or hazards of racecheck, the first lines about one) in compute-sanitizer's output.
+
+    None instead of the number where the summary is missing: it did not finish."""
+    counts = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
+    lines = re.findall(r"^=========\s*(.*(?:Invalid|Error:|Warning:|hazard|Race|Program hit).*)$", text, re.M)
+    lines = [line for line in lines if "SUMMARY" not in line]
+    return int(counts[-1]) if counts else None, " / ".join(lines[:3])[:400]
+
+
+def check(tool: str, path: str, backend: str, seconds: float, scratch: Path) -> dict[str, Any]:
+    """Runs every op under one of compute-sanitizer's tools."""
+    # Without torch's cache each tensor is an allocation of its own, whose ends memcheck knows.
+    options = ["--report-api-errors", "no"] if tool == "memcheck" else []
+    command = [path, "--tool", tool, *options, *_program(backend)]
+    code, text, took = watch(command, seconds, scratch, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    errors, first = findings(text)
+    status, said = "failed", f"{errors} errors: {first}" if errors else tail(text, 4)
+    if not errors and code is None:
+        status = "timeout"
+    elif errors == 0 and "\ndone" in f"\n{text}":
+        status, said = "ok", "no hazards" if tool == "racecheck" else "no errors"
+    return {"status": status, "errors": errors, "seconds": round(took, 1), "said": said}
+
+
+def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The worst status of the tools, and a few words on each."""
+    detail = "; ".join(f"{tool}: {r['status']}, {r['said']}"[:200] for tool, r in results.items())
+    return {"status": worst(results), "detail": detail, "tools": dict(results)}
+
+
+def run(out: Path, backend: str, seconds: float, scratch: Path) -> None:
+    """compute-sanitizer's tools over every op of a backend at small sizes."""
+    end = time.monotonic() + seconds - 5.0
+    path = find("compute-sanitizer")
+    if path is None:
+        save_json(out, {"status": "absent", "detail": "compute-sanitizer is not on this machine"})
+        return
+    results: dict[str, dict[str, Any]] = {}
+    lock = threading.Lock()
+
+    def plain(size: int) -> str:
+        code, text, _ = watch(_program(backend, "--size", str(size)), seconds / 2, scratch)
+        return "" if code == 0 else f"fails without a tool at {size} px: {tail(text)}"
+
+    def job(tool: str) -> None:
+        result = check(tool, path, backend, end - time.monotonic(), scratch)
+        with lock:
+            results[tool] = result
+            save_json(out, summary(results))
+
+    with ThreadPoolExecutor(len(SIZES)) as pool:
+        # First without a tool: Triton's kernels are compiled then, at all sizes at once, and what fails
+        # anyway is told from what a tool finds.
+        problem = next(filter(None, list(pool.map(plain, SIZES))), "")
+        if problem:
+            save_json(out, {"status": "failed", "detail": problem})
+        else:
+            list(pool.map(job, SANITIZERS[backend]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--backend", choices=tuple(SANITIZERS), default="triton")
+    parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--watched", action="store_true", help="call the ops, under no tool")
+    parser.add_argument("--size", type=int, nargs="+", default=SIZES)
+    args = parser.parse_args()
+    if args.watched:
+        watched(args.backend, args.size)
+        return
+    end_with_commands()
+    with tempfile.TemporaryDirectory() as folder:
+        run(args.out, args.backend, args.seconds, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
