@@ -28,9 +28,8 @@ from softdiff_kernels.bench.forms import DctForm, FftDct, FourProduct, TwoProduc
 from softdiff_kernels.bench.packages import ScipyDct, ScipyNdimageBlur, make
 from softdiff_kernels.diffusion.schedule import paper_blur_std_max
 
-from . import eager
 from .command import Op, Rows, absent, compete, main
-from .eager import decoded
+from .steps import FOR_A_BATCH, decoded, shared_product
 
 LEVELS = 256
 _CHUNK = 32  # images of 64 px that eager forms transform at once: in the caches, a third faster than 512
@@ -121,7 +120,7 @@ def pipeline(device: torch.device, size: int, count: int, batch: int, budget: fl
 
     others = {
         f"decode, {kind.name}": epoch(by(baselines.corrupt(kind(size, size).to(device))))
-        for kind in eager.FOR_A_BATCH
+        for kind in FOR_A_BATCH
     }
     ndimage, why = make(ThreadedNdimage, size, size, torch.float32, device)
     if ndimage:
@@ -163,7 +162,7 @@ def cold_loop(device: torch.device, size: int, batch: int, steps: int, budget: f
         return functional.reverse_step(x, x0_hat, blur_std_t=t, blur_std_s=s, a=1.0, b=0.0)
 
     def two_blurs(x: Tensor, x0_hat: Tensor, a_t: Tensor, a_s: Tensor) -> Tensor:
-        return x - eager.shared_product(a_t, x0_hat, a_t) + eager.shared_product(a_s, x0_hat, a_s)
+        return x - shared_product(a_t, x0_hat, a_t) + shared_product(a_s, x0_hat, a_s)
 
     def one_mask(form: DctForm) -> Op:
         """`idct2((m_s - m_t) dct2(x0_hat))`: the two blurs share their transforms."""

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from benchmarks import command, eager, steps
+from benchmarks import command, steps
 from softdiff_kernels import functional
 from softdiff_kernels.bench import baselines, cases, timing
 from softdiff_kernels.bench.forms import FftDct, Form
@@ -93,7 +93,7 @@ def off(result: torch.Tensor, exact: torch.Tensor) -> float:
     return float((result - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("form", eager.forms(eager.FOR_A_BATCH, 16, CPU).values(), ids=lambda f: f.name)
+@pytest.mark.parametrize("form", [k(16, 16) for k in steps.FOR_A_BATCH], ids=lambda f: f.name)
 def test_eager_loss_and_gradient_are_the_fused_ones(form: Form) -> None:
     """Rule: on the same images, times and noise the eager trainer's loss, and its gradient for every weight,
     equal the fused one's to float32 rounding; a blur 1 % stronger does not."""
@@ -109,18 +109,18 @@ def test_eager_loss_and_gradient_are_the_fused_ones(form: Form) -> None:
 
     exact = of(fused)
     assert len(exact) == 3
-    for result, wanted in zip(of(eager.EagerLoss(fused.denoiser, form)), exact, strict=True):
+    for result, wanted in zip(of(steps.EagerLoss(fused.denoiser, form)), exact, strict=True):
         assert off(result, wanted) < ROUNDING
     right = form.gains
     form.gains = lambda blur_std: right(1.01 * blur_std)  # type: ignore[method-assign]
     try:
-        wrong = of(eager.EagerLoss(fused.denoiser, form))
+        wrong = of(steps.EagerLoss(fused.denoiser, form))
     finally:
         del form.gains
     assert off(wrong[0], exact[0]) > 10 * ROUNDING
 
 
-@pytest.mark.parametrize("form", eager.forms(eager.FOR_ONE_TIME, 16, CPU).values(), ids=lambda f: f.name)
+@pytest.mark.parametrize("form", [k(16, 16) for k in steps.FOR_ONE_TIME], ids=lambda f: f.name)
 def test_eager_momentum_is_the_fused_step(form: Form) -> None:
     """Rule: Algorithm 2 as printed, of numbers, equals the fused step to float32 rounding."""
     torch.manual_seed(0)
@@ -128,7 +128,7 @@ def test_eager_momentum_is_the_fused_step(form: Form) -> None:
     levels = (4.0, 3.5, 0.09, 0.08)
     names = ("blur_std_t", "blur_std_s", "noise_std_t", "noise_std_s")
     exact = functional.momentum_step(x_t, x0_hat, **dict(zip(names, levels, strict=True)), noise=noise)
-    step = eager.momentum(form, CPU)
+    step = steps.momentum(form, CPU)
     assert off(step(x_t, x0_hat, *levels, noise=noise), exact) < ROUNDING
     assert off(step(x_t, x0_hat, 4.0, 3.4, 0.09, 0.08, noise=noise), exact) > 10 * ROUNDING
 
@@ -136,7 +136,7 @@ def test_eager_momentum_is_the_fused_step(form: Form) -> None:
 @pytest.mark.parametrize("broken", ["corruption_and_residual", "losses", "momentum"])
 def test_a_wrong_baseline_is_not_timed(nano: str, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: where a baseline is 1 % off, nothing is timed: the run ends with its name."""
-    where: Any = baselines if broken == "losses" else eager
+    where: Any = baselines if broken == "losses" else steps
     right: Any = getattr(where, broken)
 
     def wrong(*arguments: Any, **given: Any) -> Any:
@@ -187,12 +187,13 @@ def test_the_parts_of_a_step(rounds: int, doubt: float) -> None:
     """Rule: the fastest form and the FFT-DCT stay, with the op's shares of the parts; the network has its
     doubt, which is unknown after one repetition."""
     ops = [op("bmm", 0.25, 3.0), op("four-product", 0.25, 1.0), op(FftDct.name, 0.25, 9.0)]
-    rows = steps.parts(
-        {"case": "training", "size": 64, "batch": 1}, ops, Timing(1e-3, 1e-3, 1e-3, rounds, doubt)
-    )
-    assert [row["other_name"] for row in rows] == ["four-product", FftDct.name, ""]
+    network = Timing(1e-3, 1e-3, 1e-3, rounds, doubt)
+    about = {"case": "training", "size": 64, "batch": 1}
+    whole = lambda about, form: [command.absent(about, form, "ms", "whole")]  # noqa: E731
+    rows = steps.rows_of(about, ops, network, whole, 1.0)
+    assert [row["other_name"] for row in rows] == ["four-product", FftDct.name, "", "four-product"]
     notes = ["20.00% of the step, 50.00% by the other", "20.00% of the step, 90.00% by the other"]
-    assert [row["note"] for row in rows] == [*notes, f"repetitions: {rounds}"]
+    assert [row["note"] for row in rows] == [*notes, f"repetitions: {rounds}", "whole"]
     assert rows[2]["ours"] == 1.0 and rows[2]["noise"] == (doubt if rounds > 1 else None)
     text = command.table(rows)
     assert all(note in text for note in notes) and "none" not in text.splitlines()[4]
