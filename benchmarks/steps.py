@@ -36,7 +36,7 @@ SIZES = (32, 64, 128)
 # starts it at 0, and all gradients before it would be zeros, which some machines multiply faster.
 _LAST_STD = 0.01
 _WHOLE_CALLS = 17  # of a whole step at least: two to compare, six to warm up, three rounds of three
-TIME_T, TIME_S = 0.2, 0.18  # in the quarter of the time where the noise grows, so that a step draws it
+TIMES = {"t": 0.2, "s": 0.18}  # in the quarter of the time where the noise grows, so that a step draws it
 TWO_LAYERS = "two layers"
 # Options of the trainer's U-Net, and images of a step at SIZES: on a CPU so few that a step of the largest
 # takes seconds, on a GPU so many that it is busy.
@@ -49,10 +49,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]] = {
     "medium U-Net": ({"width": 64, "blocks": 2}, (4, 2, 1), (128, 64, 16)),
     # The paper's (NCSN++) are width, multipliers, 4 residual blocks a level and attention at 16 px. Ours are
     # diffusers' blocks, attention below 16 px too, plain down- and upsampling.
-    "paper-sized U-Net": (
-        {"width": 128, "blocks": 4, "multipliers": (1, 2, 2, 2)},
-        *((1, 1, 1), (128, 32, 8)),
-    ),
+    "paper-sized U-Net": ({"width": 128, "blocks": 4, "multipliers": (1, 2, 2, 2)}, (1, 1, 1), (128, 32, 8)),
 }
 
 
@@ -144,10 +141,7 @@ class TwoLayers(nn.Module):
 
 
 def make_trainer(name: str, size: int, device: torch.device) -> Trainer:
-    """A trainer of a network on synthetic images, with the paper's ranges of blur and noise.
-
-    Raises UserError where a package that training needs is missing.
-    """
+    """A trainer of a network on synthetic images, with the paper's ranges of blur and noise."""
     for package in ("diffusers", "safetensors"):
         need(package, "timing whole steps")
     from softdiff_kernels.data.image_set import ImageSet
@@ -195,14 +189,12 @@ def whole_training(trainer: Trainer, x0: Tensor, about: dict[str, Any], form: Fo
     with torch.no_grad():
         agree(f"{about['what']}, {form.name}", fused(x0, t, noise=noise), eager(x0, t, noise=noise))
 
-    def by(loss: TrainingLoss) -> Op:
-        def step() -> None:
-            trainer.loss = loss
-            trainer.advance()
+    def step(loss: TrainingLoss) -> None:
+        trainer.loss = loss
+        trainer.advance()
 
-        return step
-
-    return compete(about, by(fused), {form.name: by(eager)}, x0.device, check=None, **limits)
+    others = {form.name: partial(step, eager)}
+    return compete(about, partial(step, fused), others, x0.device, check=None, **limits)
 
 
 @torch.no_grad()
@@ -210,11 +202,8 @@ def sampling(
     estimate: Op, x_t: Tensor, about: dict[str, Any], *forms: Form, corruption: Corruption, **limits: Any
 ) -> Rows:
     """A step of the Momentum Sampler, its levels as numbers, with `estimate(x_t)` in the network's place."""
-    of = {"blur_std": corruption.blur_std, "noise_std": corruption.noise_std}
-    times = {"t": TIME_T, "s": TIME_S}
-    levels: dict[str, Any] = {
-        f"{name}_{at}": table(time) for name, table in of.items() for at, time in times.items()
-    }
+    levels: dict[str, Any] = {f"blur_std_{at}": corruption.blur_std(time) for at, time in TIMES.items()}
+    levels |= {f"noise_std_{at}": corruption.noise_std(time) for at, time in TIMES.items()}
 
     def ours(noise: Tensor | None = None) -> Tensor:
         return functional.momentum_step(x_t, estimate(x_t), **levels, noise=noise)
@@ -228,13 +217,13 @@ def sampling(
 
 
 def rows_of(
-    about: dict[str, Any], ops: Rows, network: Timing, whole: Callable[..., Rows], budget: float
+    about: dict[str, Any], ops: Rows, network: Timing, whole: Op, forms: dict[str, Form], budget: float
 ) -> Rows:
     """The ops of a step by the fastest form and by the FFT-DCT, the network, and the whole step.
 
     The note of an op is its share of all parts, by ours and by the other. The network's noise is the doubt in
-    its median, as a fraction; None after one repetition. whole: times the step beside the fastest form, given
-    what it is and the form's name; only called where its calls take less than ten times the budget.
+    its median, as a fraction; None after one repetition. whole: times the step beside the fastest of `forms`;
+    only called where its calls take less than ten times the budget.
     """
     ms, about = 1e3 * network.median, {**about, "what": "whole step"}
     total: dict[str, dict[str, float]] = {}
@@ -251,7 +240,7 @@ def rows_of(
     alone |= {"ours": ms, "noise": network.doubt if math.isfinite(network.doubt) else None}
     seconds = _WHOLE_CALLS * network.median
     if seconds < 10 * budget:
-        return [*kept, alone, *whole(about, fastest)]
+        return [*kept, alone, *whole(about, forms[fastest], budget=budget, least=3, most=40)]
     return [*kept, alone, absent(about, fastest, "ms", f"not timed whole: it would take {seconds:.0f} s")]
 
 
@@ -265,35 +254,28 @@ def steps_of(device: torch.device, name: str, size: int, budget: float) -> Rows:
     trainer = make_trainer(name, size, device)
     clock, corruption, each = clock_of(device), trainer.denoiser.corruption, budget / 15
     x0 = trainer.batch(0, trainer.config.batch)[0]
-    x_t, t = decoded(x0), torch.full((len(x0),), TIME_T, device=device)
-    case = f"{name}, {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M"
+    x_t, t = decoded(x0), torch.full((len(x0),), TIMES["t"], device=device)
+    case = f"{name}, {sum(p.numel() for p in trainer.model.parameters()):,} weights"
     about = {"case": f"{case}, training", "size": size, "batch": len(x0)}
     forms: dict[str, Form] = {kind.name: kind(size, size).to(device) for kind in FOR_A_BATCH + FOR_ONE_TIME}
-    limits: dict[str, Any] = {"budget": budget, "least": 3, "most": 40}
 
     def network() -> None:
         trainer.optimizer.zero_grad(set_to_none=True)
         trainer.model(x_t, t).backward(x_t)
 
-    def whole(about: dict[str, Any], form: str) -> Rows:
-        return whole_training(trainer, x0, about, forms[form], **limits)
+    def forward(x: Tensor) -> Tensor:
+        return trainer.averaged(x, TIMES["t"])
 
-    alone = few(network, clock, budget)
-    rows = rows_of(about, training_ops(about, corruption, x0, each), alone, whole, budget)
+    alone, ops = few(network, clock, budget), training_ops(about, corruption, x0, each)
+    rows = rows_of(about, ops, alone, partial(whole_training, trainer, x0), forms, budget)
     trainer.optimizer.zero_grad(set_to_none=True)
     about["case"] = f"{case}, sampling"
-
-    def forward(x: Tensor) -> Tensor:
-        return trainer.averaged(x, TIME_T)
-
-    def whole_sampling(about: dict[str, Any], form: str) -> Rows:
-        return sampling(forward, x_t, about, forms[form], corruption=corruption, **limits)
-
-    with torch.no_grad():
-        alone = few(partial(forward, x_t), clock, budget / 2)
     what, used = {**about, "what": "sampler step"}, [forms[kind.name] for kind in FOR_ONE_TIME]
     ops = sampling(lambda x: 0.9 * x, x_t, what, *used, corruption=corruption, budget=each)
-    return rows + rows_of(about, ops, alone, whole_sampling, budget)
+    with torch.no_grad():
+        alone = few(partial(forward, x_t), clock, budget / 2)
+    whole = partial(sampling, forward, x_t, corruption=corruption)
+    return rows + rows_of(about, ops, alone, whole, forms, budget)
 
 
 FULL = [partial(steps_of, name=name, size=size, budget=3.0) for size in SIZES for name in NETWORKS]

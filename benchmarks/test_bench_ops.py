@@ -36,12 +36,6 @@ def test_op(benchmark: Any, op: str, size: int, name: str) -> None:
     errors = rows.errors(cases.make(op, size, size, 1, device=DEVICE), chosen)
     assert max(errors.values()) < rows.WRONG[torch.float32]
     case = cases.make(op, size, size, cases.batch_of(size), device=DEVICE)
-    ours = partial(cases.ours, case)
-    call = partial(chosen[0].call, *case.arguments.values()) if chosen else ours
+    call = partial(chosen[0].call, *case.arguments.values()) if chosen else partial(cases.ours, case)
     benchmark.group = f"{op}, {size} px, {case.batch} images, {torch.get_num_threads()} threads, {DEVICE}"
-
-    def timed() -> None:
-        call()
-        CLOCK.wait()
-
-    benchmark.pedantic(timed, rounds=30, iterations=1, warmup_rounds=3)
+    benchmark.pedantic(lambda: (call(), CLOCK.wait()), rounds=30, iterations=1, warmup_rounds=3)

@@ -36,7 +36,6 @@ _CHUNK = 32  # images of 64 px that eager forms transform at once: in the caches
 # gaussian_filter samples the Gaussian and truncates it at 4 standard deviations: from blur_std = 1 px on that
 # is within 1e-3 of the operator, a wrong boundary is 1e-1 off.
 _SAMPLED_GAUSSIAN = 1e-2
-_LEAST_BLUR = 1.0
 
 
 def eager_spectrum(dct2: Op, pixels: Tensor) -> diffusion.PowerSpectrum:
@@ -100,7 +99,7 @@ def pipeline(device: torch.device, size: int, count: int, batch: int, budget: fl
     pixels = synthetic_photographs(count, size).to(device)
     order = torch.randperm(count, generator=generator).to(device)
     part = torch.rand(count, generator=generator)
-    std = (_LEAST_BLUR + (paper_blur_std_max((size, size)) - _LEAST_BLUR) * part).to(device)
+    std = (1.0 + (paper_blur_std_max((size, size)) - 1.0) * part).to(device)
     sigma = torch.full_like(std, 0.1)
 
     def ours(x0: Tensor, std: Tensor, sigma: Tensor, noise: Tensor | None = None) -> Any:

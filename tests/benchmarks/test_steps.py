@@ -189,8 +189,8 @@ def test_the_parts_of_a_step(rounds: int, doubt: float) -> None:
     ops = [op("bmm", 0.25, 3.0), op("four-product", 0.25, 1.0), op(FftDct.name, 0.25, 9.0)]
     network = Timing(1e-3, 1e-3, 1e-3, rounds, doubt)
     about = {"case": "training", "size": 64, "batch": 1}
-    whole = lambda about, form: [command.absent(about, form, "ms", "whole")]  # noqa: E731
-    rows = steps.rows_of(about, ops, network, whole, 1.0)
+    whole = lambda about, form, **_: [command.absent(about, form, "ms", "whole")]  # noqa: E731
+    rows = steps.rows_of(about, ops, network, whole, {"four-product": "four-product"}, 1.0)
     assert [row["other_name"] for row in rows] == ["four-product", FftDct.name, "", "four-product"]
     notes = ["20.00% of the step, 50.00% by the other", "20.00% of the step, 90.00% by the other"]
     assert [row["note"] for row in rows] == [*notes, f"repetitions: {rounds}", "whole"]
