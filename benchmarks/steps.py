@@ -235,7 +235,7 @@ def rows_of(
     kept = [row for row in ops if row["other_name"] in (fastest, FftDct.name)]
     for row in kept:
         ours, other = (row[way] / total[row["other_name"]][way] for way in ("ours", "other"))
-        row["note"] = f"{ours:.2%} of the step, {other:.2%} by the other"
+        row["note"] = f"{ours:.2%} of ops and network, {other:.2%} by the other"
     alone = absent({**about, "what": "network"}, "", "ms", f"repetitions: {network.rounds}")
     alone |= {"ours": ms, "noise": network.doubt if math.isfinite(network.doubt) else None}
     seconds = _WHOLE_CALLS * network.median

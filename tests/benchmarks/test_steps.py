@@ -63,7 +63,7 @@ def test_rows(nano: str, monkeypatch: pytest.MonkeyPatch) -> None:
             if row["what"] in ops:
                 same = [r for r in of_step if r["what"] in ops and r["other_name"] == row["other_name"]]
                 shares = [row[way] / (network + sum(r[way] for r in same)) for way in ("ours", "other")]
-                assert row["note"] == "{:.2%} of the step, {:.2%} by the other".format(*shares)
+                assert row["note"] == "{:.2%} of ops and network, {:.2%} by the other".format(*shares)
 
 
 def test_a_step_that_takes_too_long_is_not_timed_whole(nano: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,10 @@ def test_the_parts_of_a_step(rounds: int, doubt: float) -> None:
     whole = lambda about, form, **_: [command.absent(about, form, "ms", "whole")]  # noqa: E731
     rows = steps.rows_of(about, ops, network, whole, {"four-product": "four-product"}, 1.0)
     assert [row["other_name"] for row in rows] == ["four-product", FftDct.name, "", "four-product"]
-    notes = ["20.00% of the step, 50.00% by the other", "20.00% of the step, 90.00% by the other"]
+    notes = [
+        "20.00% of ops and network, 50.00% by the other",
+        "20.00% of ops and network, 90.00% by the other",
+    ]
     assert [row["note"] for row in rows] == [*notes, f"repetitions: {rounds}", "whole"]
     assert rows[2]["ours"] == 1.0 and rows[2]["noise"] == (doubt if rounds > 1 else None)
     text = command.table(rows)
