@@ -18,8 +18,8 @@ pytest.importorskip("triton")
 if backend.interpreted():
     pytest.skip("nothing is launched where Triton interprets", allow_module_level=True)
 
-from benchmarks.launch_overhead import measure
-from benchmarks.stub_driver import stubbed
+from launch_overhead import measure
+from stub_driver import stubbed
 
 KEY = sk.NoiseKey(3)
 

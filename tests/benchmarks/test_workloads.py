@@ -16,8 +16,8 @@ import torch
 
 pytest.importorskip("scipy")
 
-from benchmarks import command, eager, workloads
-from benchmarks.workloads import cold_loop, pipeline, sheet, small_batches, statistics, tiny_network
+from benchmarks import command, workloads
+from benchmarks.workloads import cold_loop, pipeline, statistics
 from softdiff_kernels.bench import forms, timing
 from softdiff_kernels.bench.timing import Timing
 from softdiff_kernels.errors import UserError
@@ -26,10 +26,7 @@ CPU = torch.device("cpu")
 Case = Callable[[torch.device], list[dict[str, Any]]]
 CASES: dict[str, Case] = {
     "statistics": partial(statistics, size=8, count=40, budget=0.001),
-    "sheet": partial(sheet, size=8, images=2, count=6, budget=0.001),
     "pipeline": partial(pipeline, size=16, count=6, batch=4, budget=0.001),
-    "tiny network": partial(tiny_network, size=8, batch=2, budget=0.001),
-    "small batches": partial(small_batches, size=8, batch=2, budget=0.001),
     "cold loop": partial(cold_loop, size=8, batch=2, steps=3, budget=0.001),
 }
 KEYS = {*("case", "what", "size", "batch", "ours", "other", "other_name", "unit", "ratio", "noise", "note")}
@@ -69,7 +66,7 @@ def test_a_wrong_baseline_is_not_timed(case: Case, monkeypatch: pytest.MonkeyPat
     gains, dct2 = forms.Form.gains, forms.FourProduct.dct2
     monkeypatch.setattr(forms.Form, "gains", lambda self, std: tuple(1.01 * g for g in gains(self, std)))
     monkeypatch.setattr(forms.FourProduct, "dct2", lambda self, x: 1.01 * dct2(self, x))
-    with pytest.raises(eager.WrongResult, match="relative error"):
+    with pytest.raises(command.WrongResult, match="relative error"):
         case(CPU)
 
 
@@ -77,10 +74,6 @@ def test_a_wrong_baseline_is_not_timed(case: Case, monkeypatch: pytest.MonkeyPat
 def test_without_scipy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: where scipy is missing the others are timed, and its row says what to install."""
 
-    def missing(package: str, purpose: str) -> Any:
-        raise UserError(f"{purpose} needs {package}")
-
-    monkeypatch.setattr(workloads, "need", missing)
     monkeypatch.setattr(workloads, "make", lambda *_: (None, "the transform needs scipy"))
     rows = CASES[name](CPU)
     absent = [row for row in rows if "scipy" in row["other_name"]]
@@ -96,21 +89,25 @@ def test_a_gaussian_filter_with_another_boundary_is_refused(monkeypatch: pytest.
     monkeypatch.setattr(
         scipy.ndimage, "gaussian_filter", lambda x, std, **kw: right(x, std, **{**kw, "mode": "mirror"})
     )
-    with pytest.raises(eager.WrongResult, match="gaussian_filter"):
+    with pytest.raises(command.WrongResult, match="gaussian_filter"):
         CASES["pipeline"](CPU)
 
 
-def still(seconds: float) -> Timing:
-    return Timing(seconds, seconds, seconds, 9, 0.01)
+@pytest.fixture
+def row(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Makes the row of a call of two steps that took 1 s, and of another with its noise floor."""
+
+    def make(case: str, other: float, floor: float, unit: str = "ms", name: str = "eager") -> dict[str, Any]:
+        about = {"case": case, "what": "a step", "size": 64, "batch": 4}
+        seconds = {timing.OURS: 1.0, name: other}
+        timings = {key: Timing(value, value, value, 9, 0.01) for key, value in seconds.items()}
+        monkeypatch.setattr(timing, "contest", lambda *_, **__: (timings, {name: floor}))
+        return command.compete(about, lambda: None, {}, CPU, check=None, unit=unit, count=2.0)[0]
+
+    return make
 
 
-def row(case: str, other: float, floor: float, unit: str = "ms", name: str = "eager") -> dict[str, Any]:
-    about = {"case": case, "what": "a step", "size": 64, "batch": 4}
-    timings = {timing.OURS: still(1.0), name: still(other)}
-    return command.rows(about, timings, {name: floor}, unit=unit, count=2.0)[0]
-
-
-def test_units_and_noise() -> None:
+def test_units_and_noise(row: Callable[..., dict[str, Any]]) -> None:
     """Rule: a call of two steps of 1 s is 500 ms a step or 2 images/s; a ratio below its floor is none."""
     assert (row("a", 3.0, 0.1)["ours"], row("a", 3.0, 0.1)["other"]) == (500.0, 1500.0)
     rate = row("a", 4.0, 0.1, "images/s")
@@ -118,7 +115,7 @@ def test_units_and_noise() -> None:
     assert row("a", 1.05, 0.1)["ratio"] is None and row("a", 0.9, 0.05)["ratio"] == 0.9
 
 
-def test_the_table_follows_the_numbers() -> None:
+def test_the_table_follows_the_numbers(row: Callable[..., dict[str, Any]]) -> None:
     """Rule: a row has its ratio, or none within the noise; what could not be timed has its reason instead."""
     about = {"case": "graphs", "what": "a step", "size": 64, "batch": 4}
     rows = [
@@ -126,69 +123,70 @@ def test_the_table_follows_the_numbers() -> None:
         row("rate", 2.0, 0.1, "images/s", name="compiled"),
         row("level", 1.05, 0.1),
         row("behind", 0.5, 0.1),
-        command.absent(about, "eager in a graph", "us", "no device"),
+        command.absent(about, "eager in a graph", "ms", "no device"),
     ]
-    lines = [" ".join(line.split()) for line in workloads.table(rows).splitlines()[2:7]]
+    lines = [" ".join(line.split()) for line in command.table(rows).splitlines()[2:7]]
     assert lines == [
         "| ahead | a step | 64 | 4 | 500 | eager | 4500 | ms | 9.00 | 10% | |",
         "| rate | a step | 64 | 4 | 2 | compiled | 1 | images/s | 2.00 | 10% | |",
         "| level | a step | 64 | 4 | 500 | eager | 525 | ms | none | 10% | |",
         "| behind | a step | 64 | 4 | 500 | eager | 250 | ms | 0.50 | 10% | |",
-        "| graphs | a step | 64 | 4 | | eager in a graph | | us | | | no device |",
+        "| graphs | a step | 64 | 4 | | eager in a graph | | ms | | | no device |",
     ]
 
 
-def test_every_workload_is_run_and_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rule: the rows of all steps come in order, each announced before it runs; one that fails is named with
+def measured(device: torch.device, case: str) -> list[dict[str, Any]]:
+    """The row of a case that was timed."""
+    assert device == CPU
+    timed = {"ours": 1.0, "other": 2.0, "ratio": 2.0, "noise": 0.1}
+    return [
+        {**command.absent({"case": case, "what": "a step", "size": 64, "batch": 4}, "", "ms", ""), **timed}
+    ]
+
+
+def broken(device: torch.device) -> list[dict[str, Any]]:
+    raise RuntimeError("no luck\nat all")
+
+
+def stopped(device: torch.device) -> list[dict[str, Any]]:
+    raise KeyboardInterrupt
+
+
+FIRST, LAST = partial(measured, case="one"), partial(measured, case="two")
+
+
+def test_every_case_is_run_and_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rule: the rows of all cases come in order, each announced before it runs; one that fails is named with
     its reason and costs no other; the files hold rows, machine and table, and are not overwritten."""
-
-    def broken() -> list[dict[str, Any]]:
-        raise RuntimeError("no luck\nat all")
-
-    def plan(device: torch.device, quick: bool) -> list[command.Step]:
-        assert device == CPU and quick
-        return [
-            ("first", lambda: [row("one", 2.0, 0.1)]),
-            ("bad", broken),
-            ("last", lambda: [row("two", 2.0, 0.1)]),
-        ]
-
     words = ["--out", str(tmp_path), "--quick", "--device", "cpu", "--threads", "1"]
-    assert command.main("workloads", plan, workloads.table, words) == 1
-    assert capsys.readouterr().out.startswith("first\nbad\nlast\n")
+    quick = [FIRST, partial(broken), LAST]
+    assert command.main("workloads", [], quick, words) == 1
+    assert capsys.readouterr().out.startswith("measured, case one\nbroken\nmeasured, case two\n")
     result = json.loads((tmp_path / "workloads.json").read_text())
     assert [r["case"] for r in result["rows"]] == ["one", "two"] and result["complete"]
-    assert result["problems"] == {"bad": "RuntimeError: no luck"} and result["machine"]["cpu"]
+    assert result["problems"] == {"broken": "RuntimeError: no luck"} and result["machine"]["cpu"]
     text = (tmp_path / "workloads.md").read_text()
-    assert (
-        "| one" in text and "failed: bad: RuntimeError: no luck" in text and result["machine"]["cpu"] in text
-    )
+    assert "| one" in text and "failed: broken: RuntimeError: no luck" in text
+    assert result["machine"]["cpu"] in text
     with pytest.raises(UserError, match="already holds a result"):
-        command.main("workloads", plan, workloads.table, words)
+        command.main("workloads", [], quick, words)
 
 
 def test_ctrl_c_keeps_the_rows_so_far(tmp_path: Path) -> None:
     """Rule: a run that is stopped leaves the rows that were measured, and says that it was stopped."""
-
-    def stop() -> list[dict[str, Any]]:
-        raise KeyboardInterrupt
-
-    steps = [("first", lambda: [row("one", 2.0, 0.1)]), ("stopped", stop)]
     words = ["--out", str(tmp_path), "--threads", "1", "--device", "cpu"]
-    assert command.main("workloads", lambda *_: steps, workloads.table, words) == 1
+    assert command.main("workloads", [FIRST, partial(stopped), LAST], [], words) == 1
     result = json.loads((tmp_path / "workloads.json").read_text())
     assert len(result["rows"]) == 1 and not result["complete"]
     assert "Stopped before its end" in (tmp_path / "workloads.md").read_text()
 
 
-def test_the_plans_name_each_workload_once() -> None:
-    """Rule: the full plan has all six workloads, the quick one too, under names of their own, with arguments
+@pytest.mark.parametrize("plan", [workloads.FULL, workloads.QUICK], ids=["full", "quick"])
+def test_the_plans_name_each_workload_once(plan: list[command.Case]) -> None:
+    """Rule: the full plan has every workload, the quick one too, under names of their own, with arguments
     that they take."""
-    for quick in (False, True):
-        steps = list(workloads.plan(CPU, quick))
-        names = [name for name, _ in steps]
-        assert len(set(names)) == len(names)
-        for _, step in steps:
-            inspect.signature(step.func).bind(*step.args, **step.keywords)
-        functions = {step.func for _, step in steps}
-        assert functions == {cold_loop, pipeline, sheet, small_batches, statistics, tiny_network}
+    names = [command.label(case) for case in plan]
+    assert len(set(names)) == len(names)
+    for case in plan:
+        inspect.signature(case.func).bind(CPU, **case.keywords)
+    assert {case.func for case in plan} == {cold_loop, pipeline, statistics}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Host microseconds of one call of the Triton backend, in parts, and of the CUDA backend on a GPU.
 
-    python -m benchmarks.launch_overhead
+    PYTHONPATH=.:tests python tests/launch_overhead.py
 
 Without a GPU the launch itself is a stub (`stub_driver.py`): what is timed is all that Python does before it.
 The yardstick is one registered operator that does nothing plus one bare Triton launch of a kernel
@@ -18,12 +18,11 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
+from stub_driver import stubbed
 
 import softdiff_kernels as sk
 from softdiff_kernels.backends.triton import ops
 from softdiff_kernels.bench.timing import Call, Clock, interleaved
-
-from .stub_driver import stubbed
 
 _ROUNDS, _CALLS = 15, 300
 
