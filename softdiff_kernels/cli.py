@@ -87,7 +87,10 @@ def _sentence(box: str, command: str) -> str:
         if match := re.match(rf"Error parsing (--[\w-]+): {pattern}.*?(?:\[(.*?)\]|('.*?'))", text):
             text = f"{match[1]}: expected {wanted}, got {match[2] or match[3]}"
     if match := re.match(r"invalid choice (.*) for argument '(--[\w-]+)'\. Expected one of \((.*)\)", text):
-        text = f"{match[2]}: expected one of {match[3].replace(chr(39), '')}, got {match[1]}"
+        choices = match[3].replace("'", "").split(", ")
+        if "None" in choices:  # of an optional choice, tyro lists the values in no fixed order
+            choices = sorted(c for c in choices if c != "None")
+        text = f"{match[2]}: expected one of {', '.join(choices)}, got {match[1]}"
     text = text.partition(" Argument helptext:")[0]
     return f"{text or 'the options cannot be read'} (softdiff {command} --help lists them)"
 

@@ -83,7 +83,11 @@ class Prior:
         return noisy
 
     def describe(self) -> str:
-        """One line for the record of samples."""
+        """One line for the record of samples.
+
+        `softdiff sample` adds images to a folder only if its record has the same line, so the wording is part
+        of the file format.
+        """
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -276,7 +280,7 @@ class GaussianDCTPrior(_SpectralPrior):
         return cls(surviving, blur, threshold, noise, count, (mean + shift).cpu(), factor.cpu())
 
     def describe(self) -> str:
-        covariance = "full covariance" if self.factor.dim() == 2 else "variances only, because there are many"
+        covariance = "full covariance" if self.factor.dim() == 2 else "variances alone, they are many"
         return f"{self.name}: Gaussian ({covariance}) of the {self._tail()}"
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -396,7 +400,7 @@ class PlainGaussianPrior(Prior):
         return cls(corruption.image_size, channels, std)
 
     def describe(self) -> str:
-        return f"{self.name}: white noise of standard deviation {self.noise_std:.4g}, mean 0"
+        return f"{self.name}: white noise of deviation {self.noise_std:.4g}, mean 0"
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PlainGaussianPrior:

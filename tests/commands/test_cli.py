@@ -663,3 +663,10 @@ def test_module_form_lists_the_commands() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_the_choices_of_an_optional_flag_are_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rule: the same sentence in every run, without None, although tyro lists them as a set."""
+    assert "--channels: expected one of 1, 3, 4, got '2'" in refused(
+        capsys, "dataset", "digits", "--channels", "2"
+    )

@@ -115,7 +115,7 @@ def test_many_surviving_coefficients_get_variances_alone() -> None:
     mild = Corruption.paper((24, 24), blur_std_max=0.3)
     prior = GaussianDCTPrior.fit([_images(30, 2, 24, 24)], mild)
     assert prior.surviving.size == 2 * 24 * 24 > 1024
-    assert prior.factor.dim() == 1 and "variances only" in prior.describe()
+    assert prior.factor.dim() == 1 and "variances alone" in prior.describe()
     exact = (_gain(mild) * sk.dct2(_images(30, 2, 24, 24))).flatten(1).std(dim=0, correction=0)
     torch.testing.assert_close(prior.factor, exact, rtol=1e-4, atol=1e-5)
 
@@ -215,6 +215,20 @@ def test_saved_state_gives_the_same_prior_back(name: str) -> None:
     )
     key = sk.NoiseKey(1)
     assert torch.equal(again.sample(4, key=key), prior.sample(4, key=key))
+
+
+def test_descriptions_are_those_of_earlier_records() -> None:
+    """Rule: a folder of samples is added to only if its record has the same description, so none changes."""
+    corruption, images = Corruption.paper((8, 8)), _images(30, 1, 8, 8)
+    tail = "13 surviving DCT coefficients (blur 2.875 px, gain over 0.001) of 30 images, plus noise 0.1"
+    assert [PRIORS[name].fit([images], corruption).describe() for name in ("gaussian", "blurred")] == [
+        f"gaussian-dct: Gaussian (full covariance) of the {tail}",
+        f"blurred-images: blurred training images, the {tail}",
+    ]
+    mild = GaussianDCTPrior.fit([_images(30, 2, 24, 24)], Corruption.paper((24, 24), blur_std_max=0.3))
+    assert mild.describe().startswith("gaussian-dct: Gaussian (variances alone, they are many) of the ")
+    plain = PlainGaussianPrior((8, 8), 1, 0.25)
+    assert plain.describe() == "plain-gaussian: white noise of deviation 0.25, mean 0"
 
 
 def test_foreign_state_is_refused() -> None:
