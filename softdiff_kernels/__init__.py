@@ -14,6 +14,7 @@ Importing this needs torch and numpy alone: no compiler, no GPU, no Triton, and 
 from . import _interrupt as _interrupt  # before all that imports torch
 from . import functional, reference
 from ._version import __version__
+from ._warm_up import WarmUp, warm_up
 from .backends import backends, use_backend
 from .caches import CacheInfo, cache_info, clear_caches, set_cache_limit
 from .functional import *  # noqa: F403 (the ops: the names in its __all__)
@@ -23,6 +24,7 @@ from .noise import NoiseKey
 __all__ = [
     "CacheInfo",
     "NoiseKey",
+    "WarmUp",
     "__version__",
     "backends",
     "cache_info",
@@ -30,5 +32,6 @@ __all__ = [
     "reference",
     "set_cache_limit",
     "use_backend",
+    "warm_up",
 ]
 __all__ += functional.__all__

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .. import functional
+from .._warm_up import WarmUp, echo, rehearse
 from ..data import ImageOrder, ImageSet
 from ..diffusion import SAMPLING_SEED, Corruption, SoftDenoiser, TrainingLoss, generate
 from ..noise import NoiseKey, uniforms
@@ -173,6 +174,22 @@ class Trainer:
             share_of_mean = losses.sum() * (processes.world / config.batch)
             self.scaler.scale(share_of_mean).backward()
         return losses.detach(), t
+
+    def warm_up(self) -> WarmUp:
+        """Compiles the kernels that the steps and the grids of this run will need, where any are compiled."""
+        config, processes = self.config, self.processes
+        network: Any = echo
+        denoiser = SoftDenoiser(network, self.denoiser.corruption, config.prediction, loss=config.loss)
+        shown = range(processes.rank, config.sample_count, processes.world)
+
+        def rehearsal() -> None:
+            x0, key, _ = self.batch(self.seen, self.each)
+            denoiser.loss(x0, self.denoiser.draw_time(x0, key), key=key).sum().backward()
+            if shown:
+                options: dict[str, Any] = {"sampler": config.sampler, "steps": config.sample_steps}
+                generate(denoiser, self.prior, shown, batch=self.each, device=self.device, **options)
+
+        return rehearse(rehearsal, self.device)
 
     def sample(self, seeds: Sequence[int], at_step: Callable[[], None] | None = None) -> Tensor:
         """Images from the first averaged model, one per seed: uint8 [N, C, H, W]. Classes take turns.
