@@ -14,10 +14,10 @@ Importing this needs torch and numpy alone: no compiler, no GPU, no Triton, and 
 from . import _interrupt as _interrupt  # before all that imports torch
 from . import functional, reference
 from ._version import __version__
-from ._warm_up import WarmUp, warm_up
 from .backends import backends, use_backend
 from .caches import CacheInfo, cache_info, clear_caches, set_cache_limit
 from .functional import *  # noqa: F403 (the ops: the names in its __all__)
+from .functional import WarmUp, warm_up
 from .noise import NoiseKey
 
 # The ops' names are listed once, in functional.py.

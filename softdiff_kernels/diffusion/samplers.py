@@ -35,7 +35,6 @@ from torch import Tensor
 
 from .. import _arguments as args
 from .. import functional
-from .._warm_up import echo, rehearse
 from ..images import to_uint8
 from ..noise import NoiseKey, fresh_key
 from .corruption import Corruption
@@ -372,12 +371,12 @@ def generate(
     def rehearsal() -> None:
         """A full batch and the last one, with a network that computes nothing."""
         seeds_of_both = seeds[: batch + len(seeds) % batch]
-        network = SoftDenoiser(echo, denoiser.corruption, weight="uniform")  # type: ignore[arg-type]
+        network = SoftDenoiser(functional.echo, denoiser.corruption, weight="uniform")  # type: ignore[arg-type]
         generate(
             network, prior, seeds_of_both, sampler=sampler, ts=ts, batch=batch, device=where, options=options
         )
 
-    warm = rehearse(rehearsal, where)
+    warm = functional.rehearse(rehearsal, where)
     if say is not None and warm.compiled:
         say(str(warm))
     images = []

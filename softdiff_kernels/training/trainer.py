@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .. import functional
-from .._warm_up import WarmUp, echo, rehearse
 from ..data import ImageOrder, ImageSet
 from ..diffusion import SAMPLING_SEED, Corruption, SoftDenoiser, TrainingLoss, generate
 from ..noise import NoiseKey, uniforms
@@ -175,10 +174,10 @@ class Trainer:
             self.scaler.scale(share_of_mean).backward()
         return losses.detach(), t
 
-    def warm_up(self) -> WarmUp:
+    def warm_up(self) -> functional.WarmUp:
         """Compiles the kernels that the steps and the grids of this run will need, where any are compiled."""
         config, processes = self.config, self.processes
-        network: Any = echo
+        network: Any = functional.echo
         denoiser = SoftDenoiser(network, self.denoiser.corruption, config.prediction, loss=config.loss)
         shown = range(processes.rank, config.sample_count, processes.world)
 
@@ -189,7 +188,7 @@ class Trainer:
                 options: dict[str, Any] = {"sampler": config.sampler, "steps": config.sample_steps}
                 generate(denoiser, self.prior, shown, batch=self.each, device=self.device, **options)
 
-        return rehearse(rehearsal, self.device)
+        return functional.rehearse(rehearsal, self.device)
 
     def sample(self, seeds: Sequence[int], at_step: Callable[[], None] | None = None) -> Tensor:
         """Images from the first averaged model, one per seed: uint8 [N, C, H, W]. Classes take turns.

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "softdiff_kernels"
 # From the ground up. A part is a file or a folder; - is the package's own __init__, which exports the ops.
 _ORDER = """
 _version _interrupt errors files memory progress _numbers caches _arguments images noise spectrum reference
-backends _autograd _ops functional _warm_up - diffusion data training evaluation integrations _machine bench
+backends _autograd _ops functional - diffusion data training evaluation integrations _machine bench
 commands cli __main__
 """
 PARTS = _ORDER.split()
