@@ -280,8 +280,9 @@ def run(
     channels: int = 1,
 ) -> None:
     """Launches `kernel` over the planes of x: arguments, then what it is planned with; constants head,
-    (channels, tiling), tail. groups: how many launches a small batch of large planes takes (1: always one).
-    totals: whether the kernel keeps float32 planes of its own. channels: of a sample, in one program.
+    (channels, tiling), tail (SPLIT first). groups: how many launches a small batch of large planes takes (1:
+    always one). totals: whether the kernel keeps float32 planes of its own. channels: of a sample, in one
+    program.
     """
     device = x.device
     on_gpu = device.type == "cuda"
@@ -347,19 +348,33 @@ def _run_staged(
     device, (batch, depth, *_) = x.device, x.shape
     height, width, rows, columns = plan.sizes
     tables = (table(height, rows, device), table(width, columns, device))
-    planes, side, config = batch * depth, max(rows, columns), plan.config
+    planes, config = batch * depth, plan.config
     if groups == 1 or _fused(plan, x):
-        programs = min(planes, _PROGRAMS_A_MULTIPROCESSOR * multiprocessors(device))
-        per_program = 2 * rows * columns + 2 * side * TILE
-        steps = [((programs, 1), 0)]
-        extra = torch.empty(programs * rows * columns if totals else 0, dtype=torch.float32, device=device)
+        slots = min(planes, _PROGRAMS_A_MULTIPROCESSOR * multiprocessors(device))
+        steps = [((slots, 1), 0)]
     else:
-        programs, per_program = planes, 2 * rows * columns + 2 * side * side
+        slots = planes
         strips = (rows // TILE, columns // TILE, rows // TILE)
         steps = [((strips[g], planes), g + 1) for g in range(groups)]
-        extra = torch.empty(planes, dtype=torch.float32, device=device)
-    scratch = torch.empty(programs * per_program, dtype=torch.float16, device=device)
+    halves, floats = scratch(plan, fused=len(steps) == 1, split=tail[0], totals=totals)
+    memory = (
+        torch.empty(slots * halves, dtype=torch.float16, device=device),
+        torch.empty(slots * floats, dtype=torch.float32, device=device),
+    )
     for grid, group in steps:
         constants = (*head, depth, (TILE, config.bk, group), *tail)
-        everything = (*arguments, *tables, planes, scratch, extra)
+        everything = (*arguments, *tables, planes, *memory)
         launch(kernel, grid, everything, constants, config.warps, config.stages)
+
+
+def scratch(plan: Plan, *, fused: bool, split: bool, totals: bool) -> tuple[int, int]:
+    """(float16, float32) numbers of scratch for each plane that is in work; `plane.place` lays them out.
+
+    float16: the plane and a strip of TILE rows or columns, or one for each program where the plane is cut
+    into strips; twice where products are split. float32: a scale for each tile of these, 128 at most, and a
+    plane where there are totals.
+    """
+    rows, columns = plan.sizes[2:]
+    side = max(rows, columns)
+    strips = 1 if fused else side // TILE
+    return (1 + split) * (rows * columns + strips * side * TILE), totals * rows * columns + 128
