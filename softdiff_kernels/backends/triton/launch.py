@@ -234,8 +234,13 @@ table = caches.Tables("triton tables", _build)
 MOST_CHANNELS_IN_A_PROGRAM = 8
 # Planes up to this many pixels a side are never cut into strips, however few they are.
 _ALWAYS_FUSED = 128
-# Programs of `filter_staged` that a multiprocessor holds at a time; their scratch is what L2 has to hold.
-_PROGRAMS_A_MULTIPROCESSOR = 2
+# Warps of `filter_staged` on a multiprocessor: what its registers hold, at up to 255 a thread.
+#
+# On the 132 of an H200 the scratch of float32 planes then takes 26 MB at 128 px, 87 at 256 and 311 at 512, of
+# bfloat16 half of that; L2 holds 60 MB. Half as many programs would bring 256 px back into it, but leave each
+# scheduler one warp, with nothing to issue while that waits. What leaves L2 costs 16 bytes a pixel instead:
+# at a copy's rate 4 ps, of the 20 to 40 that the arithmetic takes at 256 px. (Reckoned, not measured.)
+_WARPS_A_MULTIPROCESSOR = 8
 
 
 @lru_cache(maxsize=64)  # a number for each device
@@ -244,6 +249,11 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def programs(planes: int, warps: int, device: torch.device) -> int:
+    """How many programs of `filter_staged` walk over the planes: as many as run at a time."""
+    return min(planes, max(1, _WARPS_A_MULTIPROCESSOR // warps) * multiprocessors(device))
 
 
 def _fused(plan: Plan, x: Tensor) -> bool:
@@ -350,7 +360,7 @@ def _run_staged(
     tables = (table(height, rows, device), table(width, columns, device))
     planes, config = batch * depth, plan.config
     if groups == 1 or _fused(plan, x):
-        slots = min(planes, _PROGRAMS_A_MULTIPROCESSOR * multiprocessors(device))
+        slots = programs(planes, config.warps, device)
         steps = [((slots, 1), 0)]
     else:
         slots = planes

@@ -2,8 +2,9 @@
 """The filter that ops share: transform a plane, mask its spectrum, transform it back; in one of two forms.
 
 `filter_plane` takes planes up to 64 px a side: a whole plane is one tile, and all of it happens in
-registers. `filter_staged` takes larger ones, up to 512 px: four tiled products, with a scratch that L2
-holds. A program takes a plane through three groups of products, strip by strip of TILE rows or columns:
+registers. `filter_staged` takes larger ones, up to 512 px: four tiled products, with a scratch in memory
+between them. A program takes a plane through three groups of products, strip by strip of TILE rows or
+columns:
 
 1. rows: pixels times D_W^T, into the plane's scratch;
 2. columns: D_H times the scratch, the mask, D_H^T times that, back into the same columns of the scratch;
