@@ -20,11 +20,12 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
+from chip_arithmetic import TENSOR_CORES, chip
 from cuda_emulated import install
 from torch import Tensor
 
@@ -51,6 +52,16 @@ EMULATED = install()
 needs_emulation = pytest.mark.skipif(not EMULATED, reason="needs SOFTDIFF_CUDA_SHIM=1")
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 BACKENDS += ["triton"] * INTERPRETED + ["cuda"] * EMULATED
+# The same, Triton's kernels under every model of a tensor core (`chip_arithmetic`), for `on`.
+MODELLED = BACKENDS[:2] + [f"triton-{core}" for core in TENSOR_CORES] * INTERPRETED + ["cuda"] * EMULATED
+
+
+@contextmanager
+def on(name: str) -> Iterator[None]:
+    """A backend of MODELLED: its name, and after a hyphen the model of a GPU that interprets Triton's kernels."""
+    backend, _, model = name.partition("-")
+    with sk.use_backend(backend), chip(model) if model else nullcontext():
+        yield
 
 
 def _images(x: Tensor) -> Tensor:
