@@ -147,7 +147,9 @@ def lg2(x: Array) -> Array:
 def sqrt(x: Array) -> Array:
     """The root of float32, off by 2^-23 of itself; denormals are zero."""
     exact = np.sqrt(_flushed(x).astype(np.float64))
-    return np.where(np.isfinite(exact) & (exact > 0), pushed(exact, 2.0**-23 * exact), exact).astype(np.float32)
+    return np.where(np.isfinite(exact) & (exact > 0), pushed(exact, 2.0**-23 * exact), exact).astype(
+        np.float32
+    )
 
 
 def divided(x: Array, y: Array) -> Array:

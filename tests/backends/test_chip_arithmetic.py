@@ -128,13 +128,20 @@ def test_random_products_are_those_of_exact_fractions(core):
     for spread in (0.0, 4.0, 12.0):
         shape = (6, 32)
         a, b = (
-            (generator.normal(size=shape) * 2.0 ** generator.uniform(-spread, spread / 3, shape)).astype(np.float16)
+            (generator.normal(size=shape) * 2.0 ** generator.uniform(-spread, spread / 3, shape)).astype(
+                np.float16
+            )
             for _ in range(2)
         )
         a[0, ::3] = 0
-        c = (generator.normal(size=(6, 6)) * 2.0 ** generator.uniform(-spread, spread, (6, 6))).astype(np.float32)
+        c = (generator.normal(size=(6, 6)) * 2.0 ** generator.uniform(-spread, spread, (6, 6))).astype(
+            np.float32
+        )
         got = dot(a, b.T, c, core)
-        expected = [[by_hand(u.tolist(), v.tolist(), float(c[i, j]), core) for j, v in enumerate(b)] for i, u in enumerate(a)]
+        expected = [
+            [by_hand(u.tolist(), v.tolist(), float(c[i, j]), core) for j, v in enumerate(b)]
+            for i, u in enumerate(a)
+        ]
         assert np.array_equal(got, np.array(expected, np.float32))
 
 
@@ -169,7 +176,12 @@ def test_towards_zero_never_grows():
 ARGUMENTS = np.exp2(np.linspace(-30, 20, 20_001)).astype(np.float32)
 FUNCTIONS = {
     # name: (fn, arguments, exact result, largest error): section 9.7.3 of the PTX ISA.
-    "ex2": (ex2, -ARGUMENTS[ARGUMENTS < 100], lambda x: np.exp2(x).astype(np.float32), lambda y: 2 * np.spacing(y)),
+    "ex2": (
+        ex2,
+        -ARGUMENTS[ARGUMENTS < 100],
+        lambda x: np.exp2(x).astype(np.float32),
+        lambda y: 2 * np.spacing(y),
+    ),
     "lg2": (
         lg2,
         ARGUMENTS,
@@ -180,7 +192,7 @@ FUNCTIONS = {
     "div.full": (
         lambda x: divided(x, np.float32(3)),
         ARGUMENTS,
-        lambda x: (x.astype(np.float32) / np.float32(3)),
+        lambda x: x.astype(np.float32) / np.float32(3),
         lambda y: 2 * np.spacing(y),
     ),
 }
@@ -207,7 +219,9 @@ def test_functions_keep_their_fixed_points(errors, side):
     special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan], np.float32)
     with chip("k8", errors), np.errstate(all="ignore"):
         assert np.array_equal(ex2(special), np.float32([1, 1, np.inf, 0, np.nan]), equal_nan=True)
-        assert np.array_equal(lg2(special), np.float32([-np.inf, -np.inf, np.inf, np.nan, np.nan]), equal_nan=True)
+        assert np.array_equal(
+            lg2(special), np.float32([-np.inf, -np.inf, np.inf, np.nan, np.nan]), equal_nan=True
+        )
         assert np.array_equal(sqrt(special), np.float32([0, -0.0, np.inf, np.nan, np.nan]), equal_nan=True)
         assert np.array_equal(divided(special[:3], np.float32(2)), special[:3])
         # Denormals: lg2 and sqrt take them for zero.

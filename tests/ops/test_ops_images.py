@@ -81,7 +81,9 @@ OPS = {
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
-    "shape", [(32, 32), (64, 64), (128, 128), (256, 256), (64, 512), (512, 64)], ids=lambda s: "x".join(map(str, s))
+    "shape",
+    [(32, 32), (64, 64), (128, 128), (256, 256), (64, 512), (512, 64)],
+    ids=lambda s: "x".join(map(str, s)),
 )
 def test_every_op_on_large_planes(backend, shape, op):
     # Sums over 32 to 512 products in either direction, which tensor cores cut off as they go.
