@@ -58,7 +58,7 @@ MODELLED = BACKENDS[:2] + [f"triton-{core}" for core in TENSOR_CORES] * INTERPRE
 
 @contextmanager
 def on(name: str) -> Iterator[None]:
-    """A backend of MODELLED: its name, and after a hyphen the model of a GPU that interprets Triton's kernels."""
+    """A backend of MODELLED: its name and, after a hyphen, the tensor core that interpreted kernels have."""
     backend, _, model = name.partition("-")
     with sk.use_backend(backend), chip(model) if model else nullcontext():
         yield

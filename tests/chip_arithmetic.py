@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton's interpreter with a GPU's arithmetic: what it computes otherwise than the chip, modelled in numpy.
 
-- **Products.** A tensor core takes k products of float16 and the accumulator together: each of these terms is
-  cut off (towards zero) at `fraction` bits below the largest one's exponent, a product's being the sum of its
-  factors' exponents; the sum is exact, and is cut off at float32's 24 bits. k8, 24 bits: sm_80, 86, 89. k16,
-  25 bits: sm_90, 100, 120. Sources: Fasi, Higham, Mikaitis, Pranesh 2021, "Numerical behavior of NVIDIA tensor
+- **Products.** A tensor core takes k products of float16 and the accumulator together. Each of these terms is
+  truncated at `fraction` bits below the largest one's exponent (a product's is the sum of its factors'
+  exponents); the sum is exact, and is truncated to float32's 24 bits. k8, 24 bits: sm_80, 86, 89. k16, 25
+  bits: sm_90, 100, 120. Sources: Fasi, Higham, Mikaitis, Pranesh 2021, "Numerical behavior of NVIDIA tensor
   cores"; Khattak, Mikaitis 2025, "Accurate models of NVIDIA tensor cores" (arXiv 2512.07004); MMA-Sim, which
-  reports the same bits for instructions of every architecture. Ootomo & Yokota 2022 cut off the sum alone: where
-  products have one sign that is kinder than the chip (half of each term's last bit is lost as well); where their
-  signs vary, up to twice as harsh (what is left of the terms has fewer bits to lose).
+  reports the same bits for instructions of every architecture. Ootomo & Yokota 2022 truncate the sum alone:
+  kinder than the chip where products have one sign, up to twice as harsh where their signs vary.
 - **Approximate functions.** `ex2` is off by 2 ulp, `lg2` by 2^-22 (absolute from 0.5 to 2, else relative),
-  `sqrt` by 2^-23, `div.full` by 2 ulp: the most that the PTX ISA (9.1, section 9.7.3) allows, all of them to one
-  side. What is down lies nearer to zero, as all that a tensor core cuts off does, so that the errors add up; up
-  is the other side. `exp(x)` is `ex2` of the rounded product `x log2(e)`.
-- **Denormals.** Of all the float32 instructions in the compiled kernels `lg2` and `sqrt` alone have .ftz: their
+  `sqrt` by 2^-23, `div.full` by 2 ulp: the most that the PTX ISA (9.1, section 9.7.3) allows, all to one
+  side. "down" is nearer to zero, as truncated sums are, so that errors add up; "up" is the other side.
+  `exp(x)` is `ex2` of the rounded product `x log2(e)`.
+- **Denormals.** Of the float32 instructions in compiled kernels, `lg2` and `sqrt` alone have .ftz: their
   denormal arguments are zero.
-- **Multiply and add.** Where a product is added to, or something is taken from it, the result is rounded once,
-  as the compiled kernels have it (`enable_fp_fusion`).
+- **Multiply and add.** A product that goes straight into a sum or difference is rounded once with it, as in
+  the compiled kernels (`enable_fp_fusion`).
 
-Not modelled: the order of a block's sums (`tl.sum`), and the compiler's choice of which of two products in a
-sum it fuses.
+Not modelled: the order in which `tl.sum` adds, and which of two products in a sum the compiler fuses.
 
-SOFTDIFF_CHIP names the model of a run: k8 (the unluckier, default), k16, or plain for the interpreter as it is;
-SOFTDIFF_CHIP_ERRORS is down (default), up, or none. `chip` sets both for a while.
+SOFTDIFF_CHIP names the model of a run: k8 (the default: it loses more), k16, or plain for the interpreter as
+it is; SOFTDIFF_CHIP_ERRORS is down (default), up, or none. `chip` sets both for a while.
 """
 
 from __future__ import annotations
@@ -74,8 +72,8 @@ def dot(a: Array, b: Array, c: Array, core: TensorCore) -> Array:
     """c + a b, [M, K] float16 times [K, N] float16 into [M, N] float32, k of the K products at a time."""
     if a.dtype != np.float16 or b.dtype != np.float16 or c.dtype != np.float32 or a.ndim != 2:
         raise NotImplementedError(
-            f"expected matrices of float16 summed in float32, got {a.dtype}{a.shape} {b.dtype} into {c.dtype}: "
-            "extend the model of tensor cores (tests/chip_arithmetic.py)"
+            f"expected matrices of float16 summed in float32, got {a.dtype}{a.shape} {b.dtype} into "
+            f"{c.dtype}: extend the model of tensor cores (tests/chip_arithmetic.py)"
         )
     if a.shape[1] % core.k:
         raise NotImplementedError(f"expected K as a multiple of {core.k}, got {a.shape[1]}")
@@ -121,7 +119,7 @@ def towards_zero(x: Array) -> Array:
 
 
 def pushed(exact: Array, bound: Array) -> Array:
-    """The float32 number that is furthest from `exact` to the side in force, but at most `bound` (both float64)."""
+    """The float32 number furthest from `exact` to the side in force, but at most `bound`; both float64."""
     side = np.copysign(1.0, exact) * _direction
     limit = exact + side * bound
     result = limit.astype(np.float32)
@@ -243,7 +241,7 @@ def install() -> None:
     errors = os.environ.get("SOFTDIFF_CHIP_ERRORS", "down")
     if model not in (*TENSOR_CORES, "plain") or errors not in DIRECTIONS:
         raise ValueError(
-            f"expected SOFTDIFF_CHIP as one of {', '.join(TENSOR_CORES)}, plain and SOFTDIFF_CHIP_ERRORS as one of "
-            f"{', '.join(DIRECTIONS)}, got {model!r} and {errors!r}"
+            f"expected SOFTDIFF_CHIP as one of {', '.join(TENSOR_CORES)}, plain and SOFTDIFF_CHIP_ERRORS as "
+            f"one of {', '.join(DIRECTIONS)}, got {model!r} and {errors!r}"
         )
     _core, _direction = TENSOR_CORES.get(model), DIRECTIONS[errors]

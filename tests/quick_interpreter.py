@@ -10,7 +10,7 @@ from typing import Any
 
 
 def quicken() -> None:
-    """Spares the interpreter what it does in vain; does nothing to a Triton whose interpreter has other parts.
+    """Spares the interpreter what it does in vain; leaves alone one that has other parts.
 
     - An inner call patches triton.language again, to the same effect: a third to a half of the time.
     - Integer operations are done again in 64 bits to find overflows, but the assertion that follows is left

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model of a GPU's arithmetic under Triton's interpreter: known cases, an independent twin, and its effect."""
+"""The model of a GPU's arithmetic for Triton's interpreter: known cases, an independent twin, its effect."""
 
 from __future__ import annotations
 
@@ -73,16 +73,16 @@ def test_what_rounding_would_carry_up_is_cut_off(core, sign):
 
 
 def test_terms_below_the_largest_are_cut_off_one_by_one():
-    # Eight products of 2^-25 are 2^-22 together, two last bits of 1. sm_80's terms end at 2^-24: all are lost.
-    # sm_90's end at 2^-25: none is.
+    # Eight products of 2^-25 are 2^-22 together, two last bits of 1. sm_80's terms end at 2^-24: all are
+    # lost. sm_90's end at 2^-25: none is.
     assert dot(*constants(8, 2.0**-12, 2.0**-13, 1.0), TENSOR_CORES["k8"])[0, 0] == 1.0
     assert dot(*constants(16, 2.0**-12, 2.0**-13, 1.0), TENSOR_CORES["k16"])[0, 0] == 1.0 + 2.0**-21
 
 
 @pytest.mark.parametrize(("name", "b"), [("k8", 2.0**-13), ("k16", 2.0**-14)])
 def test_a_smaller_accumulator_may_give_a_larger_sum(name, b):
-    # Fasi et al. 2021: sums that are not normalised between terms are not monotone. Below 1 the terms keep one
-    # bit more, which they lose at 1.
+    # Fasi et al. 2021: sums that are not normalised between terms are not monotone. Below 1 the terms keep
+    # one bit more, which they lose at 1.
     core = TENSOR_CORES[name]
     below = float(np.nextafter(np.float32(1), np.float32(0)))
     assert dot(*constants(core.k, 2.0**-12, b, 1.0), core)[0, 0] == 1.0
@@ -215,7 +215,7 @@ def test_functions_err_by_what_is_documented_and_to_one_side(errors, side, name)
 
 @SIDES
 def test_functions_keep_their_fixed_points(errors, side):
-    # ex2(0) = 1, so that the mean's gain is exact; zeros, infinities and NaN as the PTX ISA's tables have them.
+    # ex2(0) = 1, so that the mean's gain is exact; zeros, infinities and NaN as in the PTX ISA's tables.
     special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan], np.float32)
     with chip("k8", errors), np.errstate(all="ignore"):
         assert np.array_equal(ex2(special), np.float32([1, 1, np.inf, 0, np.nan]), equal_nan=True)

@@ -39,10 +39,10 @@ def image(kind: str, size: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [64, 128, 200, 256, 512])
 def test_blur_of_hard_images(backend, size, kind):
-    # A blur that takes nothing leaves every frequency's error; up to 128 px one that takes most, too. Beyond,
-    # where interpreted kernels take seconds a call, sm_80's tensor cores, which lose more, stand for both at
-    # 512 px. Every plane keeps its mean within 1e-6; torch's own float32 product, which adds a constant image's
-    # numbers one by one and rounds each sum to the same side, within 4e-6.
+    # A blur that takes nothing leaves every frequency's error; up to 128 px one that takes most, too. At 512
+    # px, where an interpreted kernel takes many seconds, sm_80's tensor cores, which lose more, stand for
+    # both. Every plane keeps its mean within 1e-6; within 4e-6 by torch's own float32 products, which round
+    # each of a constant image's partial sums to the same side.
     if size == 512 and backend == "triton-k16" and kind != "random":
         pytest.skip("k8 is held to the same")
     x = image(kind, size)
