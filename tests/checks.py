@@ -20,8 +20,9 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -57,10 +58,14 @@ MODELLED = BACKENDS[:2] + [f"triton-{core}" for core in TENSOR_CORES] * INTERPRE
 
 
 @contextmanager
-def on(name: str) -> Iterator[None]:
-    """A backend of MODELLED: its name and, after a hyphen, the tensor core that interpreted kernels have."""
+def on(name: str, errors: str = "down") -> Iterator[None]:
+    """A backend of MODELLED: its name and, after a hyphen, the tensor core that interpreted kernels have.
+
+    errors: the side to which a GPU's approximate functions err, where they are modelled.
+    """
     backend, _, model = name.partition("-")
-    with sk.use_backend(backend), chip(model) if model else nullcontext():
+    shim = patch.dict(os.environ, SOFTDIFF_SHIM_ERRORS=errors)
+    with sk.use_backend(backend), chip(model or "plain", errors), shim:
         yield
 
 

@@ -98,3 +98,12 @@ def test_every_op_on_a_bright_pixel(backend, op):
     # 96 px: two tiles of Triton's a side, the last half empty.
     x, y = image("bright pixel", 96), image("bright pixel", 96).flip(3)
     OPS[op](x, y, torch.rand(96, 96, generator=torch.Generator().manual_seed(2)))
+
+
+@pytest.mark.parametrize("name", [m for m in MODELLED[2:] if m != "triton-k16"])
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_where_functions_err_upwards(name, op):
+    # All else is tested with errors nearer to zero, as a tensor core's are. 48 px: the plane is padded.
+    x, y = picture(1, 1, 48, 32), picture(1, 1, 48, 32, seed=1)
+    with on(name, "up"), poisoned():
+        OPS[op](x, y, torch.rand(48, 32, generator=torch.Generator().manual_seed(2)))
