@@ -19,8 +19,8 @@
 
 Not modelled: the order in which `tl.sum` adds, and which of two products in a sum the compiler fuses.
 
-SOFTDIFF_CHIP names the model of a run: k8 (the default: it loses more), k16, or plain for the interpreter as
-it is; SOFTDIFF_CHIP_ERRORS is down (default), up, or none. `chip` sets both for a while.
+SOFTDIFF_CHIP names the model of a run: k16 (default), k8, or plain for the interpreter as it is;
+SOFTDIFF_CHIP_ERRORS is down (default), up, or none. `chip` sets both for a while.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def install() -> None:
     patch("fadd", added, any_product)
     patch("fsub", lambda x, y: added(x, y, -1), any_product)
     patch("broadcast", wider, lambda x, shape: hasattr(x, "factors"))
-    model = os.environ.get("SOFTDIFF_CHIP", "k8")
+    model = os.environ.get("SOFTDIFF_CHIP", "k16")
     errors = os.environ.get("SOFTDIFF_CHIP_ERRORS", "down")
     if model not in (*TENSOR_CORES, "plain") or errors not in DIRECTIONS:
         raise ValueError(
