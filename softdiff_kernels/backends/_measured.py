@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 TABLE = Path(__file__).with_name("faster.json")
+PREDICTED = Path(__file__).with_name("predicted.json")
 # Ops that do the same work as one that is measured.
 _LIKE = {"step": "momentum_step", "step_out": "momentum_step"}
 

@@ -92,16 +92,17 @@ def _width(flags: Sequence[str]) -> int:
 
 @lru_cache(maxsize=4096)
 def cost(op: str) -> Mapping[str, float]:
-    """What one warp instruction takes: issue slots; instructions of fma, imad, alu, fp64, xu; multiply-adds of
-    mma; shared, in wavefronts of 128 bytes as if no two lanes met in a bank; bytes of global."""
+    """What one warp instruction takes: issue slots; instructions of fma, imad, alu, fp64, xu; multiply-adds a
+    lane of mma and wgmma; shared, in wavefronts of 128 bytes as if no two lanes met in a bank; bytes of
+    global, and those stored among them."""
     base, *flags = op.split(".")
     took: dict[str, float] = {"issue": 1}
     if base == "HGMMA":
         m, n, k = (int(v) for v in flags[0].split("x"))
-        took["mma"] = m * n * k / 4  # one warp's share of a group of four
+        took["wgmma"] = m * n * k / 4 / LANES  # one warp's share of a group of four
     elif base in ("HMMA", "IMMA"):
         shape = next(f for f in flags if f.isdigit())
-        took["mma"] = float({"1688": 16 * 8 * 8, "16816": 16 * 8 * 16, "16832": 16 * 8 * 32}[shape])
+        took["mma"] = {"1688": 16 * 8 * 8, "16816": 16 * 8 * 16, "16832": 16 * 8 * 32}[shape] / LANES
     elif base.endswith("MMA") and base != "HFMA2":
         took["other mma"] = 1
     if base in _SHARED:
@@ -111,6 +112,8 @@ def cost(op: str) -> Mapping[str, float]:
         took["shared"] = max(1.0, bytes_ / 4)
     if base in _GLOBAL:
         took["global"] = float(LANES * _width(flags))
+        if base in ("STG", "ST", "RED", "REDG"):
+            took["stored"] = took["global"]
         took["local" if base in ("LDL", "STL") else "lsu"] = 1
     elif base in _XU:
         took["xu"] = 1
