@@ -185,6 +185,7 @@ def _dests_and_sources(i: Instruction) -> tuple[list[str], list[str]]:
     return dests, sources
 
 
+_STORES = {"STS", "STSM", "LDGSTS", "ATOMS"}  # into shared memory
 _NO_RESULT = {
     "BRA", "BRX", "JMP", "EXIT", "RET", "CALL", "STG", "STS", "ST", "STL", "RED", "REDG", "BAR", "NOP", "STSM",
     "BSSY", "BSYNC", "BREAK", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "WARPGROUP", "MEMBAR", "LDGSTS", "SYNCS",
@@ -221,9 +222,11 @@ class _Program:
     index: dict[int, int]
     blocks: dict[int, _Block]  # by the index of their first instruction
     dests: dict[int, list[str]] = field(default_factory=dict)
+    reads_shared: bool = False  # whether a branch depends on what was loaded from shared memory
 
 
-def _program(code: list[Instruction]) -> _Program:
+def _program(code: list[Instruction], shared: bool = False) -> _Program:
+    """shared: whether what is stored in shared memory counts as known."""
     index = {i.at: n for n, i in enumerate(code)}
     leaders = {0}
     returns = set()
@@ -249,7 +252,7 @@ def _program(code: list[Instruction]) -> _Program:
                 costs[pipe] += much  # type: ignore[assignment]
         blocks[first] = _Block(first, after - 1, costs)
     program = _Program(code, index, blocks)
-    _slice(program, sorted(returns) if has_calls else [])
+    _slice(program, sorted(returns) if has_calls else [], shared)
     return program
 
 
@@ -268,7 +271,7 @@ def _successors(program: _Program, block: _Block, returns: Sequence[int]) -> lis
     return found
 
 
-def _slice(program: _Program, returns: Sequence[int]) -> None:
+def _slice(program: _Program, returns: Sequence[int], shared: bool) -> None:
     """Fills in which instructions of each block a branch depends on: relevance flows backwards."""
     reads = {}
     for block in program.blocks.values():
@@ -293,17 +296,22 @@ def _slice(program: _Program, returns: Sequence[int]) -> None:
             i = program.code[n]
             dests, sources = reads[n]
             if i.base in _ENDS:
-                wanted.update(s for s in sources)
+                wanted.update(sources)
+                continue
+            if shared and i.base in _STORES:
+                needed.append(n)
+                wanted.update(sources)
                 continue
             if wanted.intersection(dests):
                 needed.append(n)
                 if not i.guard:
                     wanted.difference_update(dests)
-                if i.base in _OPERATIONS:
+                program.reads_shared |= i.base == "LDS"
+                if i.base in _OPERATIONS or (shared and i.base == "LDS"):
                     wanted.update(sources)
                 elif i.guard:
                     wanted.add(i.guard[0])
-        block.needed = needed[::-1]
+        block.needed = needed[::-1]  # of the last visit, which saw all that is wanted
         if wanted != entry[first]:
             entry[first] = frozenset(wanted)
             for before in predecessors[first]:
@@ -359,8 +367,8 @@ def _operand(operand: str) -> tuple[str, str, int]:
 class _Warp:
     """The registers of one warp; all that was not computed is unknown."""
 
-    def __init__(self, launch: Launch, block: int, warp: int) -> None:
-        self.launch, self.block, self.warp = launch, block, warp
+    def __init__(self, launch: Launch, block: int, warp: int, memory: _Shared) -> None:
+        self.launch, self.block, self.warp, self.memory = launch, block, warp, memory
         self.values: dict[str, Values] = {}
         self.assumed: set[int] = set()  # addresses of compares that were decided as for generic images
 
@@ -404,6 +412,64 @@ class _Warp:
         before = self.values.get(name, _NOTHING)
         chosen = np.where(guard == 1, value, np.where(guard == 0, before, _UNKNOWN))
         self.values[name] = np.where(mask, chosen, before)
+
+
+class _Shared:
+    """A block's shared memory by words: what every store of a whole run agrees on.
+
+    `known` is what an earlier run left, for loads; `stored` collects what this run stores. If both are equal
+    in the end, each load had the one value that any store there has, whatever the order of the warps.
+    """
+
+    def __init__(self, known: dict[int, int]) -> None:
+        self.known = known
+        self.stored: dict[int, int] = {}
+        self.lost = False  # a store went to an unknown place
+
+    @staticmethod
+    def _place(w: _Warp, operand: str) -> Values:
+        inner = operand[operand.index("[") + 1 : operand.rindex("]")]
+        at = _constant(0)
+        for part in inner.replace("-", "+-").split("+"):
+            part = part.strip().removesuffix(".X4")
+            if part:
+                v = w.get(part)
+                if part.startswith("-"):
+                    v = np.where(v < 0, v, _signed(v))
+                at = np.where((at < -(1 << 40)) | ((v < 0) & ~np.full(LANES, part.startswith("-"))), -(1 << 41), at + v)
+        return at
+
+    def store(self, w: _Warp, i: Instruction, mask: Values) -> None:
+        at = self._place(w, next(o for o in i.operands if o.startswith("[")))
+        words = max(1, _width(i.flags) // 4)
+        values = [_NOTHING] * words
+        if i.base == "STS" and _width(i.flags) >= 4:
+            values = [w.get(i.operands[1], k) if k < 2 else w.get(_later(i.operands[1], k)) for k in range(words)]
+        if i.base in ("STSM", "LDGSTS"):
+            values = [_NOTHING] * 4
+        for lane in np.flatnonzero(mask):
+            if at[lane] < 0:
+                self.lost = True
+                continue
+            for k, v in enumerate(values):
+                word = (int(at[lane]) + 4 * k) // 4
+                value = int(v[lane])
+                self.stored[word] = value if self.stored.get(word, value) == value else _UNKNOWN
+
+    def load(self, w: _Warp, i: Instruction) -> list[Values]:
+        words = max(1, _width(i.flags) // 4)
+        if self.lost or _width(i.flags) < 4 or not self.known:
+            return [_NOTHING] * words
+        at = self._place(w, i.operands[1])
+        return [
+            np.array([self.known.get((int(a) + 4 * k) // 4, _UNKNOWN) if a >= 0 else _UNKNOWN for a in at])
+            for k in range(words)
+        ]
+
+
+def _later(register: str, by: int) -> str:
+    m = re.fullmatch(r"(U?R)(\d+)", register)
+    return f"{m[1]}{int(m[2]) + by}" if m else register
 
 
 @dataclass(frozen=True)
@@ -884,27 +950,44 @@ class Unreadable(Exception):
 _MOST_STEPS = 2_000_000
 
 
+_MOST_RUNS = 5
+
+
 def walk(code: list[Instruction], launch: Launch, block: int = 0) -> Walk:
-    """Runs every warp of a block, see the top of this file."""
+    """Runs every warp of a block, see the top of this file; more than once where a branch depends on what
+    warps leave for each other in shared memory, until that stays the same.
+    """
     program = _program(code)
+    if program.reads_shared:
+        program = _program(code, shared=True)
+    known: dict[int, int] = {}
+    for _ in range(_MOST_RUNS if program.reads_shared else 1):
+        memory = _Shared(known)
+        walked = _walk_block(program, launch, block, memory)
+        left = {} if memory.lost else {word: v for word, v in memory.stored.items() if v >= 0}
+        if left == known:
+            return walked
+        known = left
+    # It does not settle: nothing in shared memory is known.
+    return _walk_block(program, launch, block, _Shared({}))
+
+
+def _walk_block(program: _Program, launch: Launch, block: int, memory: _Shared) -> Walk:
     total = Walk(Counter(), -(-launch.threads // LANES), set(), set())
     for warp in range(total.warps):
-        counts, open_, assumed = _walk_warp(program, launch, block, warp)
+        counts, open_, assumed = _walk_warp(program, _Warp(launch, block, warp, memory))
         for first, times in counts.items():
             for pipe, much in program.blocks[first].costs.items():
-                total.costs[pipe] += times * much
+                total.costs[pipe] += times * much  # type: ignore[assignment]
         total.open |= open_
         total.assumed |= assumed
     return total
 
 
-def _walk_warp(
-    program: _Program, launch: Launch, block: int, warp: int
-) -> tuple[Counter[int], set[int], set[int]]:
-    w = _Warp(launch, block, warp)
+def _walk_warp(program: _Program, w: _Warp) -> tuple[Counter[int], set[int], set[int]]:
     counts: Counter[int] = Counter()
     open_: set[int] = set()
-    live = np.arange(LANES) + LANES * warp < launch.threads
+    live = np.arange(LANES) + LANES * w.warp < w.launch.threads
     # Lanes that diverged wait at different places: the furthest behind goes first, so that they meet again.
     paths: dict[int, Values] = {0: live}
     steps = 0
@@ -926,8 +1009,14 @@ def _walk_warp(
 
 def _execute(w: _Warp, i: Instruction, dests: list[str], mask: Values) -> None:
     guard = w.predicate(("!" if i.guard[1] else "") + i.guard[0]) if i.guard else _constant(1)
+    if i.base in _STORES:
+        active = mask & (guard != 0)
+        if active.any():
+            w.memory.store(w, i, active)
+        if i.base != "ATOMS":
+            return
     operation = _OPERATIONS.get(i.base)
-    values = operation(w, i) if operation else []
+    values = operation(w, i) if operation else w.memory.load(w, i) if i.base == "LDS" else []
     if operation and i.base in ("IADD3", "UIADD3", "IMAD", "UIMAD", "LEA", "ULEA", "LOP3", "ULOP3", "ISETP",
                                 "UISETP", "FSETP", "DSETP", "PLOP3", "UPLOP3", "VOTE", "VOTEU"):  # fmt: skip
         # Results come in the order of the operands, those of no interest (PT, RZ) among them.
