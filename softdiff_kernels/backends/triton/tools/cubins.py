@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where machine code and launches come from without a GPU: cubins, and the CUDA module on a pretended runtime.
+"""Where machine code and launches come from without a GPU: cubins, and the CUDA module on a pretended
+runtime.
 
 `Cubin` reads an ELF file of kernels with the tools in Triton's package. `cuda_module` links the objects of a
 build of csrc/cuda against a small runtime that makes no launch: it hands the kernel's name, its grid and the
@@ -109,17 +110,21 @@ int capability = 90;
 std::map<const void*, std::string>& kernels() { static std::map<const void*, std::string> all; return all; }
 }
 extern "C" {
-__attribute__((visibility("default"))) void softdiff_record(Told to, int arch) { told = to; capability = arch; }
+__attribute__((visibility("default"))) void softdiff_record(Told to, int arch) {
+  told = to, capability = arch;
+}
 void** __cudaRegisterFatBinary(void*) { static void* handle; return &handle; }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
-void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*, int*) {
+void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*,
+                            dim3*, int*) {
   kernels()[host] = name;
 }
 void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
-cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host) { *kernel = (cudaKernel_t)host; return cudaSuccess; }
-cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) { return cudaErrorNotSupported; }
-cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) { return cudaErrorNotSupported; }
+cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void*) { *kernel = nullptr; return cudaSuccess; }
+cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) {
+  return cudaErrorNotSupported;  // by <<<>>>: csrc/cuda/launch.h has cudaLaunchKernelEx
+}
 unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, cudaStream_t) { return 0; }
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaSuccess; }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* host, void** arguments) {
@@ -135,7 +140,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
          : what == cudaDevAttrComputeCapabilityMajor ? capability / 10
          : what == cudaDevAttrComputeCapabilityMinor ? capability % 10
          : what == cudaDevAttrClusterLaunch ? capability >= 90
-         : what == cudaDevAttrMaxSharedMemoryPerBlockOptin || what == cudaDevAttrMaxSharedMemoryPerMultiprocessor
+         : what == cudaDevAttrMaxSharedMemoryPerBlockOptin
              ? (capability == 90 || capability == 100 ? 232448 : capability == 80 ? 166912 : 101376) : 0;
   return cudaSuccess;
 }
@@ -179,7 +184,9 @@ class CudaModule:
         files = sorted(objects.rglob("*.o"))
         kernels = [file for file in files if file.name.endswith(".cu.o")]
         if not kernels or not any(file.name == "bindings.cpp.o" for file in files):
-            raise FileNotFoundError(f"{objects}: expected the objects of csrc/cuda, bindings.cpp.o among them")
+            raise FileNotFoundError(
+                f"{objects}: expected the objects of csrc/cuda, bindings.cpp.o among them"
+            )
         self.cubins: dict[str, Cubin] = {}
         for file in kernels:
             place = folder / file.name
@@ -235,6 +242,6 @@ class CudaModule:
 
 @contextmanager
 def cuda_module(objects: Path, arch: str) -> Iterator[CudaModule]:
-    """The objects of a build as a module whose launches are recorded, in a process that has loaded no other."""
+    """The objects of a build as a module whose launches are recorded; no other may have been loaded."""
     with tempfile.TemporaryDirectory() as folder:
         yield CudaModule(objects, arch, Path(folder))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predicted speed of the Triton and CUDA kernels, from their machine code alone. Nothing runs on a GPU.
 
-    python -m softdiff_kernels.backends.triton.tools.model                  print the table
-    python -m softdiff_kernels.backends.triton.tools.model --write          also write predicted.json and docs/speed-model.md
-    python -m softdiff_kernels.backends.triton.tools.model --check          exit status 0: predicted.json is of these sources
+    python -m softdiff_kernels.backends.triton.tools.model            print the table
+    python -m softdiff_kernels.backends.triton.tools.model --write    keep it: predicted.json, docs
+    python -m softdiff_kernels.backends.triton.tools.model --check    is what is kept of these sources?
 
 For each op, size, dtype and architecture: what a pixel takes of each limit of the GPU, and the percent of a
 device copy's bandwidth that the limit allows. The CUDA kernels' code is that of a build (`--objects`, by
@@ -21,9 +21,8 @@ import struct
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,8 +30,6 @@ from unittest.mock import patch
 import torch
 import triton
 
-from ... import _measured
-from ..launch import describe, recording
 from . import cases, sass
 from .aot import compile_for, compilers
 from .cubins import Cubin, CudaModule, Recorded, cuda_module
@@ -40,12 +37,13 @@ from .cubins import Cubin, CudaModule, Recorded, cuda_module
 ROOT = Path(__file__).resolve().parents[4]
 PACKAGE = ROOT / "softdiff_kernels"
 PAGE = ROOT / "docs" / "speed-model.md"
+PREDICTED = PACKAGE / "backends" / "predicted.json"
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU's rates. copy, l2: bytes a second; all others of one multiprocessor and clock: fma, imad, alu, xu,
-    fp64 in lanes, mma and wgmma in multiply-adds of float16 (warps' own products, and those of warpgroups).
+    """A GPU's rates. copy, l2: bytes a second; all others of one multiprocessor and clock: fma, imad, alu,
+    xu, fp64 in lanes, mma and wgmma in multiply-adds of float16 (products of a warp, and of a group of four).
     shared: bytes of shared memory a multiprocessor; warps, blocks: at most resident.
     """
 
@@ -66,13 +64,13 @@ class Gpu:
     xu: int = 16
 
 
-# Copy: 4.3 TB/s was observed on an H200; for the others 90 % of the memory's bandwidth by data sheet (H100 SXM 3.35,
-# A100-80 SXM 2.039, RTX 4090 1.008, B200 8.0, RTX 5090 1.792 TB/s). Clocks are boost clocks, the H200's 1.9 GHz as
-# assumed in earlier estimates. Lanes: CUDA C++ Programming Guide, "Arithmetic Instructions". Products: the data
-# sheets' dense float16 rate with float32 sums, divided by clock and multiprocessors; Hopper's mma.sync reaches 62 %
-# of it (arXiv 2402.13499), which B200's is taken to equal. L2: 28.5 bytes a clock and multiprocessor, as Chips and
-# Cheese measured on an H100 PCIe in 2023 (5.7 TB/s), for all but the GeForces (5 TB/s on a 4090). None of these has
-# been measured by this project.
+# Copy: 4.3 TB/s was observed on an H200; for the others 90 % of the memory's bandwidth by data sheet (H100
+# SXM 3.35, A100-80 SXM 2.039, RTX 4090 1.008, B200 8.0, RTX 5090 1.792 TB/s). Clocks: boost, by data sheet.
+# Lanes: CUDA C++ Programming Guide, "Arithmetic Instructions". Products: the data sheets' dense float16 rate
+# with float32 sums, divided by clock and multiprocessors; Hopper's mma.sync is said to reach 62 % of it
+# (arXiv 2402.13499), and B200's is taken to be the same. L2: about 28.5 bytes a clock and multiprocessor, as
+# reported for an H100 PCIe (5.7 TB/s), also for A100 and B200; for GeForces about what is reported of a 4090.
+# This project has measured none of these.
 _L2 = 28.5
 GPUS = {
     "H200": Gpu("sm_90", 132, 1.9e9, 4.3e12, _L2 * 132 * 1.9e9, 128, 64, 64, 1270, 2048, 233_472, 64, 32),
@@ -83,15 +81,17 @@ GPUS = {
         "sm_80", 108, 1.41e9, 0.9 * 2.039e12, _L2 * 108 * 1.41e9, 64, 64, 32, 1024, 1024, 167_936, 64, 32
     ),
     "RTX 4090": Gpu("sm_89", 128, 2.52e9, 0.9 * 1.008e12, 5.0e12, 128, 64, 2, 256, 256, 102_400, 48, 24),
-    "B200": Gpu("sm_100", 148, 1.85e9, 0.9 * 8.0e12, _L2 * 148 * 1.85e9, 128, 64, 64, 1270, 4096, 233_472, 64, 32),
+    "B200": Gpu(
+        "sm_100", 148, 1.85e9, 0.9 * 8.0e12, _L2 * 148 * 1.85e9, 128, 64, 64, 1270, 4096, 233_472, 64, 32
+    ),
     "RTX 5090": Gpu("sm_120", 170, 2.41e9, 0.9 * 1.792e12, 6.0e12, 128, 64, 2, 256, 256, 102_400, 48, 24),
 }  # fmt: skip
 OF_ARCH = {gpu.arch: name for name, gpu in reversed(GPUS.items())}  # the first of each architecture
 _REGISTERS = 65536  # a multiprocessor
 _SLOTS = 4  # instructions issued in a clock, at most
 
-# Of these four slots, what a kernel is expected to fill. Straight-line code has independent work by the dozen;
-# products wait for one another; where operands come from L2, all wait. Estimates, to be replaced by measurements.
+# Of these four slots, what a kernel is expected to fill. Straight-line code has independent work by the
+# dozen; products wait for one another; where operands come from L2, all wait. Estimates, none was measured.
 ISSUED = {"straight": 3.0, "products": 1.9, "products through L2": 1.0}
 
 OPS = ("corrupt", "step", "soft_score_loss")
@@ -99,12 +99,12 @@ SIZES = (32, 64, 128, 256)
 DTYPES = ("float32", "bfloat16")
 BACKENDS = ("triton", "cuda")
 BATCH, CHANNELS = 352, 3  # 1056 planes: whole blocks at 1 to 32 planes a block
-_IMAGES = {"corrupt": (1, 1), "blur": (1, 1), "dct2": (1, 1), "step": (2, 1), "soft_score_loss": (2, 1)}
+_IMAGES_READ = {"corrupt": 1, "dct2": 1, "step": 2, "soft_score_loss": 2, "spectral_mix": 2, "normal": 0}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch's resources: registers a thread, stack bytes a thread, shared bytes a block, warps a block."""
+    """One launch's resources: registers and bytes of stack a thread, shared bytes and warps a block."""
 
     name: str
     registers: int
@@ -128,8 +128,10 @@ class Count:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. limits: percent of a copy that each allows; percent: the least of them and of 100,
-    limit its name; expected: percent with the slots of `ISSUED`; warps, blocks: resident on a multiprocessor."""
+    """A line of the table. limits: percent of a copy that each allows; percent: the least of them and of
+    100, limit its name; expected: percent with the slots of `ISSUED`; warps, blocks: resident on a
+    multiprocessor.
+    """
 
     op: str
     px: int
@@ -158,7 +160,7 @@ class Row:
 
 
 def count(recorded: Iterable[Recorded], pixels: int) -> Count:
-    """Sums up the launches of one call on `pixels` pixels, of which the first block, or cluster, is walked."""
+    """Sums up the launches of one call on `pixels` pixels; of each, the first block or cluster is walked."""
     total: Counter[str] = Counter()
     result = Count({}, [])
     weights = []
@@ -181,7 +183,8 @@ def count(recorded: Iterable[Recorded], pixels: int) -> Count:
     order = sorted(range(len(weights)), key=lambda n: -weights[n])
     result.kernels = [result.kernels[n] for n in order]
     result.per_pixel = {
-        pipe: much * (1 if pipe in ("global", "stored") else sass.LANES) / pixels for pipe, much in total.items()
+        pipe: much * (1 if pipe in ("global", "stored") else sass.LANES) / pixels
+        for pipe, much in total.items()
     }
     return result
 
@@ -192,12 +195,12 @@ def _short(mangled: str) -> str:
     return found[1] if found else mangled
 
 
-def _make(case: cases.Case) -> tuple[torch.Tensor, ...]:
-    """Images [B, C, H, W] (two), coefficients [B] and a mask: memory that nobody touches."""
+def _call(case: cases.Case, backend: Any = cases.ops) -> None:
+    """Calls a backend on images that nobody touches."""
     shape = BATCH, CHANNELS, case.height, case.width
     x = torch.empty(shape, dtype=torch.uint8 if case.option == "uint8" else getattr(torch, case.dtype))
     z = torch.empty(shape, dtype=getattr(torch, case.dtype))
-    return x, z, torch.ones(BATCH), torch.empty(case.height, case.width)
+    cases.call(case, x, z, torch.ones(BATCH), torch.empty(case.height, case.width), backend)
 
 
 def _packed(kinds: Sequence[str], values: Sequence[Any]) -> bytes:
@@ -212,18 +215,17 @@ def _packed(kinds: Sequence[str], values: Sequence[Any]) -> bytes:
 
 def triton_count(case: cases.Case) -> Count:
     """Compiles what the Triton backend would launch for the case, and counts."""
+    launching = sys.modules[cases.recording.__module__]
     heard: list[tuple[Any, ...]] = []
 
-    def hear(
-        kernel: Any, grid: Any, arguments: Any, constants: Any, warps: int, stages: int = 2
-    ) -> None:
-        heard.append((kernel, grid, *describe(arguments), constants, warps, stages))
+    def hear(kernel: Any, grid: Any, arguments: Any, constants: Any, warps: int, stages: int = 2) -> None:
+        heard.append((kernel, grid, *launching.describe(arguments), constants, warps, stages))
 
     # As many multiprocessors as half of the planes: a program then has one plane.
-    module = sys.modules[recording.__module__]
-    planes = patch.object(module, "multiprocessors", lambda device: BATCH * CHANNELS // 2)
-    with planes, patch.object(module, "launch", hear), recording(), cases._pretending(case.arch):
-        cases.call(case, *_make(case))
+    planes = patch.object(launching, "multiprocessors", lambda device: BATCH * CHANNELS // 2)
+    launches = patch.object(launching, "launch", hear)
+    with planes, launches, cases.recording(), cases._pretending(case.arch):
+        _call(case)
     arch = int(case.arch[3:])
     recorded = []
     with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +244,7 @@ def triton_count(case: cases.Case) -> Count:
 
 def cuda_count(module: CudaModule, case: cases.Case) -> Count:
     """Counts what the CUDA backend would launch for the case."""
-    recorded = module.launches(lambda backend: cases.call(case, *_make(case), backend=backend))
+    recorded = module.launches(lambda backend: _call(case, backend))
     return count(recorded, BATCH * CHANNELS * case.height * case.width)
 
 
@@ -258,20 +260,19 @@ def resident(kernel: Kernel, gpu: Gpu) -> int:
     return max(0, min(by_registers, by_shared, gpu.warps // kernel.warps, gpu.blocks))
 
 
-def image_bytes(op: str, dtype: str, option: str = "") -> float:
-    """Bytes a pixel that must be read and written, as for a device copy."""
-    reads, writes = _IMAGES[op]
-    size = 2 if dtype in ("bfloat16", "float16") else 4
-    return (1 if option == "uint8" else size * reads) + size * writes
+def image_bytes(op: str, dtype: str, option: str = "") -> tuple[float, float]:
+    """Bytes a pixel that must be read, and written, as for a device copy."""
+    size = 2.0 if dtype in ("bfloat16", "float16") else 4.0
+    read = 1.0 if option == "uint8" else size * _IMAGES_READ[op]
+    return read, 0.0 if option == "forward" else size
 
 
-def limits(found: Count, hbm_bytes: float, gpu: Gpu) -> tuple[dict[str, float], float, str]:
+def limits(found: Count, hbm_bytes: float, written: float, gpu: Gpu) -> tuple[dict[str, float], float, str]:
     """(percent of a copy by limit, bytes a pixel from L2, which of `ISSUED`)."""
     p = Counter(found.per_pixel)
-    stored, loaded = p["stored"], p["global"] - p["stored"]
-    # Who stores more than a result goes through a scratch. All that it loads is then taken to come from L2.
-    through_l2 = stored > 1.05 * hbm_bytes
-    l2_bytes = stored + loaded if through_l2 else hbm_bytes
+    # Who stores more than the result goes through a scratch. All that it loads is then taken to come from L2.
+    through_l2 = p["stored"] > 1.05 * written + 0.1
+    l2_bytes = p["global"] if through_l2 else hbm_bytes
     products = p["mma"] + p["wgmma"]
     kind = "straight" if not products else "products through L2" if through_l2 else "products"
     clocks = {
@@ -292,14 +293,15 @@ def limits(found: Count, hbm_bytes: float, gpu: Gpu) -> tuple[dict[str, float], 
 
 
 def row(case: cases.Case, backend: str, found: Count, gpu: Gpu) -> Row:
-    hbm_bytes = image_bytes(case.op, case.dtype, case.option)
-    percent, l2_bytes, kind = limits(found, hbm_bytes, gpu)
+    read, written = image_bytes(case.op, case.dtype, case.option)
+    hbm_bytes = read + written
+    percent, l2_bytes, kind = limits(found, hbm_bytes, written, gpu)
     least = min(percent, key=lambda name: percent[name])
     expected = {**percent, "issue": percent["issue"] * ISSUED[kind] / _SLOTS}
     kernel = found.kernels[0]
     blocks = resident(kernel, gpu)
     return Row(
-        op=f"{case.op} ({case.option})" if case.option else case.op,
+        op=_named(case),
         px=case.height,
         dtype=case.dtype,
         backend=backend,
@@ -323,6 +325,14 @@ def row(case: cases.Case, backend: str, found: Count, gpu: Gpu) -> Row:
     )
 
 
+def _named(case: cases.Case) -> str:
+    """The op as the benchmark names it."""
+    if case.option == "blur":
+        return "blur"
+    name = {"step": "momentum_step"}.get(case.op, case.op)
+    return f"{name} ({case.option})" if case.option else name
+
+
 # --- The table --------------------------------------------------------------------------------------------
 
 
@@ -333,7 +343,11 @@ def _case(spec: tuple[str, int, str, str]) -> cases.Case:
 
 
 def table(
-    work: Sequence[cases.Case], backends: Sequence[str], objects: Path | None, jobs: int, gpu: str | None = None
+    work: Sequence[cases.Case],
+    backends: Sequence[str],
+    objects: Path | None,
+    jobs: int,
+    gpu: str | None = None,
 ) -> list[Row]:
     """The rows of all cases, for the first GPU of each architecture or the named one."""
     rows = []
@@ -352,15 +366,16 @@ def table(
                 for case in work:
                     if case.arch == arch:
                         add(case, "cuda", cuda_count(module, case))
-    order = {(c.op, c.height, c.dtype, c.arch): n for n, c in enumerate(work)}
-    return sorted(rows, key=lambda r: (order[r.op.partition(" ")[0], r.px, r.dtype, r.arch], r.backend))
+    return rows
 
 
 def built_objects() -> Path:
     """The objects of this checkout's own build; they must be newer than the sources."""
     found = sorted(ROOT.glob("build/cuda-*/csrc/cuda"), key=lambda p: p.stat().st_mtime)
     if not found:
-        raise SystemExit("no build of the CUDA kernels: make one (docs/building.md), or give --objects FOLDER")
+        raise SystemExit(
+            "no build of the CUDA kernels: make one (docs/building.md), or give --objects FOLDER"
+        )
     objects = list(found[-1].rglob("*.o"))
     sources = [file for file in _cuda_sources() if file.suffix in (".cu", ".h")]
     newest = max(sources, key=lambda p: p.stat().st_mtime)
@@ -419,7 +434,7 @@ def digests() -> dict[str, str]:
 
 def check() -> list[str]:
     """Why predicted.json is not of the present sources; empty where it is."""
-    kept = json.loads(_measured.PREDICTED.read_text())
+    kept = json.loads(PREDICTED.read_text())
     return [
         f"predicted.json is of other sources of the {name} kernels: run this command with --write"
         for name, digest in digests().items()
@@ -431,19 +446,35 @@ _MARKS = "<!-- the table of predicted.json -->", "<!-- end of the table -->"
 
 
 def write(rows: Sequence[Row], page: Path = PAGE) -> None:
-    """predicted.json, and the table between its marks in the documentation's page, where that is here."""
+    """predicted.json, and the table between its marks in the documentation's page, where that is here.
+
+    What the file has of other cases stays there, if the sources of that backend's kernels are the same.
+    """
+    merged = {(r.op, r.px, r.dtype, r.backend, r.arch): r for r in rows}
+    if PREDICTED.is_file():
+        kept, present = json.loads(PREDICTED.read_text()), digests()
+        for fields in kept["rows"]:
+            old = Row(**fields)
+            if kept["sources"].get(old.backend) == present.get(old.backend):
+                merged.setdefault((old.op, old.px, old.dtype, old.backend, old.arch), old)
+    everything = [merged[key] for key in sorted(merged, key=_place)]
     head = {
         "by": f"machine code of Triton {triton.__version__} and nvcc, not measured",
-        "gpus": {arch: name for arch, name in OF_ARCH.items() if any(r.arch == arch for r in rows)},
+        "gpus": {arch: name for arch, name in OF_ARCH.items() if any(r.arch == arch for r in everything)},
         "sources": digests(),
     }
-    lines = ",\n".join("  " + json.dumps(asdict(r)) for r in rows)
-    text = json.dumps(head)[:-1] + ',\n "rows": [\n' + lines + "\n ]}\n"
-    _measured.PREDICTED.write_text(text)
+    lines = ",\n".join("  " + json.dumps(asdict(r)) for r in everything)
+    PREDICTED.write_text(json.dumps(head)[:-1] + ',\n "rows": [\n' + lines + "\n ]}\n")
     if page.is_file():
         before, _, rest = page.read_text().partition(_MARKS[0])
         after = rest.partition(_MARKS[1])[2]
-        page.write_text(f"{before}{_MARKS[0]}\n\n{markdown(rows)}\n{_MARKS[1]}{after}")
+        page.write_text(f"{before}{_MARKS[0]}\n\n{markdown(everything)}\n{_MARKS[1]}{after}")
+
+
+def _place(key: tuple[str, int, str, str, str]) -> tuple[Any, ...]:
+    """A row's place: by architecture, op, size, dtype, with float32 and Triton first."""
+    op, px, dtype, backend, arch = key
+    return int(arch[3:]), op, px, dtype != "float32", dtype, backend != "triton"
 
 
 def main() -> int:

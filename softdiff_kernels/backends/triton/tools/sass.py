@@ -7,8 +7,9 @@ what is computed in floating point, is unknown, and instructions on it are count
 loops, and options that a call does not use, need no table: the code itself says.
 
 A branch on unknown data is decided as for generic images: a float is finite, normal, not NaN and equal to no
-constant, a division needs no slow path (`_GENERIC`), a subroutine that one side of a branch calls for such
-cases is not called. What this leaves open is in `Walk.open`; the count is then that of the longer code, a bound.
+constant, a division needs no slow path, a subroutine that only one side of a branch calls is for special
+cases and is not called. What this leaves open is in `Walk.open`: such a branch is not taken, and the count is
+not to be relied on.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,7 +30,6 @@ _UNKNOWN = -1  # of a register's 32 values, int64, else 0 to 2^32 - 1; predicate
 
 _LINE = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?)(U?P[T\d]+) )?([A-Z][A-Za-z0-9_.]*)\s*([^;]*?)\s*;")
 _TARGET = re.compile(r"0x[0-9a-f]+$")
-_REGISTER = re.compile(r"U?R(\d+|Z)")
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Instruction:
     op: str
     operands: tuple[str, ...]
 
-    @property
+    @cached_property
     def base(self) -> str:
         return self.op.partition(".")[0]
 
-    @property
+    @cached_property
     def flags(self) -> list[str]:
         return self.op.split(".")[1:]
 
@@ -66,16 +66,21 @@ def parse(text: str) -> dict[str, list[Instruction]]:
 
 # --- What an instruction occupies ------------------------------------------------------------------------
 
-_SHARED = {"LDS", "STS", "LDSM", "STSM", "ATOMS", "SHFL", "REDUX", "LDGSTS"}
-_GLOBAL = {"LDG", "STG", "LD", "ST", "ATOM", "ATOMG", "RED", "REDG", "LDGSTS", "LDL", "STL", "UBLKCP", "UTMALDG"}
-_XU = {"MUFU", "I2F", "F2I", "F2F", "FRND", "POPC", "FLO", "BREV", "FCHK"}
-_FMA = {"FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2", "HFMA2", "HADD2", "HMUL2"}
+
+def _set(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_SHARED = _set("LDS STS LDSM STSM ATOMS SHFL REDUX LDGSTS")
+_GLOBAL = _set("LDG STG LD ST ATOM ATOMG RED REDG LDGSTS LDL STL UBLKCP UTMALDG")
+_XU = _set("MUFU I2F F2I F2F FRND POPC FLO BREV FCHK")
+_FMA = _set("FADD FMUL FFMA FADD2 FMUL2 FFMA2 HFMA2 HADD2 HMUL2")
 _FP64 = {"DADD", "DMUL", "DFMA", "DSETP"}
-_CONTROL = {
-    "BRA", "BRX", "JMP", "CALL", "RET", "EXIT", "NOP", "BAR", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "DEPBAR",
-    "LDGDEPBAR", "WARPGROUP", "MEMBAR", "ERRBAR", "CCTL", "YIELD", "SYNCS", "UCGABAR_ARV", "UCGABAR_WAIT",
-    "S2R", "CS2R", "S2UR", "LDC", "ULDC", "LDCU", "FENCE", "CGAERRBAR", "ENDCOLLECTIVE", "BMOV", "NANOSLEEP",
-}  # fmt: skip
+_CONTROL = _set(
+    "BRA BRX JMP CALL RET EXIT NOP BAR BSSY BSYNC BREAK WARPSYNC DEPBAR LDGDEPBAR WARPGROUP MEMBAR ERRBAR "
+    "CCTL YIELD SYNCS UCGABAR_ARV UCGABAR_WAIT S2R CS2R S2UR LDC ULDC LDCU FENCE CGAERRBAR ENDCOLLECTIVE "
+    "BMOV NANOSLEEP"
+)
 
 
 def _width(flags: Sequence[str]) -> int:
@@ -123,14 +128,16 @@ def cost(op: str) -> Mapping[str, float]:
         took["fma"] = 1
     elif base in _FP64:
         took["fp64"] = 1
-    elif base not in _CONTROL and base not in _SHARED and "mma" not in took and not base.startswith("U"):
+    elif (
+        base not in _CONTROL and base not in _SHARED and not base.startswith("U") and not base.endswith("MMA")
+    ):
         took["alu"] = 1
     return took
 
 
 # --- The control-flow graph, and which instructions decide branches --------------------------------------
 
-_ENDS = {"BRA", "BRX", "JMP", "EXIT", "RET", "CALL"}
+_ENDS = _set("BRA BRX JMP EXIT RET CALL")
 
 
 def _target(i: Instruction) -> int | None:
@@ -146,49 +153,45 @@ class _Block:
     needed: list[int] = field(default_factory=list)
 
 
+_COMPARING = _set("ISETP FSETP DSETP HSETP2 PLOP3")
+_CARRYING = _set("IADD3 IADD VIADD LEA IMAD")
+_PREDICATE, _REGISTER = re.compile(r"U?P(\d|T)"), re.compile(r"(U?R)(\d+|Z)")
+
+
 def _dests_and_sources(i: Instruction) -> tuple[list[str], list[str]]:
-    """Registers and predicates that are written and read, with all words of wide ones."""
-    base, flags, ops = i.base, i.flags, i.operands
-    sources = [i.guard[0]] if i.guard else []
-    if base in _NO_RESULT:
-        return [], sources + [name for o in ops for name in _names(o)]
-    count = 0
-    for o in ops[:3]:  # leading predicates and the register that they accompany
-        count += 1
-        if re.fullmatch(r"U?R(\d+|Z)", o):
-            break
-        elif not re.fullmatch(r"U?P[T\d]", o):
-            count -= 1
-            break
-    if base in ("ISETP", "UISETP", "FSETP", "DSETP", "HSETP2", "PLOP3", "UPLOP3", "FCHK", "DMNMX"):
-        count = 1 if base == "FCHK" else 2
-    elif count and base in ("IADD3", "UIADD3", "LEA", "ULEA", "IMAD", "IADD", "VIADD", "UIMAD"):
-        # carries follow the register
-        while count < len(ops) and re.fullmatch(r"U?P[T\d]", ops[count]) and count < 3:
+    """Registers and predicates that are written, in the operands' order, with all words of wide ones and with
+    those that take nothing (RZ, PT); and those that are read."""
+    base, ops = i.base, i.operands
+    name = base.removeprefix("U")
+    count = 1
+    if base in _NO_RESULT or not ops:
+        count = 0
+    elif name in _COMPARING or name in ("SHFL", "ELECT", "MATCH"):
+        count = 2
+    elif name in _CARRYING:
+        while count < min(3, len(ops)) and _PREDICATE.fullmatch(ops[count]):
             count += 1
-    elif base in ("VOTE", "VOTEU", "ELECT", "SHFL", "MATCH"):
-        while count < 2 and re.fullmatch(r"U?(R|P)[TZ\d]+", ops[count]):
-            count += 1
+    elif name in ("LOP3", "VOTE"):  # of a predicate and a word, either may stand alone
+        count += (name == "LOP3") == bool(_PREDICATE.fullmatch(ops[0]))
     dests: list[str] = []
     for o in ops[:count]:
-        if re.fullmatch(r"U?P\d", o):
-            dests.append(o)
-        elif m := re.fullmatch(r"(U?R)(\d+)", o):
-            dests += [f"{m[1]}{int(m[2]) + k}" for k in range(_words(base, flags))]
-    if base == "R2P":
-        dests = [f"P{k}" for k in range(7)]
-    rest = ops[count:]
-    for o in rest:
+        m = _REGISTER.fullmatch(o)
+        if m is None or m[2] == "Z":
+            dests += [o] * (_words(base, i.flags) if m else 1)
+        else:
+            dests += [f"{m[1]}{int(m[2]) + k}" for k in range(_words(base, i.flags))]
+    sources = [i.guard[0]] if i.guard else []
+    for o in ops[count:]:
         sources += _names(o)
-    if base == "P2R":
-        sources += [f"P{k}" for k in range(7)]
-    return dests, sources
+    every = [f"P{k}" for k in range(7)]
+    return (every if base == "R2P" else dests), sources + (every if base in ("P2R", "R2P") else [])
 
 
 _STORES = {"STS", "STSM", "LDGSTS", "ATOMS"}  # into shared memory
 _NO_RESULT = {
-    "BRA", "BRX", "JMP", "EXIT", "RET", "CALL", "STG", "STS", "ST", "STL", "RED", "REDG", "BAR", "NOP", "STSM",
-    "BSSY", "BSYNC", "BREAK", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "WARPGROUP", "MEMBAR", "LDGSTS", "SYNCS",
+    "BRA", "BRX", "JMP", "EXIT", "RET", "CALL", "STG", "STS", "ST", "STL", "RED", "REDG", "BAR", "NOP",
+    "STSM", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "WARPGROUP", "MEMBAR", "LDGSTS",
+    "SYNCS",
 }  # fmt: skip
 
 
@@ -209,6 +212,8 @@ def _words(base: str, flags: Sequence[str]) -> int:
         return max(1, _width(flags) // 4)
     if base in ("HMMA", "IMMA", "LDSM"):
         return 4
+    if base in ("SHF", "USHF"):
+        return 1
     if base in ("DADD", "DMUL", "DFMA", "CS2R", "DMNMX"):
         return 1 if "32" in flags else 2
     if "WIDE" in flags or "64" in flags or "F64" in flags or "U64" in flags or "S64" in flags:
@@ -238,8 +243,9 @@ def _program(code: list[Instruction], shared: bool = False) -> _Program:
             if i.base == "CALL":
                 returns.add(n + 1)
         elif i.base in ("MOV", "IMAD") and i.operands and (m := _TARGET.match(i.operands[-1])):
-            if int(m[0], 16) in index and int(m[0], 16):
-                returns.add(index[int(m[0], 16)])  # perhaps where a subroutine is to return
+            to = int(m[0], 16)
+            if to and to in index:
+                returns.add(index[to])  # perhaps where a subroutine is to return
     has_calls = any(i.base == "CALL" for i in code)
     if has_calls:
         leaders |= returns
@@ -322,7 +328,7 @@ def _slice(program: _Program, returns: Sequence[int], shared: bool) -> None:
 
 # --- Integers that are known ------------------------------------------------------------------------------
 
-Values = Any  # np.ndarray of int64, one for each lane
+Values: TypeAlias = "np.ndarray[Any, Any]"  # of int64, one for each lane
 _ALL = np.ones(LANES, dtype=bool)
 
 
@@ -330,7 +336,7 @@ def _constant(value: int) -> Values:
     return np.full(LANES, value, dtype=np.int64)
 
 
-_NOTHING = _constant(_UNKNOWN)
+_NOTHING, _YES = _constant(_UNKNOWN), _constant(1)
 
 
 def _where_known(result: Values, *operands: Values) -> Values:
@@ -397,7 +403,7 @@ class _Warp:
 
     def predicate(self, operand: str) -> Values:
         negated, name = operand.startswith("!"), operand.lstrip("!")
-        v = _constant(1) if name.endswith("PT") else self.values.get(name, _NOTHING)
+        v = _YES if name.endswith("PT") else self.values.get(name, _NOTHING)
         return np.where(v < 0, v, 1 - v) if negated else v
 
     def put(self, name: str, value: Values, mask: Values, guard: Values) -> None:
@@ -406,7 +412,7 @@ class _Warp:
             return
         if name.startswith("U"):
             mask = _ALL  # of the whole warp
-        if guard.min() == 1 and mask.all():
+        if guard is _YES and (mask is _ALL or mask.all()):
             self.values[name] = value
             return
         before = self.values.get(name, _NOTHING)
@@ -431,12 +437,9 @@ class _Shared:
         inner = operand[operand.index("[") + 1 : operand.rindex("]")]
         at = _constant(0)
         for part in inner.replace("-", "+-").split("+"):
-            part = part.strip().removesuffix(".X4")
-            if part:
+            if part := part.strip():
                 v = w.get(part)
-                if part.startswith("-"):
-                    v = np.where(v < 0, v, _signed(v))
-                at = np.where((at < -(1 << 40)) | ((v < 0) & ~np.full(LANES, part.startswith("-"))), -(1 << 41), at + v)
+                at = np.where((at < 0) | (v < 0), _UNKNOWN, (at + v) & _WORD)
         return at
 
     def store(self, w: _Warp, i: Instruction, mask: Values) -> None:
@@ -444,7 +447,7 @@ class _Shared:
         words = max(1, _width(i.flags) // 4)
         values = [_NOTHING] * words
         if i.base == "STS" and _width(i.flags) >= 4:
-            values = [w.get(i.operands[1], k) if k < 2 else w.get(_later(i.operands[1], k)) for k in range(words)]
+            values = [w.get(_later(i.operands[1], k)) for k in range(words)]
         if i.base in ("STSM", "LDGSTS"):
             values = [_NOTHING] * 4
         for lane in np.flatnonzero(mask):
@@ -517,10 +520,10 @@ def _after_carries(i: Instruction, first: int = 1) -> tuple[list[str], list[str]
     return carries, ops
 
 
-def _carried(total: Values, count: int, known: Sequence[Values], high: Values | None = None) -> list[Values]:
-    out = [_where_known(total & _WORD, *known)] if high is None else [_where_known(total & _WORD, *known), high]
-    carry = total >> 32
-    return out + [_where_known((carry > k).astype(np.int64), *known) for k in range(count)]
+def _carried(total: Values, count: int, known: Sequence[Values]) -> list[Values]:
+    """A sum's low word, and whether it carries, once for each of `count` predicates."""
+    low, carry = _where_known(total & _WORD, *known), total >> 32
+    return [low, *(_where_known((carry > k).astype(np.int64), *known) for k in range(count))]
 
 
 @_operation("MOV", "R2UR")
@@ -882,7 +885,7 @@ def _two_halves(w: _Warp, i: Instruction) -> list[Values]:
     halves = [_number(o) for o in ops[3:5]]
     if None in halves:
         return [_NOTHING]
-    high, low = (int(np.float16(h).view(np.uint16)) for h in halves)  # type: ignore[arg-type]
+    high, low = (int(np.float16(h).view(np.uint16)) for h in halves)
     return [_constant(high << 16 | low)]
 
 
@@ -978,7 +981,7 @@ def _walk_block(program: _Program, launch: Launch, block: int, memory: _Shared) 
         counts, open_, assumed = _walk_warp(program, _Warp(launch, block, warp, memory))
         for first, times in counts.items():
             for pipe, much in program.blocks[first].costs.items():
-                total.costs[pipe] += times * much  # type: ignore[assignment]
+                total.costs[pipe] += times * much
         total.open |= open_
         total.assumed |= assumed
     return total
@@ -1008,7 +1011,7 @@ def _walk_warp(program: _Program, w: _Warp) -> tuple[Counter[int], set[int], set
 
 
 def _execute(w: _Warp, i: Instruction, dests: list[str], mask: Values) -> None:
-    guard = w.predicate(("!" if i.guard[1] else "") + i.guard[0]) if i.guard else _constant(1)
+    guard = w.predicate(("!" if i.guard[1] else "") + i.guard[0]) if i.guard else _YES
     if i.base in _STORES:
         active = mask & (guard != 0)
         if active.any():
@@ -1017,25 +1020,8 @@ def _execute(w: _Warp, i: Instruction, dests: list[str], mask: Values) -> None:
             return
     operation = _OPERATIONS.get(i.base)
     values = operation(w, i) if operation else w.memory.load(w, i) if i.base == "LDS" else []
-    if operation and i.base in ("IADD3", "UIADD3", "IMAD", "UIMAD", "LEA", "ULEA", "LOP3", "ULOP3", "ISETP",
-                                "UISETP", "FSETP", "DSETP", "PLOP3", "UPLOP3", "VOTE", "VOTEU"):  # fmt: skip
-        # Results come in the order of the operands, those of no interest (PT, RZ) among them.
-        dests = _all_dests(i, len(values))
     for n, name in enumerate(dests):
         w.put(name, values[n] if n < len(values) else _NOTHING, mask, guard)
-
-
-def _all_dests(i: Instruction, count: int) -> list[str]:
-    names: list[str] = []
-    for o in i.operands:
-        if len(names) >= count:
-            break
-        m = re.fullmatch(r"(U?R)(\d+|Z)", o)
-        if m and _words(i.base, i.flags) == 2:
-            names += ["RZ", "RZ"] if m[2] == "Z" else [o, f"{m[1]}{int(m[2]) + 1}"]
-        else:
-            names.append(o)
-    return names
 
 
 def _branch(
@@ -1043,7 +1029,7 @@ def _branch(
 ) -> Iterator[tuple[int, Values]]:
     """Where the lanes go after a block."""
     i, after = program.code[block.last], block.last + 1
-    taken = _constant(1)
+    taken = _YES
     if i.guard and i.base in _ENDS:
         taken = w.predicate(("!" if i.guard[1] else "") + i.guard[0])
     if i.base == "BRA" and len(i.operands) > 1:
@@ -1063,7 +1049,7 @@ def _branch(
         if i.base in ("BRA", "CALL", "JMP") and (to := _target(i)) is not None:
             yield program.index[to], goes
         elif i.base == "RET":
-            where = w.get(i.operands[0])[goes]
+            where = w.get(i.operands[0].split()[0])[goes]
             if where.min() < 0 or where.min() != where.max() or int(where[0]) not in program.index:
                 raise Unreadable(f"a return to an unknown place at {i.at:#x}")
             yield program.index[int(where[0])], goes
