@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -228,6 +230,31 @@ def test_a_triton_kernel_has_the_products_that_it_needs(op, px, dtype, products,
         assert per_pixel["stored"] == pytest.approx(stored, abs=0.1)
     made = model.row(model._case((op, px, dtype, "sm_90")), "triton", found, model.GPUS["H200"])
     assert made.limit == ("L2" if px > 64 else made.limit) and made.expected <= made.percent <= 100
+
+
+BUILDS = sorted(model.ROOT.glob("build/cuda-*/csrc/cuda"))
+
+
+@pytest.mark.skipif(not BUILDS, reason="this checkout has built no CUDA kernels (SOFTDIFF_CUDA=1)")
+def test_the_cuda_modules_launches_are_recorded_and_counted():
+    # In a process of its own, which loads the module on a pretended runtime. The noise alone takes more than
+    # 20 instructions a pixel; 8 bytes are moved, of which 4 are the result.
+    built = json.loads((model.PACKAGE / "_build.json").read_text())["cuda_archs"]
+    arch = next(f"sm_{number}" for number in built if f"sm_{number}" in model.OF_ARCH)
+    case = ("corrupt", 64, "float32", arch)
+    script = f"""
+from softdiff_kernels.backends.triton.tools import model
+case = model._case({case!r})
+with model.cuda_module(model.built_objects(), {arch!r}) as module:
+    found = model.cuda_count(module, case)
+    made = model.row(case, "cuda", found, model.GPUS[model.OF_ARCH[{arch!r}]])
+print(made.instructions, found.per_pixel["stored"], found.per_pixel["global"], made.warps, made.percent)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=model.ROOT)
+    assert done.returncode == 0, done.stderr
+    instructions, stored, moved, warps, percent = map(float, done.stdout.split())
+    assert 20 < instructions < 400 and stored == pytest.approx(4, abs=0.1) and moved >= 8
+    assert warps > 0 and 0 < percent <= 100
 
 
 H200 = replace(model.GPUS["H200"], multiprocessors=100, hertz=1e9, copy=4e12, l2=8e12)

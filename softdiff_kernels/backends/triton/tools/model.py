@@ -270,8 +270,8 @@ def image_bytes(op: str, dtype: str, option: str = "") -> tuple[float, float]:
 def limits(found: Count, hbm_bytes: float, written: float, gpu: Gpu) -> tuple[dict[str, float], float, str]:
     """(percent of a copy by limit, bytes a pixel from L2, which of `ISSUED`)."""
     p = Counter(found.per_pixel)
-    # Who stores more than the result goes through a scratch. All that it loads is then taken to come from L2.
-    through_l2 = p["stored"] > 1.05 * written + 0.1
+    # Who stores much more than the result has a scratch. All that it loads is then taken to come from L2.
+    through_l2 = p["stored"] > 1.5 * written + 0.5
     l2_bytes = p["global"] if through_l2 else hbm_bytes
     products = p["mma"] + p["wgmma"]
     kind = "straight" if not products else "products through L2" if through_l2 else "products"

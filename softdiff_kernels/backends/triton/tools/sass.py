@@ -603,9 +603,7 @@ def _multiply_add(w: _Warp, i: Instruction) -> list[Values]:
         product = a.astype(kind) * b.astype(kind) + (c_high.astype(kind) << np.uint64(32)) + c.astype(kind)
         low = (product & np.uint64(_WORD)).astype(np.int64)
         high = (product >> np.uint64(32)).astype(np.int64)
-        words = [_where_known(high, *known)] if "HI" in i.flags else [
-            _where_known(low, a if "U32" in i.flags else known[0], *known), _where_known(high, *known)
-        ]  # fmt: skip
+        words = [_where_known(low, *known), _where_known(high, *known)]["HI" in i.flags :]
         return words + [_NOTHING] * len(carries)
     total = (a.astype(np.uint64) * b.astype(np.uint64) & np.uint64(_WORD)).astype(np.int64) + c
     if "X" in i.flags and len(ops) > 3:
