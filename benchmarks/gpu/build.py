@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,11 @@ def toolkit() -> build_cuda.Toolkit:
 
 
 def architecture() -> int:
-    """That of the first GPU, as 90."""
+    """That of the first GPU, as 90: by nvidia-smi, which answers long before torch is imported."""
+    command = ["nvidia-smi", "--id=0", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return int(done.stdout.strip().replace(".", ""))
     import torch
 
     major, minor = torch.cuda.get_device_capability(0)
@@ -74,7 +79,10 @@ def probe(into: Path) -> tuple[int, str]:
     path = os.pathsep.join((str(into), os.environ.get("PYTHONPATH", "")))
     environ = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-c", _PROBE]
-    done = subprocess.run(command, cwd=into, env=environ, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=into, env=environ, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return 1, "dct2 did not end within 60 s"
     print(done.stdout + done.stderr, flush=True)
     return done.returncode, tail(done.stdout if done.returncode == 0 else done.stderr, 1)
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from softdiff_kernels.bench.report import Column, about_machine, number, shown, table
 from softdiff_kernels.bench.timing import AGAIN, OURS
 
 from .parts import Outcome
-from .targets import BACKENDS, Target, evaluate
+from .targets import BACKENDS, Target, evaluate, faster, predicted
 
 Data = Mapping[str, Any]
 Outcomes = Mapping[str, Outcome]
@@ -49,37 +50,27 @@ def targets(results: Sequence[Target]) -> str:
     return table(columns, [[t for t in results if t.what == what] for what in whats])
 
 
-def results(
-    rows: Iterable[Data], host: Mapping[str, float] | None = None, before: Sequence[Data] = ()
-) -> str:
+def results(rows: Iterable[Data], host: Mapping[str, float] | None = None) -> str:
     """A line for each op, size, batch, dtype and backend.
 
-    host: microseconds of the host for a call, by op, "OP, cuda" for that backend. before: the rows by another
-    table of configurations.
+    host: microseconds of the host for a call, by op, "OP, cuda" for that backend.
     """
-
-    def key(row: Data) -> tuple[Any, ...]:
-        return row["op"], row["px"], row["batch"], row["dtype"], row["kind"], row["backend"]
 
     def of_host(row: Data) -> str:
         name = {"triton": row["op"], "cuda": f"{row['op']}, cuda"}.get(row["backend"], "")
         return shown((host or {}).get(name), "{:.1f}")
 
-    old = {key(r): r["ours"] for r in before}
     columns: list[Column] = [
         *(number("op", "{}"), number("px", "{}"), number("batch", "{}", "B"), number("dtype", "{}")),
         *(number("kind", "{}"), number("backend", "{}", "by"), ("us", _us)),
         ("20-80 %", lambda r: f"{_us(r, 'low')}-{_us(r, 'high')}"),
-        *(number("gb_s", "{:.0f}", "GB/s"), number("of_copy", "{:.0%}")),
+        *(number("error", "{:.1e}"), number("gb_s", "{:.0f}", "GB/s"), number("of_copy", "{:.0%}")),
+        ("predicted", lambda r: shown(predicted(r), "{:.0%}")),  # by the model of the machine code
         *(number("fastest", "{}", "fastest baseline"), ("us", lambda r: _us(r, "fastest_ns"))),
         *(number("ratio"), number("noise", "{:.1%}")),
-        *(number("error", "{:.1e}"), number("fastest_error", "{:.1e}", "its error")),
-        number("peak_mib", "{:.0f}", "peak MiB"),
+        *(number("fastest_error", "{:.1e}", "its error"), number("peak_mib", "{:.0f}", "peak MiB")),
     ]
     columns += [("host us", of_host)] if host else []
-    columns += (
-        [("times as fast as before", lambda r: shown(old.get(key(r), 0.0) / r["ours"]))] if before else []
-    )
     return table(columns, rows)
 
 
@@ -118,9 +109,16 @@ def _data(outcomes: Outcomes, name: str) -> dict[str, Any]:
     return outcomes[name].data if name in outcomes else {}
 
 
+def rows_of(outcomes: Outcomes) -> list[Data]:
+    """The rows of the benchmarks; those of the core pass where nothing newer has them."""
+    every = [row for name in ("speed", "bench") for row in _data(outcomes, name).get("rows", [])]
+    key = itemgetter("op", "px", "batch", "dtype", "kind", "backend")
+    return list({key(row): row for row in every}.values())
+
+
 def _targets(outcomes: Outcomes) -> str:
-    bench = _data(outcomes, "bench")
-    return targets(evaluate(bench.get("rows", []), bench.get("launch_overhead_us", {})))
+    overhead = _data(outcomes, "bench").get("launch_overhead_us", {})
+    return targets(evaluate(rows_of(outcomes), overhead))
 
 
 def _machine(environment: Data, about: Data) -> str:
@@ -138,7 +136,7 @@ def _machine(environment: Data, about: Data) -> str:
 
 
 def _correctness(tests: Data) -> str:
-    counts = ", ".join(f"{tests.get(s, 0)} {s}" for s in ("passed", "failed", "timeout", "skipped", "undone"))
+    counts = ", ".join(f"{tests.get(s, 0)} {s}" for s in ("passed", "failed", "skipped", "undone"))
     lines, reasons = [f"By pytest: {counts}."], set()
     for unit in tests.get("units", []):
         for case in unit.get("failures", []):
@@ -148,6 +146,12 @@ def _correctness(tests: Data) -> str:
             lines.append(f"- not run: {unit['undone']} cases of {unit['name']}")
         reasons.update(unit.get("skip_reasons", []))
     return "\n".join([*lines, *(f"- skipped: {reason}" for reason in sorted(reasons))])
+
+
+def _tests(outcomes: Outcomes, group: str, title: str) -> Iterable[str]:
+    for backend in BACKENDS:
+        if tests := _data(outcomes, f"{group} {backend}"):
+            yield from (f"## {title}, {backend}", _correctness(tests))
 
 
 def _sanitizer(outcomes: Outcomes) -> Iterable[str]:
@@ -164,7 +168,7 @@ def _sanitizer(outcomes: Outcomes) -> Iterable[str]:
 
 def _bench(bench: Data) -> Iterable[str]:
     rows, copy = bench.get("rows", []), bench.get("copy", {})
-    yield from ("## Benchmarks", _LEGEND)
+    yield "## Benchmarks"
     yield (
         f"Copy of {bench.get('copy_bytes', 0) / 2**30:.2f} GiB: {copy.get('median', 0) / 1e9:.0f} GB/s, "
         f"reads and writes together ({copy.get('low', 0) / 1e9:.0f}-{copy.get('high', 0) / 1e9:.0f})."
@@ -181,32 +185,46 @@ def _bench(bench: Data) -> Iterable[str]:
     failures = {
         f"{r['op']} {r['px']} px {r['dtype']}, {n}": why for r in rows for n, why in r["failures"].items()
     }
-    failures |= bench.get("problems", {})
-    if failures:
+    yield from _problems(bench, failures)
+
+
+def _problems(bench: Data, failures: Mapping[str, str]) -> Iterable[str]:
+    if failures := {**failures, **bench.get("problems", {})}:
         yield "### What did not run"
         yield "\n".join(f"- {name}: {why}" for name, why in failures.items())
     if bench.get("undone"):
         yield "Not reached in time: " + "; ".join(bench["undone"]) + "."
-    if bench.get("faster"):
+
+
+def _faster(outcomes: Outcomes) -> Iterable[str]:
+    if found := faster(rows_of(outcomes)):
         yield "## The faster backend, by px"
-        columns = [
+        columns: list[Column] = [
             ("op", lambda e: e[0]),
             ("px and backend", lambda e: ", ".join(map(" ".join, e[1].items()))),
         ]
-        yield table(columns, bench["faster"].items())
+        yield table(columns, found.items())
+
+
+def _speed(speed: Data) -> Iterable[str]:
+    """The core pass's times: each with its error, its part of a copy, and the part that was predicted."""
+    if speed:
+        yield from ("## Speed of the core pass", _LEGEND, results(speed.get("rows", [])))
+        yield from _problems(speed, {})
 
 
 def whole(outcomes: Outcomes, about: Data) -> str:
     """The report in Markdown. about: its "command", its "seconds" so far and whether it is "complete"."""
-    bench, again = _data(outcomes, "bench"), _data(outcomes, "tuned bench").get("rows", [])
+    bench = _data(outcomes, "bench")
     sections = ["# GPU report", _machine(_data(outcomes, "environment"), about), parts(outcomes)]
     sections += ["## Targets", _targets(outcomes)]
-    for backend in BACKENDS:
-        tests = _data(outcomes, f"correctness {backend}")
-        sections += [f"## Correctness of {backend}", _correctness(tests)] if tests else []
+    sections += _tests(outcomes, "core", "The core pass")
+    sections += [
+        *_speed(_data(outcomes, "speed")),
+        *_faster(outcomes),
+        *_tests(outcomes, "tests", "Other tests"),
+    ]
     sections += [*_sanitizer(outcomes), *(_bench(bench) if bench else [])]
-    if again:
-        sections += ["## Triton by the tuned table", results(again, before=bench.get("rows", []))]
     kernels = _data(outcomes, "ncu").get("kernels", {})
     lines = [
         f"- {name}, {backend}, " + ", ".join(f"{k} {v:.0f}" for k, v in values.items())
@@ -220,6 +238,6 @@ def whole(outcomes: Outcomes, about: Data) -> str:
 def short(outcomes: Outcomes) -> str:
     """The parts and the targets, in at most 40 lines."""
     text = parts(outcomes)
-    if "bench" in outcomes and outcomes["bench"].status != "absent":
+    if rows_of(outcomes):
         text += "\n\n" + _targets(outcomes)
     return "\n".join(text.splitlines()[:40])

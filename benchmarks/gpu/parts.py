@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# "failed": it ended by itself with an error; "timeout": killed; "absent": it has nothing to run on.
-STATUSES = ("ok", "failed", "timeout", "absent")
+# "partial": right as far as it came; "failed": it ended by itself with an error; "timeout": killed; "absent":
+# it has nothing to run on; "left out": there was no time for it.
+STATUSES = ("ok", "partial", "failed", "timeout", "absent", "left out")
 _FOLDERS = ("/usr/local/cuda*/bin", "/usr/local/cuda*/compute-sanitizer", "/opt/nvidia/nsight-compute/*")
 _GRACE = 3.0  # seconds between asking a process to stop and killing it
 _processes: set[subprocess.Popen[bytes]] = set()  # those that `execute` waits for
@@ -93,13 +94,23 @@ def interrupt() -> None:
 
 
 def end_with_commands() -> None:
-    """Makes SIGTERM end this process and the commands that `execute` waits for, which are other groups."""
+    """Makes SIGTERM, or the end of its parent, end this process and the commands that `execute` waits for.
+
+    These are other groups: who kills a report, or the shell that it runs in, does not reach them.
+    """
+    parent = os.getppid()
 
     def end(*_: object) -> None:
         interrupt()
         os._exit(128 + signal.SIGTERM)
 
+    def watch_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        end()
+
     signal.signal(signal.SIGTERM, end)
+    threading.Thread(target=watch_parent, daemon=True).start()
 
 
 def watch(
@@ -136,6 +147,14 @@ def find(name: str, folders: Sequence[str] = _FOLDERS) -> str | None:
         matches = sorted(folder / name for folder in Path(root).glob(pattern.removeprefix(root)))
         candidates += [str(path) for path in reversed(matches) if path.is_file()]
     return next(filter(None, candidates), None)
+
+
+def end_of(log: Path, size: int = 4000) -> str:
+    """The last bytes of a file that is being written; empty if there is none."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - size))
+        return file.read().decode(errors="replace")
+    return ""
 
 
 def tail(text: str, lines: int = 3) -> str:

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+import softdiff_kernels
 
 Rows = Sequence[Mapping[str, Any]]
 BACKENDS = ("triton", "cuda")
@@ -19,6 +24,22 @@ OF_COPY_BY_CUDA = {("corrupt", 64): 0.85}  # where more is wanted of the CUDA ke
 FASTEST_RATIO = 5.0  # of corrupt at 64 px to the fastest of the eager and compiled baselines
 BFLOAT16_RATE = 1.6  # of bfloat16 to float32 images at 64 px, in pixels a second
 LAUNCH_RATIO = 1.5  # host time of a call to a registered no-op plus a bare Triton launch
+
+
+PREDICTED = Path(softdiff_kernels.__file__).parent / "backends" / "predicted.json"
+
+
+@lru_cache
+def _predictions() -> Any:
+    return json.loads(PREDICTED.read_text()) if PREDICTED.exists() else {}
+
+
+def predicted(row: Mapping[str, Any]) -> float | None:
+    """The part of a copy's bandwidth that the model of the machine code allows a row's kernel, if the
+    committed table has it: backend -> op -> "PX DTYPE" -> part."""
+    op = "soft_score_loss" if row["op"] == _ALONE else row["op"]
+    known = _predictions().get(row["backend"], {}).get(op, {})
+    return known.get(f"{row['px']} {row['dtype']}") if row["kind"] == "full" else None
 
 
 @dataclass(frozen=True)

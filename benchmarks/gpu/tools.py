@@ -20,11 +20,9 @@ from softdiff_kernels.files import save_json
 from . import rows
 from .parts import find, tail, watch, worst
 
-# (op, px, the kernel that takes it by each backend)
-PROFILED = (
-    ("corrupt", 64, {"triton": "corrupt_kernel", "cuda": "plane_kernel"}),
-    ("momentum_step", 64, {"triton": "step_kernel", "cuda": "plane_kernel"}),
-)
+# (op, px, Triton's kernel of it); a CUDA kernel of any name is known by its namespace.
+PROFILED = (("corrupt", 64, "corrupt_kernel"), ("momentum_step", 64, "step_kernel"))
+_OF_CUDA = "softdiff"
 METRICS = {
     "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram %",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed": "sm %",
@@ -86,8 +84,8 @@ def profile(
     count = str(len(kernels))
     # ncu would lock the clocks, for the parts behind it too.
     tool = [path, "--csv", "--clock-control", "none", "--target-processes", "all"]
-    tool += ["--metrics", ",".join(METRICS), "--kernel-name", f"regex:{'|'.join(kernels.values())}"]
-    tool += ["--launch-skip", count, "--launch-count", count]
+    tool += ["--metrics", ",".join(METRICS), "--launch-skip", count, "--launch-count", count]
+    tool += ["--kernel-name-base", "demangled", "--kernel-name", f"regex:{'|'.join(kernels.values())}"]
     program = [sys.executable, "-m", "benchmarks.gpu.report", "calls", "--op", op, "--size", str(size)]
     code, text, _ = watch([*tool, *program, "--backend", *kernels], seconds, scratch)
     every = ncu_metrics(text)
@@ -119,9 +117,10 @@ def ncu(out: Path, seconds: float, scratch: Path) -> None:
     usable = [name for name, backend in sk.backends().items() if backend.usable]
     deadline = time.monotonic() + seconds - 2.0
     results: dict[str, dict[str, Any]] = {}
-    for i, (op, size, every) in enumerate(PROFILED):
+    for i, (op, size, kernel) in enumerate(PROFILED):
         left = (deadline - time.monotonic()) / (len(PROFILED) - i)
-        kernels = {backend: kernel for backend, kernel in every.items() if backend in usable}
+        every = {"triton": kernel, "cuda": _OF_CUDA}
+        kernels = {backend: name for backend, name in every.items() if backend in usable}
         results[f"{op} {size} px"] = profile(path, op, size, kernels, left, scratch)
         detail = "; ".join(f"{name}: {'; '.join(metrics_lines(r))}" for name, r in results.items())
         save_json(out, {"status": worst(results), "detail": detail, "kernels": results})

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 import torch
 from gpu import sanitizer
 
-from benchmarks.gpu import bench, document, parts, rows, targets, tools
+import softdiff_kernels as sk
+from benchmarks.gpu import bench, document, parts, report, rows, targets, tools
 from benchmarks.gpu.parts import Outcome
 from softdiff_kernels.backends import chosen
 
@@ -78,14 +80,12 @@ def test_targets():
 
 
 def test_tables():
-    # Host microseconds are of the row's own backend; a column more tells what another table has changed.
+    # Host microseconds are of the row's own backend.
     host = {"corrupt": 12.34, "corrupt, cuda": 9.87}
-    full = document.results([row(), row(backend="cuda", ours=90.0), row(backend=rows.PASSES)], host)
+    full = document.results([row(), row(backend="cuda", ours=90.0), row(backend="other")], host)
     assert [cells(line)[-1] for line in full.splitlines()[2:]] == ["12.3", "9.9", ""]
     assert len({len(line) for line in full.splitlines()}) == 1
     assert "80%" in full and "4.90" in full and "four-product" in full and "1.0%" in full
-    again = document.results([row(ours=50.0)], before=[row(), row(backend="cuda", ours=70.0)])
-    assert cells(again.splitlines()[2])[-1] == "2.00"
     lines = [row(), row(backend="cuda"), row(px=32, failures={}), row(batch=1, kind="graph")]
     every = document.every_baseline(lines)
     assert "softdiff_kernels triton" in every and every.count("64 px, B 8") == 1
@@ -107,9 +107,12 @@ def test_the_whole_document():
                 "problems": {"blur": "no kernel"},
                 "undone": ["dct2"],
             },
-            "faster": {"corrupt": {"64": "cuda", "64 bfloat16": "triton"}},
         },
-        "tuned bench": {"rows": [row(ours=50.0)]},
+        "speed": {
+            "rows": [row(), row(backend="cuda", ours=90.0), row(backend="cuda", px=32)],
+            "undone": ["x"],
+        },
+        "core cuda": {"passed": 7, "units": []},
         "ncu": {"kernels": {"corrupt 64 px": {"metrics": {"cuda": {"dram %": 81.2}}}}},
     }
     outcomes = {name: Outcome(name, "ok", data=content) for name, content in data.items()}
@@ -118,11 +121,19 @@ def test_the_whole_document():
         "memcheck",
         "4000 GB/s",
         "### Small batches",
-        "64 cuda, 64 bfloat16 triton",
+        "| 64 cuda ",
+        "## The core pass, cuda",
+        "By pytest: 7 passed",
         "- blur: no kernel",
     ):
         assert part in text, part
-    assert "Not reached in time: dct2." in text and "cuda, dram % 81" in text and "2.00" in text
+    assert "Not reached in time: dct2." in text and "cuda, dram % 81" in text
+    # What the core pass has timed, and a benchmark behind it, is one row: the benchmark's.
+    kept = {(r["backend"], r["px"], r["kind"]) for r in document.rows_of(outcomes)}
+    assert len(document.rows_of(outcomes)) == len(kept) == 5
+    assert (
+        text.index("## The core pass") < text.index("## Speed of the core pass") < text.index("## Benchmarks")
+    )
     assert len(document.short(outcomes).splitlines()) <= 40
 
 
@@ -160,7 +171,7 @@ def test_which_backend_was_faster():
         row(**loss, ours=2.0, backend="cuda"),
         row(op="soft_score_loss", ours=1.0),
     ]
-    pairs += [row(backend=rows.PASSES, ours=1.0)]  # is no backend of its own
+    pairs += [row(backend="other", ours=1.0)]
     pairs += [row(kind="small", ours=1.0), row(kind="small", backend="cuda", ours=2.0)]
     found = targets.faster(pairs[:3] + pairs[5:])
     assert found == {
@@ -215,30 +226,42 @@ def pretend(monkeypatch, text, code=0):
             "failed",
         ),  # it did not come to its end
         ("========= COMPUTE-SANITIZER\n", None, "timeout"),
+        ("========= Device not supported. Please refer to the documentation\n", 1, "absent"),
         ("unknown option\n", 1, "failed"),
     ],
 )
 def test_how_a_sanitizer_run_is_judged(tmp_path, monkeypatch, text, code, status):
     pretend(monkeypatch, text, code)
-    result = sanitizer.check("memcheck", "compute-sanitizer", "cuda", 5.0, tmp_path)
+    result = sanitizer.check("memcheck", "compute-sanitizer", "cuda", (8,), 5.0, tmp_path)
     assert result["status"] == status
     assert sanitizer.summary({"memcheck": result})["status"] == status
 
 
 def test_the_sanitizer_begins_with_a_plain_run_of_all_sizes(tmp_path, monkeypatch):
-    # Kernels are compiled then, at all sizes at once; what fails without a tool is not run under one.
+    # Kernels are compiled then, at all sizes at once; what fails without a tool is not run under one. A
+    # process under a tool has a few sizes, the most used first, and each has its line.
     monkeypatch.setattr(sanitizer, "find", lambda name: "compute-sanitizer")
     commands = pretend(monkeypatch, "done\n========= ERROR SUMMARY: 0 errors\n")
     sanitizer.run(tmp_path / "out.json", "cuda", 50.0, tmp_path)
     assert parts.read(tmp_path / "out.json")["status"] == "ok"
     plain = [c[c.index("--size") + 1] for c in commands if "compute-sanitizer" not in c]
-    assert sorted(map(int, plain)) == sorted(sanitizer.SIZES)
-    under = [c[c.index("--tool") + 1] for c in commands if "compute-sanitizer" in c]
-    assert sorted(under) == sorted(sanitizer.SANITIZERS["cuda"])
+    sizes = sanitizer.SIZES["cuda"]
+    assert sorted(map(int, plain)) == sorted(size for some in sizes for size in some)
+    assert 64 in sizes[0] and max(map(len, sizes)) <= 3
+    under = [
+        (c[c.index("--tool") + 1], *c[c.index("--size") + 1 :]) for c in commands if "compute-sanitizer" in c
+    ]
+    wanted = [(tool, *map(str, some)) for tool in sanitizer.SANITIZERS["cuda"] for some in sizes]
+    assert sorted(under) == sorted(wanted) and len(parts.read(tmp_path / "out.json")["tools"]) == len(wanted)
+    # Without time left for one, none begins.
+    commands = pretend(monkeypatch, "done\n========= ERROR SUMMARY: 0 errors\n")
+    sanitizer.run(tmp_path / "out.json", "cuda", 15.0, tmp_path)
+    assert parts.read(tmp_path / "out.json")["status"] == "timeout"
+    assert not any("compute-sanitizer" in command for command in commands)
     commands = pretend(monkeypatch, "RuntimeError: no", 1)
     sanitizer.run(tmp_path / "out.json", "cuda", 50.0, tmp_path)
     result = parts.read(tmp_path / "out.json")
-    assert result["status"] == "failed" and "fails without a tool at 8 px" in result["detail"]
+    assert result["status"] == "failed" and "fails without a tool at 64 px" in result["detail"]
     assert not any("compute-sanitizer" in command for command in commands)
 
 
@@ -269,11 +292,11 @@ def test_a_profiler_without_permission_is_absent(tmp_path, monkeypatch):
 def test_both_backends_in_one_profile(tmp_path, monkeypatch):
     # One warm launch of each is skipped and one of each profiled, at the clocks that there are; a backend
     # without a metric is a failure.
-    text = NCU.replace('"other"', '"void softdiff::cuda::plane_kernel<4>(Args)"').replace(
+    text = NCU.replace('"other"', '"void softdiff::cuda::some_kernel<4>(Args)"').replace(
         "gpu__time_duration.sum", "launch__registers_per_thread"
     )
     commands = pretend(monkeypatch, text)
-    both = {"triton": "corrupt_kernel", "cuda": "plane_kernel"}
+    both = {"triton": "corrupt_kernel", "cuda": "softdiff"}
     result = tools.profile("ncu", "corrupt", 64, both, 5.0, tmp_path)
     assert result["status"] == "ok" and result["metrics"]["cuda"] == {"registers": 1234567.0}
     assert commands[0][commands[0].index("--launch-skip") + 1] == "2"
@@ -326,7 +349,7 @@ def test_rows_on_a_cpu(op):
 def test_each_call_runs_by_its_own_backend(monkeypatch):
     # Trials, errors, warm-up and timed calls: none by another backend than its name says.
     whole, asked, seen = rows.ours, [], []
-    real = rows.using
+    real = sk.use_backend
 
     def using(backend):
         asked.append(backend)
@@ -337,7 +360,7 @@ def test_each_call_runs_by_its_own_backend(monkeypatch):
         return whole(op, case, noise)
 
     monkeypatch.setattr(rows, "ours", ours)
-    monkeypatch.setattr(rows, "using", using)
+    monkeypatch.setattr(rows.sk, "use_backend", using)
     cpu = torch.device("cpu")
     setup = rows.Setup(cpu, 2**10, 1e9, image_bytes=2**13, budget=0.0, backends=("reference", "auto"))
     rows.measure("blur", 8, 3, torch.float32, setup, rows.eager("blur", 8, torch.float32, cpu))
@@ -364,7 +387,8 @@ def test_a_backend_that_fails_costs_the_others_nothing(monkeypatch):
 
 def test_steps_that_fail_or_come_too_late_are_written_down(tmp_path):
     setup, about = bench.setup_for(True, ("auto",))
-    run = bench.Bench(tmp_path / "out.json", 100.0, setup, about)
+    out = tmp_path / "out.json"
+    run = bench.Bench(out, 100.0, setup, about)
 
     def fails():
         raise ValueError("no\nsuch thing")
@@ -372,10 +396,95 @@ def test_steps_that_fail_or_come_too_late_are_written_down(tmp_path):
     run.attempt("one", lambda: run.small("blur", 8, 2), 0.0)
     run.attempt("two", fails, 0.0)
     run.attempt("three", fails, 200.0)
-    result = parts.read(tmp_path / "out.json")
+    result = parts.read(out)
     assert result["problems"] == {"two": "ValueError: no"} and run.results["undone"] == ["three"]
     assert [r["kind"] for r in result["rows"]] == ["graph", "small"]
     assert result["detail"] == "2 rows, 1 problems" and result["copy"]["median"] > 0
+
+
+def test_a_step_that_loses_the_gpu_costs_itself_alone(tmp_path, monkeypatch):
+    # The process starts again with what it had, and does not repeat the step but by each backend alone; one
+    # that hangs likewise.
+    setup, about = bench.setup_for(True, ("auto", "reference"))
+    out, started = tmp_path / "out.json", []
+
+    def execv(program, words):
+        started.append(words)
+        raise SystemExit
+
+    monkeypatch.setattr(bench.os, "execv", execv)
+    run = bench.Bench(out, 100.0, setup, about)
+    run.attempt("one", lambda: run.small("blur", 8, 2), 0.0)
+
+    def faults():
+        monkeypatch.setattr(bench, "lost", lambda: True)
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(SystemExit):
+        run.each("two", faults, 0.0)
+    assert started[0][-3:-1] == ["--again", "--seconds"] and 0 < float(started[0][-1]) <= 100
+    monkeypatch.setattr(bench, "lost", lambda: False)
+    again = bench.Bench(out, 50.0, setup, about, parts.read(out))
+    tried: list[object] = []
+    again.each("one", lambda: tried.append("one"), 0.0)
+    again.each("two", lambda: tried.append(again.setup.backends), 0.0)
+    assert tried == [("auto",), ("reference",)] and again.setup.backends == ("auto", "reference")
+    result = parts.read(out)
+    assert [r["kind"] for r in result["rows"]] == ["graph", "graph", "small", "small"]
+    assert result["problems"] == {"two": "RuntimeError: an illegal memory access was encountered"}
+    monkeypatch.setattr(bench, "_LONGEST", 0.1)
+    monkeypatch.setattr(bench.os, "execv", lambda *words: started.append(words))
+    again.attempt("slow", lambda: time.sleep(1.0), 0.0)
+    assert len(started) == 2 and "did not end within" in parts.read(out)["problems"]["slow"]
+
+
+def test_errors_are_those_of_the_kernels_that_are_timed(monkeypatch):
+    # A batch of four is cut into strips by other kernels: as many samples are compared as fill the GPU.
+    counts = []
+    real = rows.cases.truth
+    monkeypatch.setattr(rows, "filling", lambda device: 6)
+    monkeypatch.setattr(rows.cases, "truth", lambda case: counts.append(case.batch) or real(case))
+    cpu = torch.device("cpu")
+    setup = rows.Setup(cpu, 2**10, 1e9, image_bytes=2**13, budget=0.0)
+    rows.measure("blur", 8, 9, torch.float32, setup, rows.eager("blur", 8, torch.float32, cpu)[:1])
+    assert set(counts) == {6}
+
+
+def test_measured_stands_beside_predicted(tmp_path, monkeypatch):
+    # Of full batches that the committed table has; nothing is predicted of what it lacks.
+    table = {"cuda": {"corrupt": {"64 float32": 0.82}, "soft_score_loss": {"64 float32": 1.0}}}
+    (tmp_path / "predicted.json").write_text(json.dumps(table))
+    monkeypatch.setattr(targets, "PREDICTED", tmp_path / "predicted.json")
+    targets._predictions.cache_clear()
+    lines = [
+        row(backend="cuda"),
+        row(backend="cuda", op=rows.ALONE),
+        row(),
+        row(backend="cuda", kind="small"),
+    ]
+    assert [targets.predicted(line) for line in lines] == [0.82, 1.0, None, None]
+    text = document.results(lines).splitlines()
+    place = cells(text[0]).index("predicted")
+    assert cells(text[0])[place - 1] == "of copy" and [cells(t)[place] for t in text[2:4]] == ["82%", "100%"]
+    targets._predictions.cache_clear()
+
+
+def test_triton_kernels_are_compiled_in_parallel_before_anything_is_timed(tmp_path, monkeypatch):
+    # A process for each share of the calls; those that failed are named, and the part with them.
+    shares = []
+
+    def execute(command, *, seconds, log):
+        shares.append(command[command.index("--share") + 1])
+        log.write_text("failed: corrupt 64 px torch.float32 B 2: no\n" if len(shares) == 1 else "")
+        return (1 if len(shares) == 2 else 0), 1.0
+
+    monkeypatch.setattr(bench, "execute", execute)
+    monkeypatch.setattr(bench.os, "cpu_count", lambda: 6)
+    found = bench.compile_kernels(5.0, core=True)
+    assert sorted(shares) == ["0/4", "1/4", "2/4", "3/4"] and len(found) == 2
+    assert "corrupt 64 px torch.float32 B 2: no" in found and any(why.startswith("share ") for why in found)
+    names = list(report.PARTS)
+    assert names.index("kernels") < names.index("core triton") < names.index("speed")
 
 
 def test_the_most_wanted_rows_come_first():
@@ -387,12 +496,11 @@ def test_the_most_wanted_rows_come_first():
     names = [name for name, *_ in run.steps(bench.SIZES, False)]
     assert names[0] == "eager corrupt 64 px float32" and len(names) == len(set(names))
     assert names.index("compiled corrupt 64 px float32") < names.index("eager blur 64 px float32")
-    ours = [name for name, *_ in run.steps(bench.SIZES, True)]
-    assert ours == names[: len(bench.HEADLINE)]
+    assert {("corrupt", px, torch.float32) for px in (32, 64, 128, 256)} < set(bench.HEADLINE)
 
 
 def test_the_watched_program_calls_every_op(capsys):
-    sanitizer.watched("auto", sanitizer.SIZES[:2], "cpu")
+    sanitizer.watched("auto", (8, 13), "cpu")
     assert capsys.readouterr().out == "done\n"
     tools.calls("momentum_step", 8, ["auto", "reference"], dry=True)
 
