@@ -215,6 +215,8 @@ def _first(report: Report, end: float) -> None:
         if outcome is not None and outcome.data.get("reason"):
             report.reason = outcome.data["reason"]
             parts.interrupt()
+            for name in set(report.outcomes) - {"environment"}:
+                report.add(Outcome(name, "absent", detail=report.reason))
 
     def triton() -> None:
         report.part("kernels", until=end - _BEHIND_BUILD)

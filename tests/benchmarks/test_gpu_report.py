@@ -512,9 +512,8 @@ def test_every_gpu_test_is_marked_and_found(tmp_path):
         own = "\npytestmark = marks_of(" in text
         assert own or text.count("\ndef test_") == len(re.findall(r"\ndef test_\w+\(backend", text))
     # A backend's part has its own cases, and those that need both are CUDA's.
-    each = {
-        b: [i for core in (False, True) for i in collected(b, tmp_path, core)] for b in ("triton", "cuda")
-    }
+    each = {backend: collected(backend, tmp_path) for backend in ("triton", "cuda")}
+    each["cuda"] += collected("cuda", tmp_path, core=True)
     assert not any("cuda]" in i or i.startswith("test_gpu_cuda") for i in each["triton"])
     assert not any("triton]" in i or i.startswith("test_gpu_triton") for i in each["cuda"])
     everything = {function for ids in each.values() for function in (i.partition("[")[0] for i in ids)}

@@ -147,8 +147,10 @@ def one(unit: Unit, folder: Path, backend: str, deadline: float, log: Path) -> d
             if status == "skipped" and line:
                 reasons.add(line[2] or "")
             elif status == "failed" and line:
-                died = "" if line[1] else f"ended with status {code} after {own:.0f} s: {tail(text, 6)}"
-                failures.append({"id": name, "message": died or _section(text, name.partition("::")[2])})
+                message = _section(text, name.partition("::")[2])
+                if line[1] not in _STATUSES:  # what the process says last, of a hang the stack
+                    message = f"ended with status {code} after {own:.0f} s: {text[line.end() :].strip()[:600]}"
+                failures.append({"id": name, "message": message})
         if code is not None and behind == left:
             counts["failed"] += 1
             failures.append({"id": unit.name, "message": f"no case ran, status {code}: {tail(text, 6)}"})
