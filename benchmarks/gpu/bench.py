@@ -8,39 +8,33 @@ loses the GPU by an illegal access, costs itself alone: the process starts again
 from __future__ import annotations
 
 import os
-import re
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import softdiff_kernels as sk
+from softdiff_kernels import _machine
 from softdiff_kernels.backends import triton
 from softdiff_kernels.bench import machine
 from softdiff_kernels.bench.report import rounded
 from softdiff_kernels.files import save_json
 
 from . import rows
-from .parts import ROOT, execute, read, tail
+from .parts import ROOT, read
 from .rows import ALONE, CORE, OPS, Row, Setup
 
 Entry = tuple[str, int, torch.dtype]
 Step = tuple[str, Callable[[], None], float]  # its name, what it does, and the seconds that it needs
 TRAINED = ("corrupt", "momentum_step", "soft_score_loss")
-# What the targets are about: the core at 64 and 32 px, and at all sizes for corrupt.
-HEADLINE: list[Entry] = [
-    *(entry for entry in CORE if (entry[2] == torch.float32 or entry[1] == 64) and entry[1] <= 64),
-    *(("corrupt", size, torch.float32) for size in (128, 256)),
-    *(("soft_score_loss", size, torch.float32) for size in (64, 32)),
-]
 _LONGEST = 60.0  # seconds after which a step is taken to hang
 SIZES = (64, 32, 128, 256, 512)
 # Where torch.compile is tried first: it takes seconds a baseline.
@@ -48,9 +42,9 @@ COMPILED_FIRST: list[Entry] = [(op, 64, torch.float32) for op in TRAINED]
 
 
 def order(sizes: tuple[int, ...] = SIZES) -> list[Entry]:
-    """All rows of full batches, the headline's first."""
+    """All rows of full batches, the core's first."""
     every = [(op, size, d) for d in (torch.float32, torch.bfloat16) for size in sizes for op in OPS]
-    return list(dict.fromkeys([*(entry for entry in HEADLINE if entry[1] in sizes), *every]))
+    return list(dict.fromkeys([*(entry for entry in CORE if entry[1] in sizes), *every]))
 
 
 class Bench:
@@ -148,7 +142,7 @@ class Bench:
     def small(self, op: str, size: int, batch: int) -> None:
         """A small batch as CUDA graphs and in blocks of calls, `corrupt` under torch.compile too."""
         where = (op, size, torch.float32, self.setup.device)
-        candidates = [b for b in rows.eager(*where) if b.group != rows.FEWER]
+        candidates = rows.eager(*where)
         for kind in ("graph", "small"):
             if kind == "small" and op == "corrupt":
                 torch.compiler.reset()
@@ -176,8 +170,8 @@ class Bench:
         if core:
             yield from map(full, dict.fromkeys((op, s if s in sizes else sizes[0], d) for op, s, d in CORE))
             return
-        headline = [entry for entry in everything if entry in HEADLINE]
-        yield from map(full, headline)
+        first = [entry for entry in everything if entry in CORE]
+        yield from map(full, first)
         compiled_first = [entry for entry in COMPILED_FIRST if entry in everything]
         yield from (full(entry, late=True) for entry in compiled_first)
         if not triton.interpreted():  # thousands of calls, of which the interpreter takes a second for each
@@ -186,7 +180,7 @@ class Bench:
         for batch in self.setup.batches:
             for op in TRAINED:
                 yield f"small {op} {batch}", lambda o=op, b=batch: self.small(o, size, b), 6.0  # type: ignore[misc]
-        yield from (full(entry) for entry in everything if entry not in headline)
+        yield from (full(entry) for entry in everything if entry not in first)
         # The loss alone shares its baselines with the loss through autograd.
         others = (e for e in everything if e not in compiled_first and e[0] not in ("normal", ALONE))
         yield from (full(entry, late=True) for entry in others)
@@ -202,28 +196,33 @@ def lost() -> bool:
     return False
 
 
+def _make(job: tuple[Entry, int]) -> str:
+    """Makes a row's call by Triton, with noise of its own, and given; what went wrong, else nothing."""
+    (op, size, dtype), batch = job
+    try:
+        with sk.use_backend("triton"):
+            case = rows.make(op, size, batch, dtype, torch.device("cuda", torch.cuda.current_device()))
+            rows.ours(op, case)
+            rows.ours(op, case, case.noise)
+            torch.cuda.synchronize()
+    except Exception as error:
+        return f"{op} {size} px {dtype} B {batch}: {error}".splitlines()[0][:200]
+    return ""
+
+
 def compile_kernels(seconds: float, core: bool) -> list[str]:
-    """Compiles the Triton kernels of the core, or of all rows, in several processes; the calls that failed.
-
-    The others find them in Triton's cache.
-    """
-    count = max(1, min(12, (os.cpu_count() or 2) - 2))
-    failed: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(count) as pool:
-
-        def job(i: int) -> None:
-            log = Path(folder) / str(i)
-            program = [sys.executable, "-m", "benchmarks.gpu.report", "compile", "--share", f"{i}/{count}"]
-            code, _ = execute([*program, *(["--core"] if core else [])], seconds=seconds, log=log)
-            text = log.read_text(errors="replace")
-            print(text, end="", flush=True)
-            bad = re.findall("^failed: (.*)", text, re.M)
-            failed.extend(
-                bad or ([f"share {i}: {tail(text)}" if code else f"share {i}: no time"] if code != 0 else [])
-            )
-
-        list(pool.map(job, range(count)))
-    return failed
+    """Compiles the Triton kernels of the core, or of all rows, in several processes; the calls that failed,
+    or were not made in time. All other processes find the kernels in Triton's cache."""
+    full = rows.filling(torch.device("cuda", torch.cuda.current_device()))
+    jobs = [(entry, count) for entry in CORE for count in (full, rows.FEW)]
+    jobs += [] if core else [(entry, full) for entry in order() if entry not in CORE]
+    with ProcessPoolExecutor(max(1, min(12, _machine.cores() - 2)), get_context("spawn")) as pool:
+        calls = {pool.submit(_make, job): job for job in jobs}
+        wait(calls, seconds)
+        pool.shutdown(cancel_futures=True)
+    failed = [call.result() for call in calls if not call.cancelled() and call.exception() is None]
+    late = [f"{job}: not made" for call, job in calls.items() if call.cancelled() or call.exception()]
+    return [*filter(None, failed), *late]
 
 
 def kernels(out: Path, seconds: float) -> None:
@@ -235,30 +234,8 @@ def kernels(out: Path, seconds: float) -> None:
     failed = compile_kernels(seconds, core=True)
     detail = f"{2 * len(CORE)} calls in {time.monotonic() - start:.0f} s"
     if failed:
-        detail = f"{len(failed)} of {2 * len(CORE)} calls failed: {'; '.join(failed)}"
+        detail += f", {len(failed)} of them failed: {'; '.join(failed[:3])}"
     save_json(out, {"status": "failed" if failed else "ok", "detail": detail, "failed": failed})
-
-
-def compile_share(share: str, core: bool) -> None:
-    """Makes the calls I, I + N, ... of "I/N" by Triton, which keeps their kernels on disk: each row's with a
-    batch that fills the GPU, the core's with few images too; with noise of its own, and given."""
-    first, step = map(int, share.split("/"))
-    device = torch.device("cuda", torch.cuda.current_device())
-    full = rows.filling(device)
-    jobs = [(entry, count) for entry in CORE for count in (full, rows.FEW)]
-    jobs += [] if core else [(entry, full) for entry in order() if entry not in CORE]
-    with sk.use_backend("triton"):
-        for (op, size, dtype), batch in jobs[first::step]:
-            try:
-                case = rows.make(op, size, batch, dtype, device)
-                rows.ours(op, case)
-                rows.ours(op, case, case.noise)
-                torch.cuda.synchronize()
-            except Exception as error:
-                print(
-                    f"failed: {op} {size} px {dtype} B {batch}: {str(error).splitlines()[0][:200]}",
-                    flush=True,
-                )
 
 
 def dry_backends() -> tuple[str, ...]:

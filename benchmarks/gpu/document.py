@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 from softdiff_kernels.bench.report import Column, about_machine, number, shown, table
-from softdiff_kernels.bench.timing import AGAIN, OURS
 
 from .parts import Outcome
 from .targets import BACKENDS, Target, evaluate, faster, predicted
@@ -74,28 +73,6 @@ def results(rows: Iterable[Data], host: Mapping[str, float] | None = None) -> st
     return table(columns, rows)
 
 
-def every_baseline(rows: Iterable[Data]) -> str:
-    """Microseconds of ours and of each baseline; a star where it has fewer digits or does something else."""
-    runs: dict[str, dict[str, str]] = {}
-    starred = set()
-    for row in rows:
-        place = "" if row["kind"] == "full" else f", {row['kind']}"
-        run = runs.setdefault(f"{row['px']} px, B {row['batch']}{place}", {})
-        for name, timing in row["timings"].items():
-            if name != AGAIN:
-                label = f"{OURS} {row['backend']}" if name == OURS else name
-                run[label] = _us({**timing, "values": row["values"]}, "median")
-                starred |= {label} if timing["group"] == "fewer digits" or not timing["same"] else set()
-        run |= dict.fromkeys(row["failures"], "failed")
-
-    def times(run: Mapping[str, str]) -> Callable[[str], str]:
-        return lambda name: run.get(name, "")
-
-    columns: list[Column] = [("us", lambda name: f"{name} *" if name in starred else name)]
-    columns += [(head, times(run)) for head, run in runs.items()]
-    return table(columns, dict.fromkeys(name for run in runs.values() for name in run))
-
-
 def parts(outcomes: Outcomes) -> str:
     """How each part ended."""
     columns: list[Column] = [
@@ -118,7 +95,7 @@ def rows_of(outcomes: Outcomes) -> list[Data]:
 
 def _targets(outcomes: Outcomes) -> str:
     overhead = _data(outcomes, "bench").get("launch_overhead_us", {})
-    return targets(evaluate(rows_of(outcomes), overhead))
+    return targets(list(evaluate(rows_of(outcomes), overhead)))
 
 
 def _machine(environment: Data, about: Data) -> str:
@@ -179,9 +156,6 @@ def _bench(bench: Data) -> Iterable[str]:
         yield "### Host microseconds of a call"
         columns: list[Column] = [("", lambda e: e[0]), ("us", lambda e: f"{e[1]:.1f}")]
         yield table(columns, bench["launch_overhead_us"].items())
-    for op, dtype in dict.fromkeys((r["op"], r["dtype"]) for r in rows):
-        yield f"### {op}, {dtype}: every baseline (* fewer digits, or not the same operator)"
-        yield every_baseline(r for r in rows if (r["op"], r["dtype"]) == (op, dtype))
     failures = {
         f"{r['op']} {r['px']} px {r['dtype']}, {n}": why for r in rows for n, why in r["failures"].items()
     }
@@ -226,12 +200,8 @@ def whole(outcomes: Outcomes, about: Data) -> str:
     ]
     sections += [*_sanitizer(outcomes), *(_bench(bench) if bench else [])]
     kernels = _data(outcomes, "ncu").get("kernels", {})
-    lines = [
-        f"- {name}, {backend}, " + ", ".join(f"{k} {v:.0f}" for k, v in values.items())
-        for name, result in kernels.items()
-        for backend, values in result.get("metrics", {}).items()
-    ]
-    sections += ["## Nsight Compute", "\n".join(lines) or "no metric was read"] if kernels else []
+    said = "\n\n".join(f"{name}: {r['status']}\n\n```\n{r['said']}\n```" for name, r in kernels.items())
+    sections += ["## Nsight Compute", said] if kernels else []
     return "\n\n".join(sections) + "\n"
 
 

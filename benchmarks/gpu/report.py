@@ -350,7 +350,6 @@ EACH: dict[str, Callable[[argparse.Namespace, Path], object]] = {
     ),
     "ncu": lambda o, scratch: tools.ncu(o.out, o.seconds, scratch),
     "calls": lambda o, _: tools.calls(o.op, o.size, o.backend or BACKENDS, o.dry),
-    "compile": lambda o, _: bench.compile_share(o.share, o.core),
 }
 
 
@@ -364,13 +363,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plan", action="store_true", help="print what fits into the seconds, and end")
     parser.add_argument("--into", type=Path, help="build: the folder with links to the package")
     parser.add_argument("--arch", type=int, help="build: compile for it, as 90, and do not try the result")
-    parser.add_argument("--core", action="store_true", help="bench, compile: the core's rows alone")
+    parser.add_argument("--core", action="store_true", help="bench: the core's rows alone")
     parser.add_argument("--again", action="store_true", help="bench: go on behind what the file holds")
     parser.add_argument("--dry", action="store_true", help="bench, calls: tiny sizes on the CPU")
     parser.add_argument("--op", default="corrupt", help="calls, which ncu watches: the op")
     parser.add_argument("--size", type=int, default=64, help="calls: px")
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, help="bench, calls: these alone")
-    parser.add_argument("--share", default="0/1", help="compile: the calls I, I + N, ... of I/N, by Triton")
     args = parser.parse_args(argv)
     only = {n for name in args.only for n in names[name]}
     if args.part is not None:

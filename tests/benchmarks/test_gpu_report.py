@@ -23,7 +23,7 @@ import pytest
 import torch
 from gpu import in_processes as correctness
 
-from benchmarks.gpu import bench, build, document, parts, report, rows
+from benchmarks.gpu import bench, document, parts, report, rows
 from benchmarks.gpu.parts import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,7 +123,6 @@ def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, texts: dict[str, str]
     write_fakes(folder, texts)
     for name in texts:
         monkeypatch.setitem(report.PARTS, name, fake(name))
-    monkeypatch.setattr(build, "built_before", lambda: None)
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
@@ -334,8 +333,7 @@ for step in range(10):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from dataclasses import replace
-from benchmarks.gpu import build, report
-build.built_before = lambda: None
+from benchmarks.gpu import report
 report._SAVED = 0.1
 report.PHASES = tuple(replace(p, least=p.least / {SCALE}) for p in report.PHASES)
 report.PARTS.update({{name: "fake_" + name.replace(" ", "_") for name in report.PARTS}})

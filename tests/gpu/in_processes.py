@@ -149,7 +149,9 @@ def one(unit: Unit, folder: Path, backend: str, deadline: float, log: Path) -> d
             elif status == "failed" and line:
                 message = _section(text, name.partition("::")[2])
                 if line[1] not in _STATUSES:  # what the process says last, of a hang the stack
-                    message = f"ended with status {code} after {own:.0f} s: {text[line.end() :].strip()[:600]}"
+                    message = (
+                        f"ended with status {code} after {own:.0f} s: {text[line.end() :].strip()[:600]}"
+                    )
                 failures.append({"id": name, "message": message})
         if code is not None and behind == left:
             counts["failed"] += 1

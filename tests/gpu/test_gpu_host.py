@@ -165,7 +165,7 @@ def test_the_first_call_of_a_size_in_a_side_stream(backend, side):
         expected = sk.dct2(x)
         for _ in range(1 if DRY else 10):
             synchronize()
-            forget(backend)
+            forget()
             with stream():
                 if not DRY:
                     torch.cuda._sleep(10_000_000)
