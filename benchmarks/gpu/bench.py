@@ -13,7 +13,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -216,13 +215,14 @@ def compile_kernels(seconds: float, core: bool) -> list[str]:
     full = rows.filling(torch.device("cuda", torch.cuda.current_device()))
     jobs = [(entry, count) for entry in CORE for count in (full, rows.FEW)]
     jobs += [] if core else [(entry, full) for entry in order() if entry not in CORE]
-    with ProcessPoolExecutor(max(1, min(12, _machine.cores() - 2)), get_context("spawn")) as pool:
-        calls = {pool.submit(_make, job): job for job in jobs}
-        wait(calls, seconds)
-        pool.shutdown(cancel_futures=True)
-    failed = [call.result() for call in calls if not call.cancelled() and call.exception() is None]
-    late = [f"{job}: not made" for call, job in calls.items() if call.cancelled() or call.exception()]
-    return [*filter(None, failed), *late]
+    deadline = time.monotonic() + seconds
+    # A worker that hangs or dies costs its own call: it is left behind at the deadline.
+    with get_context("spawn").Pool(max(1, min(12, _machine.cores() - 2))) as pool:
+        calls = [(job, pool.apply_async(_make, (job,))) for job in jobs]
+        for _, call in calls:
+            call.wait(max(0.0, deadline - time.monotonic()))
+        failed = [call.get() if call.ready() else f"{job}: not made in time" for job, call in calls]
+    return [why for why in failed if why]
 
 
 def kernels(out: Path, seconds: float) -> None:

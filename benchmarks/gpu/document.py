@@ -82,19 +82,20 @@ def parts(outcomes: Outcomes) -> str:
     return table(columns, outcomes.values())
 
 
-def _data(outcomes: Outcomes, name: str) -> dict[str, Any]:
+def data_of(outcomes: Outcomes, name: str) -> dict[str, Any]:
+    """What a part has found; nothing of one that was not run."""
     return outcomes[name].data if name in outcomes else {}
 
 
 def rows_of(outcomes: Outcomes) -> list[Data]:
     """The rows of the benchmarks; those of the core pass where nothing newer has them."""
-    every = [row for name in ("speed", "bench") for row in _data(outcomes, name).get("rows", [])]
+    every = [row for name in ("speed", "bench") for row in data_of(outcomes, name).get("rows", [])]
     key = itemgetter("op", "px", "batch", "dtype", "kind", "backend")
     return list({key(row): row for row in every}.values())
 
 
 def _targets(outcomes: Outcomes) -> str:
-    overhead = _data(outcomes, "bench").get("launch_overhead_us", {})
+    overhead = data_of(outcomes, "bench").get("launch_overhead_us", {})
     return targets(list(evaluate(rows_of(outcomes), overhead)))
 
 
@@ -127,7 +128,7 @@ def _correctness(tests: Data) -> str:
 
 def _tests(outcomes: Outcomes, group: str, title: str) -> Iterable[str]:
     for backend in BACKENDS:
-        if tests := _data(outcomes, f"{group} {backend}"):
+        if tests := data_of(outcomes, f"{group} {backend}"):
             yield from (f"## {title}, {backend}", _correctness(tests))
 
 
@@ -135,7 +136,7 @@ def _sanitizer(outcomes: Outcomes) -> Iterable[str]:
     entries = [
         {"backend": backend, "tool": tool, **result, "said": result["said"].replace("|", "/")}
         for backend in BACKENDS
-        for tool, result in _data(outcomes, f"sanitizer {backend}").get("tools", {}).items()
+        for tool, result in data_of(outcomes, f"sanitizer {backend}").get("tools", {}).items()
     ]
     if entries:
         heads = {"backend": "by", "tool": "tool", "status": "ended", "errors": "errors", "said": ""}
@@ -189,17 +190,17 @@ def _speed(speed: Data) -> Iterable[str]:
 
 def whole(outcomes: Outcomes, about: Data) -> str:
     """The report in Markdown. about: its "command", its "seconds" so far and whether it is "complete"."""
-    bench = _data(outcomes, "bench")
-    sections = ["# GPU report", _machine(_data(outcomes, "environment"), about), parts(outcomes)]
+    bench = data_of(outcomes, "bench")
+    sections = ["# GPU report", _machine(data_of(outcomes, "environment"), about), parts(outcomes)]
     sections += ["## Targets", _targets(outcomes)]
     sections += _tests(outcomes, "core", "The core pass")
     sections += [
-        *_speed(_data(outcomes, "speed")),
+        *_speed(data_of(outcomes, "speed")),
         *_faster(outcomes),
         *_tests(outcomes, "tests", "Other tests"),
     ]
     sections += [*_sanitizer(outcomes), *(_bench(bench) if bench else [])]
-    kernels = _data(outcomes, "ncu").get("kernels", {})
+    kernels = data_of(outcomes, "ncu").get("kernels", {})
     said = "\n\n".join(f"{name}: {r['status']}\n\n```\n{r['said']}\n```" for name, r in kernels.items())
     sections += ["## Nsight Compute", said] if kernels else []
     return "\n\n".join(sections) + "\n"

@@ -74,6 +74,7 @@ GROUPS = {
     group: tuple(f"{group} {backend}" for backend in BACKENDS) for group in ("core", "tests", "sanitizer")
 }
 _ENVIRONMENT = 60.0  # seconds for the first import of torch, which take what the disk takes
+_KERNELS = 60.0  # seconds after which the core's tests compile by themselves what is missing
 _RESERVE = 6.0  # of the whole, for stopping what runs and writing the last tables
 _BEHIND_BUILD = 15.0  # of the first phase, for the core pass behind the build
 _BUILT = ("core cuda", "speed", "tests cuda", "sanitizer cuda", "bench", "ncu")  # need the CUDA module
@@ -182,10 +183,9 @@ class Report:
             data["printed"] = parts.end_of(self.scratch / f"{name}.log")
             outcomes[name] = Outcome(name, data.pop("status"), now - began, data.pop("detail", ""), data)
         ordered = {name: outcomes[name] for name in PARTS if name in outcomes}
-        content = {
-            n: {"status": o.status, "seconds": o.seconds, "detail": o.detail, **o.data}
-            for n, o in ordered.items()
-        }
+        content = {name: {**vars(outcome), **outcome.data} for name, outcome in ordered.items()}
+        for values in content.values():
+            del values["name"], values["data"]
         complete = len(self.outcomes) == len(self.only)
         about = {"command": "make gpu-report", "seconds": now - self.start, "complete": complete}
         planned = [{"parts": phase.names, "seconds": seconds} for phase, seconds in self.planned.items()]
@@ -219,7 +219,7 @@ def _first(report: Report, end: float) -> None:
                 report.add(Outcome(name, "absent", detail=report.reason))
 
     def triton() -> None:
-        report.part("kernels", until=end - _BEHIND_BUILD)
+        report.part("kernels", until=min(end - _BEHIND_BUILD, time.monotonic() + _KERNELS))
         report.part("core triton", "--workers", str(workers), until=end)
 
     def cuda() -> None:
@@ -232,12 +232,10 @@ def _first(report: Report, end: float) -> None:
 def _cuda(report: Report, name: str, *options: str, until: float) -> None:
     """A part that has nothing to run on without the CUDA module."""
     built = report.outcomes.get("build")
-    if name in report.only and not report.reason and (built is None or built.status != "ok"):
-        report.add(
-            Outcome(name, "absent", detail=f"no CUDA module: {built.detail if built else 'not built'}")
-        )
-    else:
+    if built is None or built.status == "ok" or report.reason:
         report.part(name, *options, until=until)
+    elif name in report.only:
+        report.add(Outcome(name, "absent", detail=f"no CUDA module: {built.detail}"))
 
 
 def _tests(report: Report, end: float) -> None:
@@ -263,11 +261,8 @@ def _tune(report: Report, end: float) -> None:
         report.add(outcome)
 
 
-_HOW: dict[str, Callable[[Report, float], None]] = {
-    "environment": _first,
-    "tests triton": _tests,
-    "tune": _tune,
-}
+_HOW: dict[str, Callable[[Report, float], None]]
+_HOW = {"environment": _first, "tests triton": _tests, "tune": _tune}
 
 
 def _all(report: Report) -> None:
@@ -288,22 +283,17 @@ def _all(report: Report) -> None:
 
 def _keep_faster(report: Report) -> None:
     """faster.json, as far as both backends were timed."""
-    table = faster(document.rows_of(report.outcomes))
-    if table:
-        known = {
-            name: report.outcomes[name].data for name in ("environment", "build") if name in report.outcomes
-        }
-        machine = known.get("environment", {}).get("machine", {})
-        nvcc = known.get("build", {}).get("nvcc", "")
+    if table := faster(document.rows_of(report.outcomes)):
+        machine = document.data_of(report.outcomes, "environment").get("machine", {})
+        nvcc = document.data_of(report.outcomes, "build").get("nvcc", "")
         save_json(report.folder / "faster.json", faster_table(machine, table, nvcc))
 
 
 def failed(outcomes: Mapping[str, Outcome]) -> bool:
     """Whether the exit status says so: by the tests, what they need, and whether the machine is known."""
-    deciding = ("environment", "build", *GROUPS["core"], *GROUPS["tests"])
-    return any(outcomes[n].status in ("failed", "timeout") for n in deciding if n in outcomes) or any(
-        outcomes[n].status == "left out" for n in GROUPS["core"] if n in outcomes
-    )
+    bad = dict.fromkeys(("environment", "build", *GROUPS["tests"]), ("failed", "timeout"))
+    bad |= dict.fromkeys(GROUPS["core"], ("failed", "timeout", "left out"))
+    return any(outcomes[name].status in statuses for name, statuses in bad.items() if name in outcomes)
 
 
 def report(folder: Path, seconds: float, only: set[str]) -> int:

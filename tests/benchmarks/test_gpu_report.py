@@ -248,6 +248,17 @@ def test_without_the_environment_part_the_others_run(tmp_path, monkeypatch):
     assert "that part did not come to its end" in (out / "report.md").read_text()
 
 
+def test_the_pools_of_a_part_are_bounded(tmp_path, monkeypatch):
+    # Ten processes on sixteen cores must not take sixteen threads each; the caller may ask for others.
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    variables = report.variables_of_parts(tmp_path)
+    assert (variables["OMP_NUM_THREADS"], variables["TORCHINDUCTOR_COMPILE_THREADS"]) == ("2", "4")
+    assert variables["PYTHONUNBUFFERED"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert report.variables_of_parts(tmp_path)["OMP_NUM_THREADS"] == "7"
+
+
 def test_the_environment_has_a_minute_in_a_report_of_any_length():
     assert report._ENVIRONMENT == 60.0
     first = report.PHASES[0]
