@@ -185,6 +185,7 @@ def _speed(speed: Data) -> Iterable[str]:
     """The core pass's times: each with its error, its part of a copy, and the part that was predicted."""
     if speed:
         yield from ("## Speed of the core pass", _LEGEND, results(speed.get("rows", [])))
+        yield "One baseline was timed beside each, which need not be the fastest."
         yield from _problems(speed, {})
 
 

@@ -75,6 +75,7 @@ GROUPS = {
 }
 _ENVIRONMENT = 60.0  # seconds for the first import of torch, which take what the disk takes
 _KERNELS = 60.0  # seconds after which the core's tests compile by themselves what is missing
+_SHORTEST = 4.0  # seconds with which a part begins
 _RESERVE = 6.0  # of the whole, for stopping what runs and writing the last tables
 _BEHIND_BUILD = 15.0  # of the first phase, for the core pass behind the build
 _BUILT = ("core cuda", "speed", "tests cuda", "sanitizer cuda", "bench", "ncu")  # need the CUDA module
@@ -141,7 +142,7 @@ class Report:
         share = min(until - time.monotonic(), self.left())
         if self.reason:
             return self.add(Outcome(name, "absent", detail=self.reason))
-        if share < 4.0:
+        if share < _SHORTEST:
             return self.add(Outcome(name, "left out", detail="no time was left"))
         program, *words = PARTS[name].split()
         start = [str(ROOT / program)] if program.endswith(".py") else ["-m", program]
