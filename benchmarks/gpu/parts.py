@@ -130,6 +130,19 @@ def worst(results: Mapping[str, Mapping[str, Any]]) -> str:
     return next((status for status in ("failed", "timeout", "absent") if status in statuses), "ok")
 
 
+def save_text(path: Path, text: str) -> None:
+    """Replaces a file by a whole one, as softdiff_kernels.files does, which imports torch first: tens of
+    seconds on a machine that has never read it, in which the compilers can run already."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Replaces a JSON file by a whole one."""
+    save_text(path, json.dumps(content, indent=1) + "\n")
+
+
 def read(path: Path) -> dict[str, Any]:
     """What a part has saved so far; empty if there is nothing."""
     try:

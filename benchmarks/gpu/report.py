@@ -27,10 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from softdiff_kernels.files import save_json, save_text
-
-from . import bench, build, document, parts, tools
-from .parts import ROOT, Outcome
+# What imports torch is imported where it is used: the build and the other parts begin before that.
+from . import build, parts
+from .parts import ROOT, Outcome, save_json, save_text
 from .targets import BACKENDS, faster, faster_table
 
 # Each part's script or module, with options, in the order of the report.
@@ -122,6 +121,7 @@ class Report:
         self.reason = ""  # why there is nothing to run on
         self.outcomes: dict[str, Outcome] = {}
         self.running: dict[str, float] = {}  # when each part began
+        self.tables: Callable[..., str] | None = None  # of the Markdown, once torch is imported
         self.lock = threading.Lock()
         self.variables = variables_of_parts(scratch)
         self.overlay = scratch / "overlay"
@@ -151,7 +151,6 @@ class Report:
         with self.lock:
             print(f"{name}: up to {share:.0f} s", flush=True)
             self.running[name] = time.monotonic()
-            self._save()
         where = {"folder": self.overlay, "environment": {**self.variables, **variables}}
         log = self.folder / "log.txt"
         outcome = parts.run(name, command, seconds=share, log=log, scratch=self.scratch, **where)
@@ -165,6 +164,12 @@ class Report:
             self._save()
         return outcome
 
+    def load_tables(self) -> None:
+        """Behind the first part, which has read torch from the disk: the import stops all threads here."""
+        from . import document
+
+        self.tables = document.whole
+
     def save_regularly(self, ended: threading.Event) -> None:
         """Saves what running parts have found as soon as they have saved it."""
         seen: set[tuple[str, int]] = set()
@@ -172,6 +177,7 @@ class Report:
             with self.lock:
                 files = [self.scratch / f"{name}.json" for name in self.running]
                 now = {(file.name, file.stat().st_mtime_ns) for file in files if file.exists()}
+                now |= {(name, 0) for name in self.running}
                 now.add(("clock", int(time.monotonic() / 5)))  # what they have printed
                 if now - seen:
                     self._save()
@@ -191,12 +197,13 @@ class Report:
         about = {"command": "make gpu-report", "seconds": now - self.start, "complete": complete}
         planned = [{"parts": phase.names, "seconds": seconds} for phase, seconds in self.planned.items()]
         save_json(self.folder / "report.json", {**about, "plan": planned, "parts": content})
+        text = "\n".join(
+            ["# GPU report", "", *(f"- {o.name}: {o.status}. {o.detail}" for o in ordered.values()), ""]
+        )
         try:
-            text = document.whole(ordered, about)
+            text = self.tables(ordered, about) if self.tables else text
         except Exception:  # a table that cannot be made must not cost the parts that follow
-            text = (
-                f"# GPU report\n\nA table failed; report.json is whole.\n\n```\n{traceback.format_exc()}```\n"
-            )
+            text += f"\nA table failed; report.json is whole.\n\n```\n{traceback.format_exc()}```\n"
         save_text(self.folder / "report.md", text)
 
 
@@ -213,6 +220,7 @@ def _first(report: Report, end: float) -> None:
 
     def environment() -> None:
         outcome = report.part("environment", until=time.monotonic() + _ENVIRONMENT)
+        report.load_tables()
         if outcome is not None and outcome.data.get("reason"):
             report.reason = outcome.data["reason"]
             parts.interrupt()
@@ -284,6 +292,8 @@ def _all(report: Report) -> None:
 
 def _keep_faster(report: Report) -> None:
     """faster.json, as far as both backends were timed."""
+    from . import document
+
     if table := faster(document.rows_of(report.outcomes)):
         machine = document.data_of(report.outcomes, "environment").get("machine", {})
         nvcc = document.data_of(report.outcomes, "build").get("nvcc", "")
@@ -317,6 +327,8 @@ def report(folder: Path, seconds: float, only: set[str]) -> int:
             ended.set()
             for number, handler in before.items():
                 signal.signal(number, handler)
+    from . import document
+
     print(f"\n{document.short(whole.outcomes)}\n\n{folder}: report.md, report.json, log.txt")
     return int(failed(whole.outcomes))
 
@@ -331,23 +343,31 @@ def planned(seconds: float, only: Collection[str]) -> str:
     return "\n".join(lines)
 
 
-# What a process does for one part, given its options and a temporary folder.
-EACH: dict[str, Callable[[argparse.Namespace, Path], object]] = {
-    "environment": lambda o, _: save_json(o.out, tools.environment()),
-    "build": lambda o, scratch: save_json(o.out, build.place(o.into, o.arch, scratch)),
-    "kernels": lambda o, _: bench.kernels(o.out, o.seconds),
-    "bench": lambda o, _: bench.run(
-        o.out, o.seconds, core=o.core, dry=o.dry, again=o.again, wanted=o.backend or BACKENDS
-    ),
-    "ncu": lambda o, scratch: tools.ncu(o.out, o.seconds, scratch),
-    "calls": lambda o, _: tools.calls(o.op, o.size, o.backend or BACKENDS, o.dry),
-}
+def one(o: argparse.Namespace, scratch: Path) -> None:
+    """One part by itself, given its options and a temporary folder."""
+    wanted = o.backend or BACKENDS
+    if o.part == "build":
+        save_json(o.out, build.place(o.into, o.arch, scratch))
+        return
+    from . import bench, tools
+
+    if o.part == "environment":
+        save_json(o.out, tools.environment())
+    elif o.part == "kernels":
+        bench.kernels(o.out, o.seconds)
+    elif o.part == "bench":
+        bench.run(o.out, o.seconds, core=o.core, dry=o.dry, again=o.again, wanted=wanted)
+    elif o.part == "ncu":
+        tools.ncu(o.out, o.seconds, scratch)
+    else:
+        tools.calls(o.op, o.size, wanted, o.dry)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     names = {**GROUPS, **{name: (name,) for name in PARTS}}
-    parser.add_argument("part", nargs="?", choices=tuple(EACH), help="this alone; default: the whole report")
+    each = ("environment", "build", "kernels", "bench", "ncu", "calls")
+    parser.add_argument("part", nargs="?", choices=each, help="this alone; default: the whole report")
     parser.add_argument("--out", type=Path, help="the report's folder, or the part's JSON file")
     parser.add_argument("--seconds", type=float, default=TOTAL, help=f"of all (default {TOTAL:.0f})")
     parser.add_argument("--only", nargs="+", choices=tuple(names), default=list(PARTS), metavar="PART")
@@ -365,7 +385,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.part is not None:
         parts.end_with_commands()
         with tempfile.TemporaryDirectory() as folder:
-            EACH[args.part](args, Path(folder))
+            one(args, Path(folder))
         return 0
     if args.plan:
         print(planned(args.seconds, only))

@@ -7,10 +7,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import softdiff_kernels
+from .parts import ROOT
 
 Rows = Sequence[Mapping[str, Any]]
 BACKENDS = ("triton", "cuda")
@@ -26,7 +25,7 @@ BFLOAT16_RATE = 1.6  # of bfloat16 to float32 images at 64 px, in pixels a secon
 LAUNCH_RATIO = 1.5  # host time of a call to a registered no-op plus a bare Triton launch
 
 
-PREDICTED = Path(softdiff_kernels.__file__).parent / "backends" / "predicted.json"
+PREDICTED = ROOT / "softdiff_kernels" / "backends" / "predicted.json"
 
 
 @lru_cache
@@ -71,8 +70,10 @@ def evaluate(rows: Rows, overhead: Mapping[str, float]) -> Iterator[Target]:
             share = full.get((backend, op, px, "float32"), {}).get("of_copy")
             got = 100 * share if share else None
             yield Target(f"{op} {px} px float32", backend, 100 * wanted, got, "% of copy")
-        row = full.get((backend, "corrupt", 64, "float32"), {"timings": {}})
-        several = sum(t["group"] != "ours" for t in row["timings"].values()) > 1  # not the core pass's one
+        row = full.get((backend, "corrupt", 64, "float32"), {})
+        several = (
+            sum(t["group"] != "ours" for t in row.get("timings", {}).values()) > 1
+        )  # not the core pass's one
         ratio = row["ratio"] if several else None
         yield Target("corrupt 64 px float32 to the fastest baseline", backend, FASTEST_RATIO, ratio)
         for op in ("corrupt", "momentum_step", _ALONE):

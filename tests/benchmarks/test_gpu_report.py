@@ -334,7 +334,8 @@ notes = pathlib.Path({str(notes)!r})
 (notes / f"{{name}}.pid").write_text(str(os.getpid()))
 for step in range(10):
     time.sleep(seconds / 10)
-    write(status='ok', detail=f'{{step + 1}} of 10', reason='', machine={{}}, smi={{}}, steps=step + 1)
+    found = dict(status='ok', detail=f'{{step + 1}} of 10', reason='', machine={{}}, smi={{}}, steps=step + 1)
+    parts.save_json(pathlib.Path(sys.argv[sys.argv.index('--out') + 1]), found)
     with (notes / name).open("a") as file:
         file.write(f"{{time.time()}}\\n")
 """
@@ -344,7 +345,7 @@ for step in range(10):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from dataclasses import replace
-from benchmarks.gpu import report
+from benchmarks.gpu import document, report
 report._SAVED = 0.1
 report.PHASES = tuple(replace(p, least=p.least / {SCALE}) for p in report.PHASES)
 report.PARTS.update({{name: "fake_" + name.replace(" ", "_") for name in report.PARTS}})
@@ -365,10 +366,10 @@ sys.exit(report.main(["--out", {str(out)!r}, "--seconds", "300"]))
     for name in (file.name for file in notes.iterdir() if file.suffix != ".pid"):
         # What was saved a second before the end must be there; what came later may be.
         times = [float(line) for line in (notes / name).read_text().split()]
-        assert found[name]["steps"] >= sum(at < stopped - 1.0 for at in times), name
+        assert found[name].get("steps", 0) >= sum(at < stopped - 1.0 for at in times), name
         if len(times) == 10 and times[-1] < stopped - 1.0:
             assert found[name]["status"] == "ok", name
-        assert re.search(rf"^\| {name} +\|", text, re.M), name
+        assert re.search(rf"^(\| {name} +\||- {name}: )", text, re.M), name
     for pid in [int(file.read_text()) for file in notes.glob("*.pid")]:
         wait_until(partial(gone, pid))
     if how == signal.SIGTERM:

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import ROOT, end_with_commands, execute, tail
+from benchmarks.gpu.parts import ROOT, end_with_commands, execute, save_json, tail
 from benchmarks.gpu.targets import BACKENDS
-from softdiff_kernels.files import save_json
 
 TESTS = Path(__file__).resolve().parent
 CORE = "test_gpu_core.py"
