@@ -64,7 +64,7 @@ def results(rows: Iterable[Data], host: Mapping[str, float] | None = None) -> st
         *(number("kind", "{}"), number("backend", "{}", "by"), ("us", _us)),
         ("20-80 %", lambda r: f"{_us(r, 'low')}-{_us(r, 'high')}"),
         *(number("error", "{:.1e}"), number("gb_s", "{:.0f}", "GB/s"), number("of_copy", "{:.0%}")),
-        ("predicted", lambda r: shown(predicted(r), "{:.0%}")),  # by the model of the machine code
+        ("predicted", lambda r: shown(predicted(r), "{:.0f}%")),
         *(number("fastest", "{}", "fastest baseline"), ("us", lambda r: _us(r, "fastest_ns"))),
         *(number("ratio"), number("noise", "{:.1%}")),
         *(number("fastest_error", "{:.1e}", "its error"), number("peak_mib", "{:.0f}", "peak MiB")),

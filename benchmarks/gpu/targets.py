@@ -29,16 +29,17 @@ PREDICTED = ROOT / "softdiff_kernels" / "backends" / "predicted.json"
 
 
 @lru_cache
-def _predictions() -> Any:
-    return json.loads(PREDICTED.read_text()) if PREDICTED.exists() else {}
+def _predictions() -> dict[tuple[Any, ...], float]:
+    rows = json.loads(PREDICTED.read_text())["rows"] if PREDICTED.exists() else []
+    return {(r["backend"], r["op"], r["px"], r["dtype"]): r["percent"] for r in rows if r["arch"] == "sm_90"}
 
 
 def predicted(row: Mapping[str, Any]) -> float | None:
-    """The part of a copy's bandwidth that the model of the machine code allows a row's kernel, if the
-    committed table has it: backend -> op -> "PX DTYPE" -> part."""
-    op = "soft_score_loss" if row["op"] == _ALONE else row["op"]
-    known = _predictions().get(row["backend"], {}).get(op, {})
-    return known.get(f"{row['px']} {row['dtype']}") if row["kind"] == "full" else None
+    """The percent of a copy's bandwidth that the machine code allows a row's kernel on sm_90 (the committed
+    table of softdiff_kernels/backends), where it is known."""
+    op = row["op"].partition(",")[0]
+    known = _predictions().get((row["backend"], op, row["px"], row["dtype"]))
+    return known if row["kind"] == "full" else None
 
 
 @dataclass(frozen=True)

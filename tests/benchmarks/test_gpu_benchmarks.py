@@ -450,8 +450,10 @@ def test_errors_are_those_of_the_kernels_that_are_timed(monkeypatch):
 
 def test_measured_stands_beside_predicted(tmp_path, monkeypatch):
     # Of full batches that the committed table has; nothing is predicted of what it lacks.
-    table = {"cuda": {"corrupt": {"64 float32": 0.82}, "soft_score_loss": {"64 float32": 1.0}}}
-    (tmp_path / "predicted.json").write_text(json.dumps(table))
+    about = {"backend": "cuda", "px": 64, "dtype": "float32", "arch": "sm_90"}
+    table = [{**about, "op": "corrupt", "percent": 82}, {**about, "op": "soft_score_loss", "percent": 100}]
+    table.append({**about, "op": "corrupt", "percent": 11, "arch": "sm_80"})
+    (tmp_path / "predicted.json").write_text(json.dumps({"rows": table}))
     monkeypatch.setattr(targets, "PREDICTED", tmp_path / "predicted.json")
     targets._predictions.cache_clear()
     lines = [
@@ -460,7 +462,7 @@ def test_measured_stands_beside_predicted(tmp_path, monkeypatch):
         row(),
         row(backend="cuda", kind="small"),
     ]
-    assert [targets.predicted(line) for line in lines] == [0.82, 1.0, None, None]
+    assert [targets.predicted(line) for line in lines] == [82, 100, None, None]
     text = document.results(lines).splitlines()
     place = cells(text[0]).index("predicted")
     assert cells(text[0])[place - 1] == "of copy" and [cells(t)[place] for t in text[2:4]] == ["82%", "100%"]
