@@ -78,7 +78,7 @@ KERNELS = {
         "dct2_kernel",
         "normal_kernel",
     ),
-    "cuda": ("small_kernel", "plane_kernel", "lines_kernel", "sum_kernel", "normal_kernel"),
+    "cuda": ("softdiff",),  # the namespace
 }
 OPS = (
     "dct2",
