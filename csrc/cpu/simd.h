@@ -29,6 +29,7 @@
 
 #define SD_INLINE inline __attribute__((always_inline))
 #define SD_LAMBDA __attribute__((always_inline))
+#define SD_UNROLL _Pragma("GCC unroll 64")
 
 namespace softdiff::SOFTDIFF_ISA {
 
