@@ -110,9 +110,14 @@ __attribute__((noinline)) void two(In in, Out out, V* work, const Level* level) 
     return;
   }
   if (h == kLeaf) {
-    constexpr int last = 2 * kLeaf - 1;
-    leaf<kLeaf, Unrolled<V, kLeaf>::two>([&](int i) SD_LAMBDA { return in(i) + in(last - i); }, out);
-    leaf<kLeaf, Unrolled<V, kLeaf>::four>([&](int i) SD_LAMBDA { return in(i) - in(last - i); }, out.from(kLeaf));
+    // Each number is read once: it may be a difference of two, and have memory fetched for another.
+    const auto sum = [&](int i) SD_LAMBDA {
+      const V a = in(i), b = in(2 * kLeaf - 1 - i);
+      work[i] = a - b;
+      return a + b;
+    };
+    leaf<kLeaf, Unrolled<V, kLeaf>::two>(sum, out);
+    leaf<kLeaf, Unrolled<V, kLeaf>::four>(Strip{work}, out.from(kLeaf));
     return;
   }
   if (n % 4 != 0) {

@@ -29,7 +29,7 @@ SD_INLINE void leaf(In in, Out out) {
   for (int i = 0; i < N; ++i) out(i, r[i]);
 }
 
-// The four transforms for n = 1, 2, 4, 8 and kLeaf; false for other n.
+// The four transforms for n = 1, 2, 4, 7, 8 and kLeaf; false for other n.
 template <bool Four, bool Transposed, class In, class Out>
 SD_INLINE bool small(In in, Out out, const Level* level) {
 #define SOFTDIFF_CASE(N)                                                  \
@@ -46,6 +46,7 @@ SD_INLINE bool small(In in, Out out, const Level* level) {
     SOFTDIFF_CASE(1)
     SOFTDIFF_CASE(2)
     SOFTDIFF_CASE(4)
+    SOFTDIFF_CASE(7)
     SOFTDIFF_CASE(8)
 #if SOFTDIFF_VL == 16
     SOFTDIFF_CASE(16)
