@@ -337,8 +337,13 @@ table = caches.Tables("triton tables", _build_table)
 MOST_CHANNELS_IN_A_PROGRAM = 8
 # Planes up to this many pixels a side are never cut into strips, however few they are.
 _ALWAYS_FUSED = 128
-# Programs of `filter_staged` that a multiprocessor holds at a time; their scratch is what L2 has to hold.
-_PROGRAMS_A_MULTIPROCESSOR = 2
+# Warps of `filter_staged` on a multiprocessor: what its registers hold, at up to 255 a thread.
+#
+# On the 132 of an H200 the scratch of float32 planes then takes 26 MB at 128 px, 87 at 256 and 311 at 512, of
+# bfloat16 half of that; L2 holds 60 MB. Half as many programs would bring 256 px back into it, but leave each
+# scheduler one warp, with nothing to issue while that waits. What leaves L2 costs 16 bytes a pixel instead:
+# at a copy's rate 4 ps, of the 20 to 40 that the arithmetic takes at 256 px. (Reckoned, not measured.)
+_WARPS_A_MULTIPROCESSOR = 8
 
 
 @lru_cache(maxsize=64)  # a number for each device
@@ -347,6 +352,11 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def programs(planes: int, warps: int, device: torch.device) -> int:
+    """How many programs of `filter_staged` walk over the planes: as many as run at a time."""
+    return min(planes, max(1, _WARPS_A_MULTIPROCESSOR // warps) * multiprocessors(device))
 
 
 def _fused(plan: Plan, x: Tensor) -> bool:
@@ -383,8 +393,9 @@ def run(
     channels: int = 1,
 ) -> None:
     """Launches `kernel` over the planes of x: arguments, then what it is planned with; constants head,
-    (channels, tiling), tail. groups: how many launches a small batch of large planes takes (1: always one).
-    totals: whether the kernel keeps float32 planes of its own. channels: of a sample, in one program.
+    (channels, tiling), tail (SPLIT first). groups: how many launches a small batch of large planes takes (1:
+    always one). totals: whether the kernel keeps float32 planes of its own. channels: of a sample, in one
+    program.
     """
     device = x.device
     on_gpu = device.type == "cuda"
@@ -450,19 +461,33 @@ def _run_staged(
     device, (batch, depth, *_) = x.device, x.shape
     height, width, rows, columns = plan.sizes
     tables = (table(height, rows, device), table(width, columns, device))
-    planes, side, config = batch * depth, max(rows, columns), plan.config
+    planes, config = batch * depth, plan.config
     if groups == 1 or _fused(plan, x):
-        programs = min(planes, _PROGRAMS_A_MULTIPROCESSOR * multiprocessors(device))
-        per_program = 2 * rows * columns + 2 * side * TILE
-        steps = [((programs, 1), 0)]
-        extra = torch.empty(programs, rows * columns * totals, dtype=torch.float32, device=device)
+        slots = programs(planes, config.warps, device)
+        steps = [((slots, 1), 0)]
     else:
-        programs, per_program = planes, 2 * rows * columns + 2 * side * side
+        slots = planes
         strips = (rows // TILE, columns // TILE, rows // TILE)
         steps = [((strips[g], planes), g + 1) for g in range(groups)]
-        extra = torch.empty(planes, 1, dtype=torch.float32, device=device)
-    scratch = torch.empty(programs, per_program, dtype=torch.float16, device=device)
+    halves, floats = scratch(plan, fused=len(steps) == 1, split=tail[0], totals=totals)
+    memory = (
+        torch.empty(slots * halves, dtype=torch.float16, device=device),
+        torch.empty(slots * floats, dtype=torch.float32, device=device),
+    )
     for grid, group in steps:
         constants = (*head, depth, (TILE, config.bk, group), *tail)
-        everything = (*arguments, *tables, planes, scratch, extra)
+        everything = (*arguments, *tables, planes, *memory)
         launch(kernel, grid, everything, constants, config.warps, config.stages)
+
+
+def scratch(plan: Plan, *, fused: bool, split: bool, totals: bool) -> tuple[int, int]:
+    """(float16, float32) numbers of scratch for each plane that is in work; `plane.place` lays them out.
+
+    float16: the plane and a strip of TILE rows or columns, or one for each program where the plane is cut
+    into strips; twice where products are split. float32: a scale for each tile of these, 128 at most, and a
+    plane where there are totals.
+    """
+    rows, columns = plan.sizes[2:]
+    side = max(rows, columns)
+    strips = 1 if fused else side // TILE
+    return (1 + split) * (rows * columns + strips * side * TILE), totals * rows * columns + 128
