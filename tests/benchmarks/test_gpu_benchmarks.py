@@ -422,7 +422,7 @@ def test_a_step_that_loses_the_gpu_costs_itself_alone(tmp_path, monkeypatch):
         run.each("two", faults, 0.0)
     assert started[0][-3:-1] == ["--again", "--seconds"] and 0 < float(started[0][-1]) <= 100
     monkeypatch.setattr(bench, "lost", lambda: False)
-    again = bench.Bench(out, 50.0, setup, about, parts.read(out))
+    again = bench.Bench(out, 50.0, setup, about, again=True)
     tried: list[object] = []
     again.each("one", lambda: tried.append("one"), 0.0)
     again.each("two", lambda: tried.append(again.setup.backends), 0.0)

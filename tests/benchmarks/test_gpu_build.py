@@ -130,7 +130,7 @@ def test_the_linked_package_is_imported_and_the_sources_stay_as_they_are(tmp_pat
 
 
 def test_the_architecture_is_that_of_the_gpu_in_use(tmp_path, monkeypatch):
-    # nvidia-smi answers before torch is imported; where it does not, or where it means another GPU, torch does.
+    # nvidia-smi answers before torch is imported; where it does not, or means another GPU, torch does.
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 9.0\n")
     tool.chmod(0o755)
