@@ -111,7 +111,9 @@ def entry(case: Case) -> str:
 def choices(case: Case) -> list[configs.Config]:
     """What is tried for a case."""
     form = entry(case).rsplit("/", 1)[1]
-    candidates = [configs.Config(*choice) for choice in CHOICES[form]]
+    split = "/split/" in entry(case)
+    # Split products take no deeper steps: `plane.product` says why.
+    candidates = [configs.Config(*choice) for choice in CHOICES[form] if not split or choice[2] <= 32]
     if case.op == "spectral_mix" and form == "4096":
         # Staged: two spectra of 64 x 64 overfill sm_80's registers.
         candidates.append(configs.Config(4, 2, 32))
