@@ -220,21 +220,31 @@ def test_a_kernel_that_a_graph_launches_stays(bound, monkeypatch):
 
 
 def test_a_kernel_is_unloaded_after_its_last_launch(monkeypatch):
-    # Nothing says that a kernel may be unloaded while it runs, so the host waits for the device. Where that
-    # is refused, while a graph is captured, the kernel stays.
+    # Nothing says that a kernel may be unloaded while it runs, so the host waits for the device. While this
+    # thread captures a graph, which waiting would spoil, or another one does, where it is refused, the kernel
+    # stays.
     from softdiff_kernels.backends.triton.launch import Loaded, _never_unloaded
 
     class Kernel:
         pass
 
     seen = []
+    capturing = False
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append(ref() is not None))
     loaded = Loaded(Kernel(), 0)
     ref = weakref.ref(loaded.kernel)
     del loaded
     assert seen == [True] and ref() is None
+
+    capturing = True
+    loaded = Loaded(Kernel(), 0)
+    ref = weakref.ref(loaded.kernel)
+    del loaded
+    assert seen == [True] and _never_unloaded.pop() is ref()
+    capturing = False
 
     def refuse():
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -96,14 +96,15 @@ def box_muller(r, q, FAST: tl.constexpr):
 def key_of(rows, seed, stream, draw, b, KEY_STEP: tl.constexpr):
     """(draw, stream low, stream high, seed low, seed high) of sample b, uint32.
 
-    KEY_STEP: -1, three numbers; 0, one row of the table, whose stream counts up; 3, a row each.
+    KEY_STEP: -1, three numbers; 0, a table: rows are `seed` apart (0: one for all), and from row to row the
+    stream counts up by `stream`.
     """
     if KEY_STEP >= 0:
-        at = rows + b.to(tl.int64) * KEY_STEP
+        at = rows + b.to(tl.int64) * seed
+        stream = tl.load(at + 1) + b * stream
         seed = tl.load(at)
-        stream = tl.load(at + 1)
         draw = tl.load(at + 2)
-    if KEY_STEP <= 0:
+    else:
         stream = stream + b
     return (
         draw.to(tl.uint32),
