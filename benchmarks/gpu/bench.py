@@ -34,7 +34,7 @@ from .rows import ALONE, CORE, OPS, Row, Setup
 Entry = tuple[str, int, torch.dtype]
 Step = tuple[str, Callable[[], None], float]  # its name, what it does, and the seconds that it needs
 TRAINED = ("corrupt", "momentum_step", "soft_score_loss")
-_LONGEST = 60.0  # seconds after which a step is taken to hang
+_LONGEST = 90.0  # seconds after which a step is taken to hang
 SIZES = (64, 32, 128, 256, 512)
 # Where torch.compile is tried first: it takes seconds a baseline.
 COMPILED_FIRST: list[Entry] = [(op, 64, torch.float32) for op in TRAINED]
@@ -49,21 +49,15 @@ def order(sizes: tuple[int, ...] = SIZES) -> list[Entry]:
 class Bench:
     """What is measured so far, on disk after each step."""
 
-    def __init__(
-        self,
-        out: Path,
-        seconds: float,
-        setup: Setup,
-        about: dict[str, Any],
-        before: dict[str, Any] | None = None,
-    ) -> None:
-        """before: the results of the process that this one continues."""
+    def __init__(self, out: Path, seconds: float, setup: Setup, about: dict[str, Any], again: bool = False):
+        """again: this process continues another, which has left its results in `out`."""
         self.out, self.setup, self.deadline = out, setup, time.monotonic() + seconds
-        kept = {key: (before or {}).get(key, []) for key in ("done", "lost")}
-        problems = (before or {}).get("problems", {})
-        self.results: dict[str, Any] = {"problems": problems, **kept, "undone": [], **about}
+        before = read(out) if again else {}
+        self.results: dict[str, Any] = {"problems": {}, "done": [], "lost": []}
+        self.results |= {key: before[key] for key in self.results if key in before}
+        self.results |= {"undone": [], **about}
         self.rows: dict[Any, Row] = {}
-        self.add([Row(**row) for row in (before or {}).get("rows", [])])
+        self.add([Row(**row) for row in before.get("rows", [])])
 
     def attempt(self, name: str, step: Callable[[], None], needs: float) -> None:
         """Does a step if there is time and it was not done before; an error in it is written down."""
@@ -158,18 +152,16 @@ class Bench:
         """Everything to do, in order. core: the core's rows alone, beside one baseline."""
 
         def full(entry: Entry, late: bool = False) -> Step:
-            what = f"{entry[0]} {entry[1]} px {str(entry[2]).removeprefix('torch.')}"
-            step = (
-                f"{'compiled' if late else 'eager'} {what}",
-                lambda: self.full(entry, late, 1 if core else None),
-            )
-            return *step, 12.0 if late else 1.5 if core else 3.0
+            how, (op, size, dtype) = "compiled" if late else "eager", entry
+            name = f"{how} {op} {size} px {str(dtype).removeprefix('torch.')}"
+            needs = 12.0 if late else 1.5 if core else 3.0
+            return name, lambda: self.full(entry, late, 1 if core else None), needs
 
         everything = order(sizes)
         if core:
             yield from map(full, dict.fromkeys((op, s if s in sizes else sizes[0], d) for op, s, d in CORE))
             return
-        first = [entry for entry in everything if entry in CORE]
+        first = everything[:6]  # in float32 at 64 and 32 px
         yield from map(full, first)
         compiled_first = [entry for entry in COMPILED_FIRST if entry in everything]
         yield from (full(entry, late=True) for entry in compiled_first)
@@ -283,8 +275,7 @@ def run(out: Path, seconds: float, *, core: bool, dry: bool, again: bool, wanted
         return
     if not dry and not core and not again and "triton" in backends:
         compile_kernels(min(60.0, seconds / 3), core=False)
-    before = read(out) if again else None
-    bench = Bench(out, end - time.monotonic(), *setup_for(dry, backends), before)
+    bench = Bench(out, end - time.monotonic(), *setup_for(dry, backends), again)
     for name, step, needs in bench.steps((8,) if dry else SIZES, core):
         bench.each(name, step, 0.0 if dry else needs)
     bench.save()

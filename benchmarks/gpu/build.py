@@ -56,9 +56,10 @@ def toolkit() -> build_cuda.Toolkit:
 def architecture() -> int:
     """That of the first GPU, as 90: by nvidia-smi, which answers long before torch is imported."""
     command = ["nvidia-smi", "--id=0", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    with suppress(OSError, subprocess.SubprocessError, ValueError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return int(done.stdout.strip().replace(".", ""))
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:  # which nvidia-smi does not follow
+        with suppress(OSError, subprocess.SubprocessError, ValueError):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+            return int(done.stdout.strip().replace(".", ""))
     import torch
 
     major, minor = torch.cuda.get_device_capability(0)

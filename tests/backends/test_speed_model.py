@@ -160,6 +160,15 @@ def test_a_call_for_special_cases_is_not_made_and_others_return():
     assert issued(both)[0] == 5
 
 
+def test_what_a_barrier_in_memory_waits_for_is_there():
+    lines = """
+        SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4+0x4000], R64; @!P0 BRA <wait>; EXIT;
+        wait:; SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4+0x4000], R64; @!P0 BRA <wait>; EXIT;
+    """
+    count, walked = issued(lines)
+    assert count == 3 and not walked.open
+
+
 def test_a_flag_that_one_thread_leaves_for_the_others_is_known():
     lines = """
         S2R R0, SR_TID.X; MOV R3, c[0x0][0x210]; ISETP.NE.AND P0, PT, R0, RZ, PT; @!P0 STS [0x10], R3;

@@ -127,3 +127,19 @@ def test_the_linked_package_is_imported_and_the_sources_stay_as_they_are(tmp_pat
     )
     assert done.stdout.split() == [str(place / "__init__.py"), "1"], done.stderr
     assert {"__pycache__", *before} >= {p.name for p in (ROOT / "softdiff_kernels").iterdir()}
+
+
+def test_the_architecture_is_that_of_the_gpu_in_use(tmp_path, monkeypatch):
+    # nvidia-smi answers before torch is imported; where it does not, or means another GPU, torch does.
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 9.0\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (12, 0))
+    assert build.architecture() == 90
+    tool.write_text("#!/bin/sh\necho '[N/A]'\n")
+    assert build.architecture() == 120
+    tool.write_text("#!/bin/sh\necho 9.0\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert build.architecture() == 120

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,36 +31,42 @@ from softdiff_kernels.files import save_json
 SANITIZERS = {"triton": ("memcheck", "racecheck"), "cuda": ("memcheck", "racecheck", "synccheck")}
 # px, for each form of either backend's kernels: the sizes of one process under a tool, the most used first.
 SIZES = {"triton": ((64, 33), (136, 13)), "cuda": ((64, 33), (128, 13), (136, 24, 260))}
+_SHARES = 3  # processes that compile for a size
 _LEAST = 15.0  # seconds in which a process under a tool can be expected to end
 
 
-def every_op(device: torch.device, sizes: Sequence[int]) -> None:
-    """Every op once at each size, in float32, and the filter in bfloat16 and from bytes."""
+def calls(device: torch.device, side: int) -> list[Callable[[], object]]:
+    """Every op at a size, in float32, and the filter in bfloat16 and from bytes."""
     key = sk.NoiseKey(1, 2, 3)
-    for side in sizes:
-        # From the host, so that the ops' kernels are nearly all that the device runs.
-        images = np.random.default_rng(side).uniform(-1, 1, (2, 2, 2, side, side)).astype(np.float32)
-        x, y = torch.from_numpy(images).to(device)
-        std, level = torch.tensor([0.7, 3.0]).to(device), torch.tensor([0.2, 0.1]).to(device)
-        mask = torch.linspace(1, 0, side * side).view(side, side).to(device)
-        sk.dct2(x)
-        sk.idct2(x)
-        sk.blur(x, std)
-        sk.corrupt(x, std, level, key=key, return_residual=True)
-        sk.corrupt(((x + 1) * 100).to(torch.uint8), 1.5, 0.1, noise=y)
-        steps: dict[str, Any] = {"blur_std_t": std, "blur_std_s": 0.5 * std}
-        sk.reverse_step(x, y, **steps, a=0.5, b=0.1, key=key)
-        sk.momentum_step(x, y, **steps, noise_std_t=level, noise_std_s=0.5 * level, key=key, out=x.clone())
-        sk.soft_score_loss(x.clone().requires_grad_(), y, std, weight=level).backward()
-        sk.spectral_mix([x, y], [mask, mask], noise_mask=mask, key=key)
-        sk.normal(x.shape, key, device=device)
-        sk.corrupt(x.bfloat16().contiguous(memory_format=torch.channels_last), std, level, key=key)
+    # From the host, so that the ops' kernels are nearly all that the device runs.
+    images = np.random.default_rng(side).uniform(-1, 1, (2, 2, 2, side, side)).astype(np.float32)
+    x, y = torch.from_numpy(images).to(device)
+    std, level = torch.tensor([0.7, 3.0]).to(device), torch.tensor([0.2, 0.1]).to(device)
+    mask = torch.linspace(1, 0, side * side).view(side, side).to(device)
+    steps: dict[str, Any] = {"blur_std_t": std, "blur_std_s": 0.5 * std}
+    noises: dict[str, Any] = {"noise_std_t": level, "noise_std_s": 0.5 * level, "key": key}
+    rows = x.bfloat16().contiguous(memory_format=torch.channels_last)
+    return [
+        lambda: sk.corrupt(x, std, level, key=key, return_residual=True),
+        lambda: sk.momentum_step(x, y, **steps, **noises, out=x.clone()),
+        lambda: sk.soft_score_loss(x.clone().requires_grad_(), y, std, weight=level).backward(),
+        lambda: sk.blur(x, std),
+        lambda: sk.dct2(x),
+        lambda: sk.idct2(x),
+        lambda: sk.corrupt(((x + 1) * 100).to(torch.uint8), 1.5, 0.1, noise=y),
+        lambda: sk.reverse_step(x, y, **steps, a=0.5, b=0.1, key=key),
+        lambda: sk.spectral_mix([x, y], [mask, mask], noise_mask=mask, key=key),
+        lambda: sk.normal(x.shape, key, device=device),
+        lambda: sk.corrupt(rows, std, level, key=key),
+    ]
 
 
-def watched(backend: str, sizes: Sequence[int], device: str = "cuda") -> None:
-    """`every_op` by a backend; then the word "done"."""
+def watched(backend: str, sizes: Sequence[int], device: str = "cuda", share: int | None = None) -> None:
+    """`calls` at some sizes by a backend, or one of `_SHARES` of them; then the word "done"."""
     with sk.use_backend(backend):
-        every_op(torch.device(device), sizes)
+        for size in sizes:
+            for call in calls(torch.device(device), size)[share :: 1 if share is None else _SHARES]:
+                call()
     if device == "cuda":
         torch.cuda.synchronize()
     print("done", flush=True)
@@ -119,9 +125,12 @@ def run(out: Path, backend: str, seconds: float, scratch: Path) -> None:
     results: dict[str, dict[str, Any]] = {}
     lock = threading.Lock()
 
-    def plain(size: int) -> str:
-        code, text, _ = watch(_program(backend, *_sized([size])), seconds / 2, scratch)
-        return "" if code == 0 else f"fails without a tool at {size} px: {tail(text)}"
+    def plain(job: tuple[int, int]) -> tuple[str, str]:
+        words = [*_sized(job[:1]), "--share", str(job[1])]
+        code, text, _ = watch(_program(backend, *words), seconds / 2, scratch)
+        if code is None:
+            return "timeout", f"not compiled within {seconds / 2:.0f} s at {job[0]} px"
+        return ("", "") if code == 0 else ("failed", f"fails without a tool at {job[0]} px: {tail(text)}")
 
     def job(tool: str) -> None:
         for sizes in SIZES[backend]:
@@ -135,13 +144,13 @@ def run(out: Path, backend: str, seconds: float, scratch: Path) -> None:
                 results[name] = result
                 save_json(out, summary(results))
 
-    every = [size for sizes in SIZES[backend] for size in sizes]
+    every = [(size, share) for sizes in SIZES[backend] for size in sizes for share in range(_SHARES)]
     with ThreadPoolExecutor(len(every)) as pool:
-        # First without a tool: Triton's kernels are compiled then, at all sizes at once, and what fails
+        # First without a tool: Triton's kernels are compiled then, by all processes at once, and what fails
         # anyway is told from what a tool finds.
-        problem = next(filter(None, list(pool.map(plain, every))), "")
-        if problem:
-            save_json(out, {"status": "failed", "detail": problem})
+        problems = sorted(filter(any, pool.map(plain, every)))  # "failed" before "timeout"
+        if problems:
+            save_json(out, dict(zip(("status", "detail"), problems[0], strict=True)))
         else:
             list(pool.map(job, SANITIZERS[backend]))
 
@@ -153,9 +162,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150.0)
     parser.add_argument("--watched", action="store_true", help="call the ops, under no tool")
     parser.add_argument("--size", type=int, nargs="+", default=(64, 33))
+    parser.add_argument("--share", type=int, choices=range(_SHARES), help="of the calls; default: all")
     args = parser.parse_args()
     if args.watched:
-        watched(args.backend, args.size)
+        watched(args.backend, args.size, share=args.share)
         return
     end_with_commands()
     with tempfile.TemporaryDirectory() as folder:

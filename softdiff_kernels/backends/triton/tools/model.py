@@ -273,7 +273,7 @@ def limits(found: Count, hbm_bytes: float, written: float, gpu: Gpu) -> tuple[di
     # Who stores much more than the result has a scratch. All that it loads is then taken to come from L2.
     through_l2 = p["stored"] > 1.5 * written + 0.5
     l2_bytes = p["global"] if through_l2 else hbm_bytes
-    products = p["mma"] + p["wgmma"]
+    products = p["mma"] + p["wgmma"] + p["other mma"]
     kind = "straight" if not products else "products through L2" if through_l2 else "products"
     clocks = {
         "issue": p["issue"] / sass.LANES / _SLOTS,

@@ -166,7 +166,7 @@ def _dests_and_sources(i: Instruction) -> tuple[list[str], list[str]]:
     count = 1
     if base in _NO_RESULT or not ops:
         count = 0
-    elif name in _COMPARING or name in ("SHFL", "ELECT", "MATCH"):
+    elif name in _COMPARING or base in ("SHFL", "ELECT", "MATCH", "UTCATOMSWS"):
         count = 2
     elif name in _CARRYING:
         while count < min(3, len(ops)) and _PREDICATE.fullmatch(ops[count]):
@@ -191,7 +191,6 @@ _STORES = {"STS", "STSM", "LDGSTS", "ATOMS"}  # into shared memory
 _NO_RESULT = {
     "BRA", "BRX", "JMP", "EXIT", "RET", "CALL", "STG", "STS", "ST", "STL", "RED", "REDG", "BAR", "NOP",
     "STSM", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "WARPGROUP", "MEMBAR", "LDGSTS",
-    "SYNCS",
 }  # fmt: skip
 
 
@@ -809,6 +808,12 @@ def _vote(w: _Warp, i: Instruction) -> list[Values]:
 _OPERATIONS["VOTEU"] = _vote
 
 
+@_operation("SYNCS", "UTCATOMSWS")
+def _ready(w: _Warp, i: Instruction) -> list[Values]:
+    """What a barrier in memory waits for is there at the first look, and tensor memory is free."""
+    return [_YES if i.flags[0] in ("PHASECHK", "FIND_AND_SET") else _NOTHING]
+
+
 @_operation("ELECT")
 def _elect(w: _Warp, i: Instruction) -> list[Values]:
     return [(np.arange(LANES) == 0).astype(np.int64)] + [_NOTHING] * (len(i.operands) - 1)
@@ -1057,8 +1062,8 @@ def _branch(
 
 
 def _by_shape(program: _Program, block: _Block) -> bool | None:
-    """A branch on unknown data by what its sides are: a call for special cases is not made, a wait for
-    memory's barrier ends, threads do not leave early. None: neither says."""
+    """A branch on unknown data by what its sides are: a call for special cases is not made, threads do not
+    leave early. None: neither says."""
     i = program.code[block.last]
     if i.base == "EXIT":
         return False
@@ -1066,8 +1071,6 @@ def _by_shape(program: _Program, block: _Block) -> bool | None:
     if to is None:
         return None
     target, after = program.index[to], block.last + 1
-    if target <= block.first and any(program.code[n].base == "SYNCS" for n in range(target, block.last)):
-        return False
     sides = [_calls(program, target), _calls(program, after)]
     if sides[0] != sides[1]:
         return sides[1]
