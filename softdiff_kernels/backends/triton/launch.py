@@ -470,9 +470,10 @@ def _run_staged(
         strips = (rows // TILE, columns // TILE, rows // TILE)
         steps = [((strips[g], planes), g + 1) for g in range(groups)]
     halves, floats = scratch(plan, fused=len(steps) == 1, split=tail[0], totals=totals)
+    # Of two axes: of a tensor of one, as coefficients are, no alignment is compiled in (`describe`).
     memory = (
-        torch.empty(slots * halves, dtype=torch.float16, device=device),
-        torch.empty(slots * floats, dtype=torch.float32, device=device),
+        torch.empty(slots, halves, dtype=torch.float16, device=device),
+        torch.empty(slots, floats, dtype=torch.float32, device=device),
     )
     for grid, group in steps:
         constants = (*head, depth, (TILE, config.bk, group), *tail)
