@@ -2,6 +2,7 @@
 // dct2 and idct2.
 #include "cuda_ops.h"
 #include "engines.h"
+#include "lines.h"
 
 namespace softdiff::cuda {
 
@@ -38,9 +39,11 @@ void run(const char* what, const Dct2Args& args, const Place& place, const Plan&
     return args.inverse ? launch_cluster<Inverse>(what, args, place) : launch_cluster<Forward>(what, args, place);
   }
   const Stage stage = args.inverse ? Stage::inverse : Stage::forward;
-  Lines<Forward>(what, args, place, plan).each_chunk([&](const auto& lines) {
-    lines.columns(lines.pass(stage, 0, false, false));
-    lines.rows(lines.pass(stage, 0, true, true));
+  CorruptArgs a;
+  a.shape = args.shape, a.source = args.in, a.out = args.out;
+  Lines(what, a, place, plan).each_chunk([&](const Lines& lines) {
+    lines.columns(lines.first(stage, args.in));
+    lines.rows(lines.last(stage));
   });
 }
 

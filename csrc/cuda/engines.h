@@ -4,14 +4,13 @@
 
 #include "cluster.h"
 #include "launch.h"
-#include "lines.h"
 #include "plan.h"
 #include "plane.h"
 #include "small.h"
 
 namespace softdiff::cuda {
 
-static_assert(kMostSmall == kSmallSide && kMostPlane == kPlaneSide && kMostCluster == kClusterSide && kMostLines == kLongestLine);
+static_assert(kMostSmall == kSmallSide && kMostPlane == kPlaneSide && kMostCluster == kClusterSide);
 
 template <class Op, int kN>
 void launch_small_of(const char* what, const typename Op::Args& a, const Place& place) {
@@ -62,61 +61,5 @@ void launch_cluster(const char* what, const typename Op::Args& a, const Place& p
   launch<&cluster_kernel<Op>, 2>(what, a.shape, place, 2 * a.shape.b * a.shape.c, ClusterShape::threads(tables.h.tiles),
                                  static_cast<size_t>(cluster_bytes(tables.h.tiles, tables.w.tiles)), a, tables);
 }
-
-// The passes over one chunk of planes.
-template <class Op>
-class Lines {
- public:
-  Lines(const char* what, const typename Op::Args& a, const Place& place, const Plan& plan)
-      : what_(what), a_(a), place_(place), plan_(plan) {}
-
-  template <class Passes>
-  void each_chunk(Passes passes) {
-    const int64_t planes = a_.shape.b * a_.shape.c;
-    for (int64_t first = 0; first < planes; first += plan_.chunk) {
-      first_ = static_cast<int>(first);
-      count_ = std::min(plan_.chunk, planes - first);
-      passes(*this);
-    }
-  }
-
-  // A pass from the op's source to scratch, from scratch to scratch, or (`last`) from scratch to the op's result.
-  LineParameters pass(Stage stage, int64_t input, bool from_scratch, bool last) const {
-    LineParameters p;
-    p.stage = stage, p.last = last, p.first_plane = first_, p.input = static_cast<int>(input);
-    p.row = scratch_row(a_.shape), p.plane = p.row * a_.shape.h, p.inputs = p.plane * plan_.chunk;
-    p.from = from_scratch ? place_.scratch + input * p.inputs : nullptr;
-    p.to = place_.scratch + input * p.inputs;
-    return p;
-  }
-  void rows(LineParameters p) const { along<false>(p, a_.shape.h, plan_.side_w / 16, place_.table_w); }
-  void columns(LineParameters p) const { along<true>(p, a_.shape.w, plan_.side_h / 16, place_.table_h); }
-
- private:
-  template <bool kColumns>
-  void along(LineParameters& p, int64_t across, int tiles, const void* table) const {
-    p.table = Table{static_cast<const uint4*>(table), tiles};
-    p.slabs = static_cast<int>(slabs_of(across, tiles));
-    if (lines_of(tiles) == 64) {
-      launch_of<kColumns, 4>(p);
-    } else if (lines_of(tiles) == 32) {
-      launch_of<kColumns, 2>(p);
-    } else {
-      launch_of<kColumns, 1>(p);
-    }
-  }
-  template <bool kColumns, int kSlab>
-  void launch_of(const LineParameters& p) const {
-    launch<&lines_kernel<Op, kColumns, kSlab>>(what_, a_.shape, place_, count_ * p.slabs, kLineThreads,
-                                               LineShape<kColumns, kSlab>::shared(p.table.tiles), a_, p);
-  }
-
-  const char* what_;
-  const typename Op::Args& a_;
-  const Place& place_;
-  const Plan& plan_;
-  int first_ = 0;
-  int64_t count_ = 0;
-};
 
 }  // namespace softdiff::cuda

@@ -51,32 +51,31 @@ SOFTDIFF_DEVICE float mask_constant(const Values& v) {
   return v.floor * (v.reverse ? v.one_minus_keep : 1.0f);
 }
 
+// The two factors of frequency k along an axis of length n; `rows` says of which axis.
+SOFTDIFF_DEVICE void gain_at(const Values& v, int n, int k, bool rows, float& first, float& second) {
+  const float root = 3.14159265358979f / static_cast<float>(n) * static_cast<float>(k);
+  const float lambda = root * root, e = expf(-lambda * v.tau) * (rows ? 1.0f : 1.0f - v.floor);
+  first = e, second = 0.0f;
+  if (!v.reverse) return;
+  const float exponent = -lambda * fabsf(v.step);
+  const float q = expf(exponent), p = -expm1f(exponent);
+  if (rows) {
+    first = v.step >= 0.0f ? e * p : e * (v.one_minus_keep - p);
+    second = e * q;
+  } else {
+    second = v.step >= 0.0f ? e * fmaf(v.one_minus_keep, q, p) : -e * p;
+  }
+}
+
 // Gains of an axis of length n for `count` frequencies from `start`, by all threads; zeros from n on, where spectra
-// are padded with zeros. `rows` says which of the two factors.
+// are padded with zeros.
 SOFTDIFF_DEVICE void fill_axis(const Values& v, float* first, float* second, int n, int start, int count, int half,
                                bool rows, int thread, int threads) {
-  const float unit = 3.14159265358979f / static_cast<float>(n);
-  const float blurred = rows ? 1.0f : 1.0f - v.floor;
   for (int i = thread; i < count; i += threads) {
-    const float root = unit * static_cast<float>(start + i);
-    const float lambda = root * root;
-    const float e = expf(-lambda * v.tau) * blurred;
-    const int at = place(i, half);
-    const bool real = start + i < n;
-    first[at] = real ? e : 0.0f;
-    if (!v.reverse) continue;
-    if (!real) {
-      second[at] = 0.0f;
-      continue;
-    }
-    const float exponent = -lambda * fabsf(v.step);
-    const float q = expf(exponent), p = -expm1f(exponent);
-    if (rows) {
-      first[at] = v.step >= 0.0f ? e * p : e * (v.one_minus_keep - p);
-      second[at] = e * q;
-    } else {
-      second[at] = v.step >= 0.0f ? e * fmaf(v.one_minus_keep, q, p) : -e * p;
-    }
+    float e = 0.0f, f = 0.0f;
+    if (start + i < n) gain_at(v, n, start + i, rows, e, f);
+    first[place(i, half)] = e;
+    if (v.reverse) second[place(i, half)] = f;
   }
 }
 

@@ -1,82 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a pass of lines.h is told, the memory that it takes, and what it reads where a mix begins.
+// What a pass of lines.h is told, and its way between global memory and a tile in shared memory.
+//
+// A block takes `lines` neighbouring lines (rows or columns) of one plane, all in its shared memory.
+// An item is two groups of four neighbours of a row of the plane: place i and its mirror image n - 1 - i of four columns,
+// or places i to i + 3 of a row and their mirror images.
 #pragma once
 
-#include "line_cells.h"
-#include "ops.h"
-#include "products.h"
+#include "corrupt_op.h"
 
 namespace softdiff::cuda {
 
-constexpr int kLineThreads = 512;
-constexpr int kLineWarps = kLineThreads / 32;
-constexpr int kLineTiles = 32;  // of 16 frequencies of a parity, at most
-constexpr int kLongestLine = 32 * kLineTiles;
-
 enum class Stage : int { forward, inverse, filter };
+
+constexpr int kLineThreads = 160;  // at most
+constexpr int kLongestLine = 1024;
 
 struct LineParameters {
   Stage stage = Stage::forward;
   bool whole_mask = false;  // filter: by the mask over both axes, else by the gain along this one
-  bool mix = false;         // inverse: of all inputs' spectra, masked
+  bool energy = false;      // filter: by the mask's square, with the energy of what the mask leaves
+  bool backward = true;     // filter: false where the energy is all that is wanted
   bool last = false;        // finish, and write what the op writes
-  int first_plane = 0, slabs = 0;
-  Table table;
-  float* from = nullptr;  // scratch, or absent: the op's source
-  float* to = nullptr;
-  int64_t row = 0, plane = 0, inputs = 0;  // strides of scratch, the last from one input's planes to the next's
-  int input = 0;                           // the source, where there are several
+  bool exact = false;       // whether the op has to return its input where nothing is blurred
+  double factor = 1.0;      // of the op's scale
+  Image from, less, to;     // the transform is of from - less, where there is that
+  int first_plane = 0, slabs = 0, lines = 0;
+  int levels = 0;                 // fast: the line is of the codelet's length times 2^levels
+  double* parts = nullptr;        // where the blocks leave their energies
+  const float* table = nullptr;   // dense: D and its transpose, by parity [2, 2, side, side]
+  int side = 0;
+  int across = 0;                 // items (fast), or groups of four (dense), side by side in a piece
+  uint32_t reciprocal = 0;        // 2^32 / across, rounded up
 };
 
-// For slabs of 16 kSlab lines. kSlab times the tiles that a warp has is 4: 64 lines up to 256 px, 16 up to 1024.
-template <bool kColumns, int kSlab>
-struct LineShape {
-  static constexpr int kTasks = 4 / kSlab, kLines = 16 * kSlab, kCells = 4;
-  static constexpr int kMostTiles = kLineTiles / kSlab;
-  SOFTDIFF_HD static int rows(int tiles) { return kColumns ? 16 * tiles : kLines; }
-  SOFTDIFF_HD static int stride(int tiles) { return kColumns ? kLines + (kSlab > 1 ? 8 : 0) : 16 * tiles + 8; }
-  static size_t shared(int tiles) {
-    return 2 * room<float>(32 * kMostTiles) + 2 * room<float>(kLines) + room<Values>(1) + 3 * room<float>(kLineWarps) +
-           room<uint32_t>(2 * rows(tiles) * stride(tiles));
-  }
-};
-
-SOFTDIFF_DEVICE Image scratch_image(float* data, const LineParameters& p) {
-  Image image;
-  image.data = data;
-  image.dtype = DType::float32;
-  image.stride[0] = p.plane, image.stride[1] = 0, image.stride[2] = p.row, image.stride[3] = 1;
-  return image;
+// item / across for the few thousand items of a piece.
+SOFTDIFF_DEVICE int over(int item, uint32_t reciprocal) {
+  return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(item)) * reciprocal >> 32);
 }
 
-// The sum of all inputs' masked spectra, and of masked noise.
-template <class Op>
-SOFTDIFF_DEVICE void mix_cell(const Op& op, const LineParameters& p, const Slab& s, int local, int b, int c, int row,
-                              int column, LineCell& cell) {
-  const int x = s.first + column, last = min(max(s.w - x, 0), 4);
+// Four neighbours of the source as float32; those outside are 0.
+class LineSource {
+ public:
+  SOFTDIFF_DEVICE LineSource(const LineParameters& p, int b, int c)
+      : from_(p.from, b, c), less_(p.less, b, c), plain_(from_.vectors && p.from.dtype == DType::float32) {}
+
+  SOFTDIFF_DEVICE void read4(int y, int x, int last, float (&out)[4]) const {
+    take(from_, y, x, last, out);
+    if (!less_.image) return;
+    float other[4];
+    read(less_, y, x, 0, last, other);
 #pragma unroll
-  for (int q = 0; q < 2; ++q) {
-    const int k = 2 * row + q;
-    float(&sum)[4] = cell.parity[q];
-    sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
-    if (k >= s.h || last == 0) continue;
-    const auto add = [&](const Image& mask, const float(&v)[4]) {
-      float m[4];
-      read(Plane(mask, b, c), k, x, 0, last, m);
-#pragma unroll
-      for (int t = 0; t < 4; ++t) sum[t] = fmaf(m[t], v[t], sum[t]);
-    };
-    float v[4];
-#pragma unroll 1
-    for (int input = 0; input < op.a.count; ++input) {
-      const Image image = scratch_image(p.from + input * p.inputs, p);
-      read(Plane(image, local, 0), k, x, 0, last, v);
-      add(op.a.mask[input], v);
-    }
-    if (!op.noisy()) continue;
-    normals_at(key_of(op.a.key, b), element(op.a.shape, c, k, x), v);
-    add(op.a.noise_mask, v);
+    for (int e = 0; e < 4; ++e) out[e] -= other[e];
   }
+
+ private:
+  SOFTDIFF_DEVICE void take(const Plane& plane, int y, int x, int last, float (&out)[4]) const {
+    if (plain_ && last == 4) {
+      Float32::value(*plane.at<const float4>(y, x, 4), out);
+    } else {
+      read(plane, y, x, 0, last, out);
+    }
+  }
+
+  const Plane from_, less_;
+  const bool plain_;
+};
+
+// The sample's values, by one thread.
+SOFTDIFF_DEVICE Values line_values(const CorruptArgs& a, const LineParameters& p, int b) {
+  Heat heat = heat_of(a, b);
+  heat.scale *= p.factor;
+  Values v = values_of(heat);
+  if (!p.exact) v.identity = 0;
+  return v;
+}
+
+// Of the orthonormal DCT-II, whose square a filter takes.
+SOFTDIFF_DEVICE float line_norm(int k, int n, bool square) {
+  const float s = (k == 0 ? 1.0f : 2.0f) / static_cast<float>(n);
+  return square ? s : sqrtf(s);
 }
 
 }  // namespace softdiff::cuda

@@ -30,8 +30,24 @@ struct Plan {
 
 // Tiles of 16 that cover the even half of n.
 SOFTDIFF_HD int tiles_of(int64_t n) { return static_cast<int>(((n + 1) / 2 + 15) / 16); }
-inline int lines_of(int tiles) { return tiles <= 8 ? 64 : tiles <= 16 ? 32 : 16; }  // in a slab
-inline int64_t slabs_of(int64_t across, int tiles) { return (across + lines_of(tiles) - 1) / lines_of(tiles); }
+
+// How lines.h takes a line: by a codelet's length times 2^levels, or (codelet 0) by dense tables.
+struct LineAxis {
+  int codelet = 0, levels = 0;
+  int lines() const { return codelet == 0 ? 8 : levels == 3 ? 16 : 32; }  // of a block
+  int64_t slabs(int64_t others) const { return (others + lines() - 1) / lines(); }
+  int side(int64_t n) const { return codelet == 0 ? static_cast<int>((n + 1) / 2 + 3) / 4 * 4 : 0; }
+};
+
+inline LineAxis line_axis(int64_t n) {
+  for (int levels = 0; levels <= 3; ++levels) {
+    for (const int codelet : {64, 80, 96, 112, 128}) {
+      if (n == codelet << levels) return {codelet, levels};
+    }
+  }
+  return {};
+}
+
 inline int64_t scratch_row(const Shape& s) { return (s.w + 3) / 4 * 4; }
 
 // Of a block of cluster.h: two quadrants as words in rows of this length, free of bank conflicts for ldmatrix, and what
@@ -48,7 +64,7 @@ struct Machine {
 
 inline Plan plan_of(Kind kind, const Shape& s, int64_t inputs, const Machine& machine) {
   Plan p;
-  const int64_t side = std::max(s.h, s.w);
+  const int64_t side = s.h == s.w ? s.h : kMostLines;
   p.parts = s.c;
   if (side <= kMostSmall) {
     p.engine = Engine::small;
@@ -60,20 +76,16 @@ inline Plan plan_of(Kind kind, const Shape& s, int64_t inputs, const Machine& ma
     p.engine = Engine::plane;
     return p;
   }
-  const int tiles_h = p.side_h / 16, tiles_w = p.side_w / 16;
-  if (side <= kMostCluster && kind != Kind::mix && machine.clusters && cluster_bytes(tiles_h, tiles_w) <= machine.shared_bytes) {
-    p.engine = Engine::cluster;
-    if (kind == Kind::loss) p.parts = 2 * s.c;
-    return p;
-  }
   p.engine = Engine::lines;
-  const int64_t slabs = std::min(slabs_of(s.w, tiles_h), slabs_of(s.h, tiles_w));
+  const LineAxis along_h = line_axis(s.h), along_w = line_axis(s.w);
+  p.side_h = along_h.side(s.h), p.side_w = along_w.side(s.w);
+  const int64_t slabs = std::min(along_h.slabs(s.w), along_w.slabs(s.h));
   const int64_t plane = s.h * scratch_row(s) * inputs, planes = s.b * s.c;
   // A third of the L2 cache holds what passes hand over, but the chip is filled first.
   p.chunk = std::max(machine.l2_bytes / 3 / (4 * plane), (machine.multiprocessors + slabs - 1) / slabs);
   p.chunk = std::min(std::max<int64_t>(p.chunk, 1), std::max<int64_t>(planes, 1));
   p.scratch = p.chunk * plane;
-  if (kind == Kind::loss) p.parts = s.c * slabs_of(s.w, tiles_h);
+  if (kind == Kind::loss) p.parts = s.c * along_h.slabs(s.w);
   return p;
 }
 

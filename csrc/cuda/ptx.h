@@ -10,6 +10,11 @@
 
 #define SOFTDIFF_DEVICE __device__ __forceinline__
 
+// For ../dct_small.h. Its tables are built by constexpr constructors, which the host has to know, too.
+#define SOFTDIFF_ISA cuda
+#define SD_INLINE __host__ __device__ __forceinline__
+#define SD_UNROLL _Pragma("unroll")
+
 #ifdef SOFTDIFF_CUDA_SHIM
 #include <shim_ptx.h>
 #else

@@ -2,6 +2,7 @@
 // soft_score_loss and its gradient.
 #include "cuda_ops.h"
 #include "engines.h"
+#include "lines.h"
 
 namespace softdiff::cuda {
 
@@ -64,12 +65,19 @@ void run(const char* what, const SoftScoreLossArgs& args, const Place& place, co
   } else if (plan.engine == Engine::cluster) {
     launch_cluster<SoftScoreLossOp>(what, a, place);
   } else {
-    Lines<SoftScoreLossOp>(what, a, place, plan).each_chunk([&](const auto& lines) {
-      lines.rows(lines.pass(Stage::forward, 0, false, false));
-      LineParameters masked = lines.pass(Stage::filter, 0, true, false);
-      masked.whole_mask = true;
+    CorruptArgs lined;
+    lined.shape = a.shape, lined.out = a.gradient;
+    lined.blur_std_s = a.blur_std, lined.scale = a.weight, lined.floor = a.floor;
+    Lines(what, lined, place, plan).each_chunk([&](const Lines& lines) {
+      LineParameters first = lines.first(Stage::forward, a.prediction), masked = lines.masked();
+      first.less = a.target;
+      lines.rows(first);
+      masked.energy = true, masked.backward = static_cast<bool>(a.gradient);
       lines.columns(masked);
-      if (a.gradient) lines.rows(lines.pass(Stage::inverse, 0, true, true));
+      if (!a.gradient) return;
+      LineParameters last = lines.last(Stage::inverse);
+      last.factor = 2.0 * a.gradient_scale;
+      lines.rows(last);
     });
   }
   launch<&sum_kernel>("soft_score_loss (sum)", a.shape, place, (a.shape.b + kSumThreads - 1) / kSumThreads, kSumThreads,
