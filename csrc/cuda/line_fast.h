@@ -41,12 +41,23 @@ SOFTDIFF_DEVICE int place_of(int k, int levels) {
   return start + (four ? place_table<kLength>.four[k] : place_table<kLength>.two[k]);
 }
 
-// Whether a part is a DCT-IV.
-SOFTDIFF_DEVICE bool is_four(int part, int levels) {
-  bool four = false;
-  for (int l = levels - 1; l >= 0; --l) four = !four && (part >> l & 1) != 0;
-  return four;
-}
+// Which part of which line a thread has: a warp's 32 lines are of one part, or (eight parts) its 16 lines are of two parts of
+// one kind, five DCT-II and three DCT-IV, which are padded to three and two warps. Where a block or a thread stands is
+// computed again after each transform, rather than kept in registers during it.
+struct LinePart {
+  int part, line;
+  bool four, active = true;  // four: whether it is a DCT-IV
+  SOFTDIFF_DEVICE explicit LinePart(int levels) {
+    const int thread = here(static_cast<int>(threadIdx.x)), slot = thread / 16;
+    part = thread / 32, line = thread % 32;
+    if (levels == 3) {
+      part = static_cast<int>(0x1751064320ull >> (4 * slot) & 15), line = thread % 16;
+      active = slot != 5 && slot != 9;
+    }
+    four = false;
+    for (int l = levels - 1; l >= 0; --l) four = !four && (part >> l & 1) != 0;
+  }
+};
 
 // The place of frequency N - k (DCT-II), or N - 1 - k (DCT-IV), for the place of frequency k.
 template <int N, bool kFour>
@@ -114,7 +125,6 @@ SOFTDIFF_DEVICE int folded(int q, int level) {
   return start + q;
 }
 
-// Of eight parts there are five DCT-II and three DCT-IV: as half warps they are padded to three and two warps.
 inline int fast_lines_threads(int levels) { return levels == 3 ? 160 : 32 << levels; }
 
 template <bool kColumns>
@@ -124,43 +134,34 @@ SOFTDIFF_HD int fast_lines_tile(int n, int lines) {
 
 template <bool kColumns>
 size_t fast_lines_shared(int n, int lines) {
-  return 2 * room<float>(n) + room<float2>(n / 2) + room<Values>(1) + room<float>(kLineThreads / 32) +
+  return 2 * (room<float>(n) + room<float>(32)) + room<float2>(n / 2) + room<Values>(1) + room<float>(kLineThreads / 32) +
          room<float>(fast_lines_tile<kColumns>(n, lines));
 }
 
 template <bool kColumns, int kLength>
 __global__ void __launch_bounds__(kLineThreads, 2)
     fast_lines_kernel(const __grid_constant__ CorruptArgs a, const __grid_constant__ LineParameters p) {
-  const CorruptOp op{a};
-  const int channels = static_cast<int>(a.shape.c), plane = p.first_plane + static_cast<int>(blockIdx.x) / p.slabs;
-  const int b = plane / channels, c = plane % channels, levels = p.levels, n = kLength << levels, half_n = n / 2;
+  const int levels = p.levels, n = kLength << levels, half_n = n / 2;
   const int lines_here = static_cast<int>(kColumns ? a.shape.w : a.shape.h);
-  const int first_line = static_cast<int>(blockIdx.x) % p.slabs * p.lines;
-  const int thread = threadIdx.x, threads = blockDim.x, lane = thread % 32, warp = thread / 32;
-  // A warp's 32 lines are of one part, or (eight parts) its 16 lines are of two parts of one kind.
-  int part = warp, line = lane;
-  bool active = true;
-  if (levels == 3) {
-    const int slot = thread / 16;
-    part = static_cast<int>(0x1751064320ull >> (4 * slot) & 15);
-    line = thread % 16;
-    active = slot != 5 && slot != 9;
-  }
-  const bool four = is_four(part, levels);
   const bool spectrum_in = p.stage == Stage::inverse, spectrum_out = p.stage == Stage::forward;
 
   Arena arena;
+  float* const tile = arena.take<float>(fast_lines_tile<kColumns>(n, p.lines));
   float* along[2];
-  for (int i = 0; i < 2; ++i) along[i] = arena.take<float>(n);  // by place
+  float* across[2];
+  for (int i = 0; i < 2; ++i) along[i] = arena.take<float>(n), across[i] = arena.take<float>(32);  // along: by place
   float2* turns = arena.take<float2>(half_n);
   Values* shared_values = arena.take<Values>(1);
   float* energies = arena.take<float>(kLineThreads / 32);
-  float* tile = arena.take<float>(fast_lines_tile<kColumns>(n, p.lines));
   // Place `row` of a line.
   const auto at = [&](int row, int of) { return tile + (kColumns ? row * p.lines + of : of * (n + 4) + row); };
   const auto four_at = [&](int row, int of) { return reinterpret_cast<float4*>(at(row, of)); };
 
-  if (thread == 0) *shared_values = line_values(a, p, b);
+  const auto in_plane = [&] { return LineSpot(a, p, here(static_cast<int>(blockIdx.x))); };
+  const int threads = blockDim.x;
+  LineSpot spot = in_plane();
+  int thread = threadIdx.x;
+  if (thread == 0) *shared_values = line_values(a, p, spot.b);
   // The turns of a step whose nodes' halves are kLength << l, from kLength << l on.
   for (int l = levels - 2; l >= 0; --l) {
     const int half = kLength << l;
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(kLineThreads, 2)
   // Place i and its mirror image: of four columns, or each of four places of a row.
   const auto each_pair = [&](auto visit) {
     each_item(kColumns ? half_n : p.lines, [&](int i, int of) {
-      const int at_line = first_line + of;
+      const int at_line = spot.first_line + of;
       const int last = kColumns ? max(min(lines_here - at_line, 4), 0) : at_line < lines_here ? 4 : 0;
       visit(i, n - i - (kColumns ? 1 : 4), of, at_line, last);
     });
@@ -214,7 +215,8 @@ __global__ void __launch_bounds__(kLineThreads, 2)
     return min(row, end);
   };
 
-  const LineSource source(p, b, c);
+  {
+  const LineSource source(p, spot.b, spot.c);
   each_pair([&](int i, int mirror, int of, int at_line, int last) {
     float m[4], d[4];
     source.read4(kColumns ? i : at_line, kColumns ? at_line : i, last, m);
@@ -239,6 +241,7 @@ __global__ void __launch_bounds__(kLineThreads, 2)
     }
     *four_at(to, of) = Float32::raw(m), *four_at(and_to, of) = Float32::raw(d);
   });
+  }
   __syncthreads();
   const Values& v = *shared_values;
   const bool squared = p.stage == Stage::filter && !p.energy;
@@ -249,14 +252,18 @@ __global__ void __launch_bounds__(kLineThreads, 2)
     const float norm = line_norm(k, n, squared);
     along[0][to] = first * norm, along[1][to] = second * norm;
   }
+  if (kColumns && p.whole_mask && thread < p.lines) {
+    gain_at(v, lines_here, spot.first_line + thread, false, across[0][thread], across[1][thread]);
+  }
   if (!spectrum_in) {
 #pragma unroll 1
     for (int level = levels - 2; level >= 0; --level) step(level, false);
   }
 
+  LinePart at_part(levels);
   float x[kLength];
   // To the thread's numbers from shared memory, or back.
-  float* const mine = at(part * kLength, line);
+  float* mine = at(at_part.part * kLength, at_part.line);
   if constexpr (!kColumns) {
 #pragma unroll
     for (int i = 0; i < kLength; i += 4) {
@@ -274,29 +281,30 @@ __global__ void __launch_bounds__(kLineThreads, 2)
   // The butterfly that ends a DCT-IV of two parts or pairs of parts, or (transposed) that begins its transpose.
   const auto close = [&](bool transposed) {
     if (levels < 2) return;
-    const int bit = part < 4 ? 1 : 2;
-    const float sign = ((part & bit) != 0) != transposed ? 1.0f : -1.0f;
-    const auto area = [&](int which) {
-      return tile + (four ? (which - 5) / 2 : which < 4 ? which - 2 : which / 2) * kLength * 32 + line;
+    const LinePart my(levels);
+    const int bit = my.part < 4 ? 1 : 2;
+    const float sign = ((my.part & bit) != 0) != transposed ? 1.0f : -1.0f;
+    const auto area = [&](int part) {
+      return tile + (my.four ? (part - 5) / 2 : part < 4 ? part - 2 : part / 2) * kLength * 32 + my.line;
     };
 #pragma unroll 1
     for (int kind = 0; kind < levels - 1; ++kind) {
-      const bool now = part >= 2 && four == (kind == 1);
+      const bool now = my.part >= 2 && my.four == (kind == 1);
       __syncthreads();
       if (now) {
-        float* own = area(part);
+        float* own = area(my.part);
 #pragma unroll
         for (int i = 0; i < kLength; ++i) own[32 * i] = x[i];
       }
       __syncthreads();
-      if (now && !four) {
+      if (now && !my.four) {
         constexpr Partner<kLength, false> other{};
-        const float* theirs = area(part ^ bit);
+        const float* theirs = area(my.part ^ bit);
 #pragma unroll
         for (int i = 1; i < kLength; ++i) x[i] = fmaf(theirs[32 * other.at[i]], sign, x[i]);
       } else if (now) {
         constexpr Partner<kLength, true> other{};
-        const float* theirs = area(part ^ bit);
+        const float* theirs = area(my.part ^ bit);
 #pragma unroll
         for (int i = 0; i < kLength; ++i) x[i] = fmaf(theirs[32 * other.at[i]], sign, x[i]);
       }
@@ -304,7 +312,7 @@ __global__ void __launch_bounds__(kLineThreads, 2)
   };
 
   if (!spectrum_in) {
-    if (four) {
+    if (at_part.four) {
       Unrolled<float, kLength>::four(x);
     } else {
       Unrolled<float, kLength>::two(x);
@@ -312,32 +320,47 @@ __global__ void __launch_bounds__(kLineThreads, 2)
     close(false);
   }
   __syncthreads();  // the gains are there, and all numbers have been taken
-  const float* const gains = along[0] + part * kLength;
-  const float* const others = along[1] + part * kLength;
-  if (p.whole_mask) {
-    float w0, w1, energy = 0.0f;
-    gain_at(v, lines_here, first_line + line, false, w0, w1);
-    const float constant = mask_constant(v), rest = constant * line_norm(1, n, squared);
+  at_part = LinePart(levels);
+  const float* const gains = along[0] + at_part.part * kLength;
+  // A few gains at a time: read ahead, they would not fit beside the numbers. A branch that is never taken keeps them where
+  // they are.
+  const auto is_never = [&](int i) { return i % 16 == 0 && p.lines == -i; };
+  bool masked = false;
+  if constexpr (kColumns) {
+    if (p.whole_mask) {
+      masked = true;
+      const float* const others = along[1] + at_part.part * kLength;
+      const float w0 = across[0][at_part.line], w1 = across[1][at_part.line];
+      const float constant = mask_constant(v), rest = constant * line_norm(1, n, squared);
+      float energy = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kLength; ++i) {
+        if (is_never(i)) return;
+        const float m = fmaf(gains[i], w0, fmaf(others[i], w1, i == 0 ? constant * line_norm(at_part.part, n, squared) : rest));
+        x[i] *= m;
+        energy = fmaf(x[i], x[i], energy);
+        if (p.energy) x[i] *= m;
+      }
+      if (p.energy) {
+        energy = warp_sum(at_part.active ? energy : 0.0f);
+        thread = here(static_cast<int>(threadIdx.x));
+        if (thread % 32 == 0) energies[thread / 32] = energy;
+        __syncthreads();
+        if (thread == 0) p.parts[blockIdx.x + static_cast<int64_t>(p.first_plane) * p.slabs] = block_sum(energies);
+        if (!p.backward) return;
+      }
+    }
+  }
+  if (!masked) {
 #pragma unroll
     for (int i = 0; i < kLength; ++i) {
-      const float m = fmaf(gains[i], w0, fmaf(others[i], w1, i == 0 ? constant * line_norm(part, n, squared) : rest));
-      x[i] *= m;
-      if (p.energy) energy = fmaf(x[i], x[i], energy), x[i] *= m;
+      if (is_never(i)) return;
+      x[i] *= gains[i];
     }
-    if (p.energy) {
-      energy = warp_sum(active ? energy : 0.0f);
-      if (lane == 0) energies[warp] = energy;
-      __syncthreads();
-      if (thread == 0) p.parts[static_cast<int64_t>(plane) * p.slabs + blockIdx.x % p.slabs] = block_sum(energies);
-      if (!p.backward) return;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kLength; ++i) x[i] *= gains[i];
   }
   if (!spectrum_out) {
     close(true);
-    if (four) {
+    if (at_part.four) {
       Unrolled<float, kLength>::four_t(x);
     } else {
       Unrolled<float, kLength>::two_t(x);
@@ -345,7 +368,9 @@ __global__ void __launch_bounds__(kLineThreads, 2)
     if (levels >= 2) __syncthreads();
   }
 
-  if (active) {
+  at_part = LinePart(levels);
+  if (at_part.active) {
+    mine = at(at_part.part * kLength, at_part.line);
     if constexpr (!kColumns) {
 #pragma unroll
       for (int i = 0; i < kLength; i += 4) {
@@ -364,7 +389,10 @@ __global__ void __launch_bounds__(kLineThreads, 2)
 #pragma unroll 1
     for (int level = 0; level < levels - 1; ++level) step(level, true);
   }
-  const Plane to(p.to, b, c);
+  thread = here(static_cast<int>(threadIdx.x));
+  spot = in_plane();
+  const CorruptOp op{a};
+  const Plane to(p.to, spot.b, spot.c);
   each_pair([&](int i, int mirror, int of, int at_line, int last) {
     if (last == 0) return;
     float m[4], d[4];
@@ -393,7 +421,7 @@ __global__ void __launch_bounds__(kLineThreads, 2)
     for (int side = 0; side < 2; ++side) {
       const int place = side == 0 ? i : mirror, row = kColumns ? place : at_line, column = kColumns ? at_line : place;
       if (p.last) {
-        op.finish(v, b, c, row, column, 0, last, m);
+        op.finish(v, spot.b, spot.c, row, column, 0, last, m);
       } else {
         write(to, row, column, 0, last, m);
       }

@@ -33,6 +33,15 @@ struct LineParameters {
   uint32_t reciprocal = 0;        // 2^32 / across, rounded up
 };
 
+// A block's place.
+struct LineSpot {
+  int b, c, first_line;
+  SOFTDIFF_DEVICE LineSpot(const CorruptArgs& a, const LineParameters& p, int block) {
+    const int channels = static_cast<int>(a.shape.c), plane = p.first_plane + block / p.slabs;
+    b = plane / channels, c = plane % channels, first_line = block % p.slabs * p.lines;
+  }
+};
+
 // item / across for the few thousand items of a piece.
 SOFTDIFF_DEVICE int over(int item, uint32_t reciprocal) {
   return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(item)) * reciprocal >> 32);
@@ -42,10 +51,14 @@ SOFTDIFF_DEVICE int over(int item, uint32_t reciprocal) {
 class LineSource {
  public:
   SOFTDIFF_DEVICE LineSource(const LineParameters& p, int b, int c)
-      : from_(p.from, b, c), less_(p.less, b, c), plain_(from_.vectors && p.from.dtype == DType::float32) {}
+      : from_(p.from, b, c), less_(p.less, b, c), plain_(from_.vectors && p.from.dtype == DType::float32 && !p.less) {}
 
   SOFTDIFF_DEVICE void read4(int y, int x, int last, float (&out)[4]) const {
-    take(from_, y, x, last, out);
+    if (plain_ && last == 4) {
+      Float32::value(*from_.at<const float4>(y, x, 4), out);
+      return;
+    }
+    read(from_, y, x, 0, last, out);
     if (!less_.image) return;
     float other[4];
     read(less_, y, x, 0, last, other);
@@ -54,14 +67,6 @@ class LineSource {
   }
 
  private:
-  SOFTDIFF_DEVICE void take(const Plane& plane, int y, int x, int last, float (&out)[4]) const {
-    if (plain_ && last == 4) {
-      Float32::value(*plane.at<const float4>(y, x, 4), out);
-    } else {
-      read(plane, y, x, 0, last, out);
-    }
-  }
-
   const Plane from_, less_;
   const bool plain_;
 };

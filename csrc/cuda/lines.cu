@@ -3,6 +3,7 @@
 #include "lines.h"
 
 #include "launch.h"
+#include "line_dense.h"
 #include "line_fast.h"
 
 namespace softdiff::cuda {
@@ -26,7 +27,15 @@ void along(const char* what, const CorruptArgs& a, const Place& place, int64_t p
   p.across = kColumns ? p.lines / 4 : axis.codelet != 0 ? n / 8 : (n + 3) / 4;
   p.reciprocal = static_cast<uint32_t>(((int64_t{1} << 32) + p.across - 1) / p.across);
   const int64_t blocks = planes * p.slabs;
-  if (axis.codelet == 128) return launch_fast<kColumns, 128>(what, a, place, blocks, n, p);
+  switch (axis.codelet) {
+    case 64: return launch_fast<kColumns, 64>(what, a, place, blocks, n, p);
+    case 80: return launch_fast<kColumns, 80>(what, a, place, blocks, n, p);
+    case 96: return launch_fast<kColumns, 96>(what, a, place, blocks, n, p);
+    case 112: return launch_fast<kColumns, 112>(what, a, place, blocks, n, p);
+    case 128: return launch_fast<kColumns, 128>(what, a, place, blocks, n, p);
+    default:
+      launch<&dense_lines_kernel<kColumns>>(what, a.shape, place, blocks, kDenseThreads, dense_lines_shared(p.side), a, p);
+  }
 }
 
 }  // namespace

@@ -55,28 +55,6 @@ def test_cuda_takes_one_launch_up_to_128_px(side, kernel, blocks):
     assert launched(sk.soft_score_loss, x, x, 1.0) == [(kernel, blocks), ("sum_kernel", 1)]
 
 
-def test_cuda_passes_over_larger_planes_in_chunks_of_the_cache():
-    # 8 planes of 160 x 130 px, without clusters, in chunks whose scratch is a third of the L2 cache (1 MiB
-    # here) or, if more, that fill 4 multiprocessors: 4 planes; slabs of 64 lines: 3 along W, 3 along H.
-    x = picture(8, 1, 160, 130)
-    step = {"blur_std_t": 2.0, "blur_std_s": 1.0, "a": 0.5, "b": 0.1}
-    with launch.clusters(False):
-        assert launched(sk.blur, x, 2.0) == [("lines_kernel", 12)] * 4
-        assert launched(sk.reverse_step, x, x, **step) == [("lines_kernel", 12)] * 6
-        assert launched(sk.dct2, x[:5]) == [("lines_kernel", 12)] * 2 + [("lines_kernel", 3)] * 2
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1024, 20), (2, 1, 3, 1024), (1, 1, 512, 129)], ids=str)
-def test_cuda_takes_up_to_1024_px(shape):
-    # The largest sizes, in the 99 KiB of shared memory that the smallest supported GPUs have.
-    HOOKS.set_shared_optin(99 * 1024)
-    x = picture(*shape)
-    assert launched(sk.corrupt, x, 3.0, 0.1)[0][0] == "lines_kernel"
-    check("blur", x, torch.linspace(2.0, 30.0, shape[0]))
-    # The loss is a square, which doubles what truncated sums would be off by.
-    check("soft_score_loss", x, picture(*shape, seed=1), 0.7)
-
-
 def test_cuda_leaves_larger_images_to_others():
     assert launched(sk.blur, picture(1, 1, 4, 1025), 1.0) == []
 
