@@ -53,6 +53,14 @@ SOFTDIFF_DEVICE float lg2_approx(float x) {
   return y;
 }
 
+// 1 / x to float64's digits, where neither is denormal, without the branches of a division: x is approximated to 20 bits.
+SOFTDIFF_DEVICE double reciprocal(double x) {
+  double y;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  y = fma(fma(-x, y, 1.0), y, y);
+  return fma(fma(-x, y, 1.0), y, y);
+}
+
 // A barrier of a cluster's threads in two halves, by whole warps; what was written before the first is seen after the
 // second. For sm_90 and later, as all about clusters.
 SOFTDIFF_DEVICE void cluster_arrive() {

@@ -97,10 +97,12 @@ class _Call:
         device, shape = x.device, tuple(x.shape)
         plan = _plan(kernel, shape, inputs, device.index or 0, _clusters)
         engine, side_h, side_w, _, scratch, parts = plan
-        table = plain if engine == _SMALL else fragments
-        along_h = table(shape[2], side_h, device)
-        square = shape[2] == shape[3] and side_h == side_w
-        along_w = along_h if square else table(shape[3], side_w, device)
+        along_h = along_w = None
+        if side_h > 0:
+            table = plain if engine == _SMALL else fragments
+            along_h = table(shape[2], side_h, device)
+            square = shape[2] == shape[3] and side_h == side_w
+            along_w = along_h if square else table(shape[3], side_w, device)
         count = shape[0] * parts if kernel == "soft_score_loss" else 0
         self.memory = (
             along_h,
