@@ -9,12 +9,12 @@ namespace softdiff::cuda {
 struct CorruptOp {
   using Args = CorruptArgs;
   static constexpr Shift kShift = Shift::filter;
-  static constexpr int kSources = 1;
-  static constexpr bool kMix = false, kEnergy = false;
+  static constexpr int kSources = 1, kTerms = 2;
+  static constexpr bool kMix = false, kEnergy = false, kPlain = false;
   const Args& a;
 
   SOFTDIFF_DEVICE const Image& source(int, int) const { return a.source; }
-  SOFTDIFF_DEVICE Values values(int b) const { return values_of(heat_of(a, b)); }
+  SOFTDIFF_DEVICE Values values(int b) const { return a.reverse ? step_values(a, b) : corrupt_values(a, b); }
   SOFTDIFF_DEVICE bool backward() const { return true; }
   SOFTDIFF_DEVICE float apply(float u, float m, float&) const { return u * m; }
 

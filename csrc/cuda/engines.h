@@ -2,15 +2,14 @@
 // An op's launches, for each engine.
 #pragma once
 
-#include "cluster.h"
 #include "launch.h"
 #include "plan.h"
-#include "plane.h"
 #include "small.h"
+#include "square.h"
 
 namespace softdiff::cuda {
 
-static_assert(kMostSmall == kSmallSide && kMostPlane == kPlaneSide && kMostCluster == kClusterSide);
+static_assert(kMostSmall == kSmallSide);
 
 template <class Op, int kN>
 void launch_small_of(const char* what, const typename Op::Args& a, const Place& place) {
@@ -32,34 +31,37 @@ void launch_small(const char* what, const typename Op::Args& a, const Place& pla
   }
 }
 
-template <class Op, int kTiles>
-void launch_plane_of(const char* what, const typename Op::Args& a, const Place& place, const PlaneTables& tables) {
-  using Shape_ = PlaneShape<kTiles>;
-  launch<&plane_kernel<Op, kTiles>>(what, a.shape, place, a.shape.b * a.shape.c, Shape_::threads(tables.h.tiles),
-                                    Shape_::shared(tables.h.tiles), a, tables);
-}
-
-inline PlaneTables plane_tables(const Shape& s, const Place& place) {
-  return {{static_cast<const uint4*>(place.table_h), tiles_of(s.h)}, {static_cast<const uint4*>(place.table_w), tiles_of(s.w)}};
-}
-
-template <class Op>
-void launch_plane(const char* what, const typename Op::Args& a, const Place& place) {
-  const PlaneTables tables = plane_tables(a.shape, place);
-  if (tables.w.tiles == 1) {
-    launch_plane_of<Op, 1>(what, a, place, tables);
-  } else if (tables.w.tiles == 2) {
-    launch_plane_of<Op, 2>(what, a, place, tables);
-  } else if constexpr (!Op::kMix) {
-    launch_plane_of<Op, 4>(what, a, place, tables);
+template <class Op, int N>
+void launch_square_of(const char* what, const typename Op::Args& a, const Place& place) {
+  using Form = SquareShape<N>;
+  const int64_t planes = a.shape.b * a.shape.c, blocks = (planes + Form::kPlanes - 1) / Form::kPlanes;
+  const uint32_t count = static_cast<uint32_t>(planes);
+  if constexpr (!Op::kMix) {
+    launch<&square_kernel<Op, N>>(what, a.shape, place, blocks, Form::kThreads, Form::shared(false), a, count);
+  } else if constexpr (N <= kMostMixedSquare) {
+    launch<&square_mix_kernel<Op, N>>(what, a.shape, place, blocks, Form::kThreads, Form::shared(true), a, count);
   }
 }
 
 template <class Op>
-void launch_cluster(const char* what, const typename Op::Args& a, const Place& place) {
-  const PlaneTables tables = plane_tables(a.shape, place);
-  launch<&cluster_kernel<Op>, 2>(what, a.shape, place, 2 * a.shape.b * a.shape.c, ClusterShape::threads(tables.h.tiles),
-                                 static_cast<size_t>(cluster_bytes(tables.h.tiles, tables.w.tiles)), a, tables);
+void launch_square(const char* what, const typename Op::Args& a, const Place& place) {
+  switch (a.shape.h) {
+#define SOFTDIFF_SIDE(N) \
+  case N:                \
+    return launch_square_of<Op, N>(what, a, place);
+    SOFTDIFF_SQUARES(SOFTDIFF_SIDE)
+#undef SOFTDIFF_SIDE
+  }
+}
+
+// Whether an op's images are as square.h's plain kernels want them: float32, contiguous, in whole fours.
+inline bool plain(const Shape& s, const Image& image) {
+  const int64_t strides[4] = {s.c * s.h * s.w, s.h * s.w, s.w, 1}, sizes[4] = {s.b, s.c, s.h, s.w};
+  if (!image || image.dtype != DType::float32 || reinterpret_cast<uintptr_t>(image.data) % 16 != 0) return false;
+  for (int i = 0; i < 4; ++i) {
+    if (sizes[i] > 1 && image.stride[i] != strides[i]) return false;
+  }
+  return true;
 }
 
 }  // namespace softdiff::cuda

@@ -2,7 +2,7 @@
 // The 1-D gains of heat.h in shared memory, and the mask that they make.
 #pragma once
 
-#include "../heat.h"
+#include "../args.h"
 #include "ptx.h"
 
 namespace softdiff::cuda {
@@ -14,18 +14,46 @@ struct Values {
   int kept_h, kept_w;  // tiles of each axis's frequencies that are not left out (plane.h)
 };
 
-// Keeps the mean's gain, exp(-0 tau), from becoming a NaN.
-SOFTDIFF_DEVICE float bounded(double tau) { return tau > 3e38 ? 3e38f : tau < -3e38 ? -3e38f : static_cast<float>(tau); }
+// Finite, so that the mean's gain, exp(-0 tau), is no NaN.
+SOFTDIFF_DEVICE float bounded(double tau) { return fminf(fmaxf(static_cast<float>(tau), -3e38f), 3e38f); }
 
-SOFTDIFF_DEVICE Values values_of(const Heat& heat) {
+SOFTDIFF_DEVICE Values values_of(double blur_std, float floor) {
   Values v;
-  v.tau = bounded(heat.tau), v.step = bounded(heat.step);
-  v.keep = static_cast<float>(heat.keep), v.one_minus_keep = static_cast<float>(heat.one_minus_keep);
-  v.scale = static_cast<float>(heat.scale), v.noise_std = static_cast<float>(heat.noise_std);
-  v.floor = static_cast<float>(heat.floor);
-  v.reverse = heat.reverse;
-  v.identity = heat.identity();
+  v.tau = bounded(0.5 * blur_std * blur_std), v.step = 0.0f;
+  v.keep = 0.0f, v.one_minus_keep = 1.0f, v.scale = 1.0f, v.noise_std = 0.0f;
+  v.floor = floor;
+  v.reverse = 0;
+  v.identity = v.tau == 0.0f;
   v.kept_h = v.kept_w = 0;
+  return v;
+}
+
+SOFTDIFF_DEVICE Values corrupt_values(const CorruptArgs& a, int b) {
+  Values v = values_of(a.blur_std_s.at(b), static_cast<float>(a.floor));
+  v.scale = static_cast<float>(a.scale.at(b)), v.noise_std = static_cast<float>(a.noise_std.at(b));
+  return v;
+}
+
+// heat.h's heat_of for steps. Differences of the coefficients are float64's; the quotient of noise levels needs no
+// division, and float32 holds the rest.
+SOFTDIFF_DEVICE Values step_values(const CorruptArgs& a, int b) {
+  const double s = a.blur_std_s.at(b), t = a.blur_std_t.at(b);
+  Values v = values_of(t < s ? t : s, static_cast<float>(a.floor));
+  v.step = bounded(0.5 * (t - s) * (t + s));
+  v.reverse = 1;
+  v.identity = v.identity && v.step == 0.0f;
+  const double first = a.momentum ? a.noise_std_t.at(b) : a.keep.at(b);
+  const double second = a.momentum ? a.noise_std_s.at(b) : a.noise_std.at(b);
+  if (!a.momentum) {
+    v.keep = static_cast<float>(first), v.one_minus_keep = static_cast<float>(1.0 - first);
+    v.noise_std = static_cast<float>(second);
+  } else {
+    const double less = first == 0.0 ? 0.0 : (first - second) * reciprocal(first), ratio = 1.0 - less;
+    v.one_minus_keep = static_cast<float>(less * (1.0 + ratio));
+    v.keep = static_cast<float>(ratio * ratio);
+    v.noise_std = static_cast<float>(first) * sqrt_approx(fmaxf(v.one_minus_keep, 0.0f));
+    if (a.small_variance) v.noise_std *= static_cast<float>(ratio);
+  }
   return v;
 }
 

@@ -8,7 +8,6 @@
 // run different code. A DCT-IV that is split ends with a butterfly between the spectra of two parts, through shared memory.
 #pragma once
 
-#include "../dct_small.h"
 #include "line_pass.h"
 #include "scales.h"
 

@@ -22,7 +22,7 @@ struct LineParameters {
   bool backward = true;     // filter: false where the energy is all that is wanted
   bool last = false;        // finish, and write what the op writes
   bool exact = false;       // whether the op has to return its input where nothing is blurred
-  double factor = 1.0;      // of the op's scale
+  float factor = 1.0f;      // of the op's scale
   Image from, less, to;     // the transform is of from - less, where there is that
   int first_plane = 0, slabs = 0, lines = 0;
   int levels = 0;                 // fast: the line is of the codelet's length times 2^levels
@@ -73,9 +73,8 @@ class LineSource {
 
 // The sample's values, by one thread.
 SOFTDIFF_DEVICE Values line_values(const CorruptArgs& a, const LineParameters& p, int b) {
-  Heat heat = heat_of(a, b);
-  heat.scale *= p.factor;
-  Values v = values_of(heat);
+  Values v = CorruptOp{a}.values(b);
+  v.scale *= p.factor;
   if (!p.exact) v.identity = 0;
   return v;
 }

@@ -18,6 +18,15 @@
 #include "noise.h"
 #include "pixels.h"
 
+#define SOFTDIFF_ISA cuda
+#ifdef SOFTDIFF_CUDA_SHIM
+#define SD_INLINE inline  // forced, it would take a host compiler minutes
+#else
+#define SD_INLINE __host__ __device__ __forceinline__  // tables in memory are made by the host's compiler
+#endif
+#define SD_UNROLL _Pragma("unroll")
+#include "../dct_small.h"
+
 namespace softdiff::cuda {
 
 enum class Shift { filter, forward, inverse };

@@ -10,7 +10,7 @@
 
 namespace softdiff::cuda {
 
-enum class Engine : int { small = 0, plane = 1, lines = 2, cluster = 3 };
+enum class Engine : int { small = 0, plane = 1, lines = 2, cluster = 3, square = 4 };
 // What an op asks of an engine: `loss` sums for each sample, `mix` room for several spectra.
 enum class Kind : int { plain, loss, mix };
 
@@ -19,6 +19,18 @@ inline Kind kind_of(std::string_view op) {
 }
 
 constexpr int64_t kMostSmall = 24, kMostPlane = 128, kMostCluster = 256, kMostLines = 1024, kMostMixedPlane = 64;
+
+// Sides of the square planes that square.h takes; a mix has two planes in shared memory.
+#define SOFTDIFF_SQUARES(SIDE) SIDE(16) SIDE(28) SIDE(32) SIDE(48) SIDE(56) SIDE(64) SIDE(96) SIDE(112) SIDE(128)
+constexpr int64_t kMostMixedSquare = 96;
+
+inline bool square_side(Kind kind, int64_t h, int64_t w) {
+  if (h != w || (kind == Kind::mix && h > kMostMixedSquare)) return false;
+#define SOFTDIFF_SIDE(N) if (h == N) return true;
+  SOFTDIFF_SQUARES(SOFTDIFF_SIDE)
+#undef SOFTDIFF_SIDE
+  return false;
+}
 
 struct Plan {
   Engine engine = Engine::small;
@@ -64,16 +76,15 @@ struct Machine {
 
 inline Plan plan_of(Kind kind, const Shape& s, int64_t inputs, const Machine& machine) {
   Plan p;
-  const int64_t side = s.h == s.w ? s.h : kMostLines;
   p.parts = s.c;
+  if (square_side(kind, s.h, s.w)) {
+    p.engine = Engine::square;
+    return p;
+  }
+  const int64_t side = std::max(s.h, s.w);
   if (side <= kMostSmall) {
     p.engine = Engine::small;
     p.side_h = p.side_w = side <= 8 ? 4 : side <= 16 ? 8 : 12;
-    return p;
-  }
-  p.side_h = 16 * tiles_of(s.h), p.side_w = 16 * tiles_of(s.w);
-  if (side <= kMostPlane && !(kind == Kind::mix && s.w > kMostMixedPlane)) {
-    p.engine = Engine::plane;
     return p;
   }
   p.engine = Engine::lines;

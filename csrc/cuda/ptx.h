@@ -10,11 +10,6 @@
 
 #define SOFTDIFF_DEVICE __device__ __forceinline__
 
-// For ../dct_small.h. Its tables are built by constexpr constructors, which the host has to know, too.
-#define SOFTDIFF_ISA cuda
-#define SD_INLINE __host__ __device__ __forceinline__
-#define SD_UNROLL _Pragma("unroll")
-
 #ifdef SOFTDIFF_CUDA_SHIM
 #include <shim_ptx.h>
 #else
@@ -56,6 +51,14 @@ SOFTDIFF_DEVICE float lg2_approx(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// 1 / x to float64's digits, where neither is denormal, without the branches of a division: x is approximated to 20 bits.
+SOFTDIFF_DEVICE double reciprocal(double x) {
+  double y;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  y = fma(fma(-x, y, 1.0), y, y);
+  return fma(fma(-x, y, 1.0), y, y);
 }
 
 // A barrier of a cluster's threads in two halves, by whole warps; what was written before the first is seen after the

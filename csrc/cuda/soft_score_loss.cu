@@ -6,25 +6,25 @@
 
 namespace softdiff::cuda {
 
-struct SoftScoreLossOp {
+// kWithGradient: for square.h's plain kernels.
+template <bool kWithGradient>
+struct LossOp {
   using Args = SoftScoreLossArgs;
   static constexpr Shift kShift = Shift::filter;
-  static constexpr int kSources = 2;
-  static constexpr bool kMix = false, kEnergy = true;
+  static constexpr int kSources = 2, kTerms = 1;
+  static constexpr bool kMix = false, kEnergy = true, kPlain = kWithGradient, kAdd = false, kNoise = false;
   const Args& a;
 
   SOFTDIFF_DEVICE const Image& source(int, int i) const { return i == 0 ? a.prediction : a.target; }
   SOFTDIFF_DEVICE Values values(int b) const {
-    Heat heat;
-    const double s = a.blur_std.at(b);
-    heat.tau = 0.5 * s * s;
-    heat.floor = a.floor;
-    Values v = values_of(heat);
+    Values v = values_of(a.blur_std.at(b), static_cast<float>(a.floor));
     v.identity = 0;
     v.scale = static_cast<float>(2.0 * a.weight.at(b) * a.gradient_scale);
     return v;
   }
-  SOFTDIFF_DEVICE bool backward() const { return static_cast<bool>(a.gradient); }
+  SOFTDIFF_DEVICE bool backward() const { return kWithGradient || a.gradient; }
+  SOFTDIFF_DEVICE const Image& result() const { return a.gradient; }
+  SOFTDIFF_DEVICE float factor(const Values& v) const { return v.scale; }
   SOFTDIFF_DEVICE float apply(float u, float m, float& energy) const {
     const float masked = u * m;
     energy = fmaf(masked, masked, energy);
@@ -37,6 +37,8 @@ struct SoftScoreLossOp {
     write(Plane(a.gradient, b, c), y, x, first, last, value);
   }
 };
+
+using SoftScoreLossOp = LossOp<false>;
 
 namespace {
 
@@ -58,12 +60,14 @@ void run(const char* what, const SoftScoreLossArgs& args, const Place& place, co
   const OnDevice here(what, args.shape, place.device);
   SoftScoreLossArgs a = args;
   a.plane_loss = place.parts;
-  if (plan.engine == Engine::small) {
+  if (plan.engine == Engine::square) {
+    if (plain(a.shape, a.prediction) && plain(a.shape, a.target) && plain(a.shape, a.gradient)) {
+      launch_square<LossOp<true>>(what, a, place);
+    } else {
+      launch_square<SoftScoreLossOp>(what, a, place);
+    }
+  } else if (plan.engine == Engine::small) {
     launch_small<SoftScoreLossOp>(what, a, place, plan.side_h);
-  } else if (plan.engine == Engine::plane) {
-    launch_plane<SoftScoreLossOp>(what, a, place);
-  } else if (plan.engine == Engine::cluster) {
-    launch_cluster<SoftScoreLossOp>(what, a, place);
   } else {
     CorruptArgs lined;
     lined.shape = a.shape, lined.out = a.gradient;
@@ -76,7 +80,7 @@ void run(const char* what, const SoftScoreLossArgs& args, const Place& place, co
       lines.columns(masked);
       if (!a.gradient) return;
       LineParameters last = lines.last(Stage::inverse);
-      last.factor = 2.0 * a.gradient_scale;
+      last.factor = static_cast<float>(2.0 * a.gradient_scale);
       lines.rows(last);
     });
   }

@@ -19,16 +19,27 @@ struct SpectralMixParameters {
 struct SpectralMixOp {
   using Args = SpectralMixParameters;
   static constexpr Shift kShift = Shift::filter;
-  static constexpr int kSources = 1;
-  static constexpr bool kMix = true, kEnergy = false;
+  static constexpr int kSources = 1, kTerms = 1;
+  static constexpr bool kMix = true, kEnergy = false, kPlain = false;
   const Args& a;
 
   SOFTDIFF_DEVICE const Image& source(int input, int) const { return a.in[input]; }
   SOFTDIFF_DEVICE bool backward() const { return true; }
   SOFTDIFF_DEVICE float apply(float u, float m, float&) const { return u * m; }
-  SOFTDIFF_DEVICE Values values(int) const { return values_of(Heat{}); }
+  SOFTDIFF_DEVICE Values values(int) const { return values_of(0.0, 0.0f); }
   SOFTDIFF_DEVICE float mask(int input, int b, int c, int k, int l) const {
     return one(a.mask[input], b, c, k, l);
+  }
+  // Four neighbours, of which `last` are there, for square.h.
+  SOFTDIFF_DEVICE void mask(int input, int b, int c, int k, int l, int last, float (&m)[4]) const {
+    read(Plane(a.mask[input], b, c), k, l, 0, last, m);
+  }
+  SOFTDIFF_DEVICE void noise(int b, int c, int k, int l, int last, float (&z)[4]) const {
+    float m[4];
+    read(Plane(a.noise_mask, b, c), k, l, 0, last, m);
+    normals_at(key_of(a.key, b), element(a.shape, c, k, l), z);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) z[i] *= m[i];
   }
   SOFTDIFF_DEVICE bool noisy() const { return a.noise_mask && a.key.present; }
   SOFTDIFF_DEVICE float noise(int b, int c, int k, int l) const {
@@ -97,8 +108,8 @@ void run(const char* what, const SpectralMixArgs& args, const Place& place, cons
   a.shape = args.shape, a.count = static_cast<int>(args.count);
   for (int i = 0; i < a.count; ++i) a.in[i] = args.in[i], a.mask[i] = args.mask[i];
   a.noise_mask = args.noise_mask, a.out = args.out, a.key = args.key;
+  if (plan.engine == Engine::square) return launch_square<SpectralMixOp>(what, a, place);
   if (plan.engine == Engine::small) return launch_small<SpectralMixOp>(what, a, place, plan.side_h);
-  if (plan.engine == Engine::plane) return launch_plane<SpectralMixOp>(what, a, place);
   CorruptArgs lined;
   lined.shape = a.shape, lined.out = a.out;
   const int slabs = static_cast<int>((a.shape.h + kMixRows - 1) / kMixRows);

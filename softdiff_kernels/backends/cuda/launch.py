@@ -21,7 +21,7 @@ from ..gpu import dct_basis
 
 _cuda: Any = import_module("softdiff_kernels._cuda")
 
-_SMALL, _LINES, _CLUSTER = 0, 2, 3  # engines of csrc/cuda/plan.h
+_CLUSTER = 3  # engines of csrc/cuda/plan.h
 _GAIN = 64.0  # kTableGain of csrc/cuda/products.h
 
 
@@ -97,11 +97,10 @@ class _Call:
         device, shape = x.device, tuple(x.shape)
         plan = _plan(kernel, shape, inputs, device.index or 0, _clusters)
         engine, side_h, side_w, _, scratch, parts = plan
-        table = plain if engine in (_SMALL, _LINES) else fragments
         # No side, no table: the fast DCT has its numbers in its code.
-        along_h = table(shape[2], side_h, device) if side_h else None
+        along_h = plain(shape[2], side_h, device) if side_h else None
         square = shape[2] == shape[3] and side_h == side_w
-        along_w = along_h if square else table(shape[3], side_w, device) if side_w else None
+        along_w = along_h if square else plain(shape[3], side_w, device) if side_w else None
         count = shape[0] * parts if kernel == "soft_score_loss" else 0
         self.memory = (
             along_h,

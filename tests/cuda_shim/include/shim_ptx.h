@@ -41,6 +41,7 @@ inline uint32_t movmatrix_trans(uint32_t x, SOFTDIFF_SHIM_HERE) {
 inline float sqrt_approx(float v) { return std::sqrt(v); }
 inline float lg2_approx(float v) { return std::log2(v); }
 inline float ex2_approx(float v) { return std::exp2(v); }
+inline double reciprocal(double v) { return 1.0 / v; }
 inline float rcp_approx(float v) { return 1.0f / v; }
 
 inline void cp_async16(void* shared, const void* global, SOFTDIFF_SHIM_HERE) {
