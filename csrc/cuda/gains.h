@@ -82,14 +82,13 @@ SOFTDIFF_DEVICE float mask_constant(const Values& v) {
   return v.floor * (v.reverse ? v.one_minus_keep : 1.0f);
 }
 
-// The two factors of frequency k along an axis of length n; `rows` says of which axis.
-SOFTDIFF_DEVICE void gain_at(const Values& v, int n, int k, bool rows, float& first, float& second) {
-  const float root = 3.14159265358979f / static_cast<float>(n) * static_cast<float>(k);
-  const float lambda = root * root, e = expf(-lambda * v.tau) * (rows ? 1.0f : 1.0f - v.floor);
+// The two factors of a frequency, root = pi k / n; `rows` says of which axis.
+SOFTDIFF_DEVICE void gain_at(const Values& v, float root, bool rows, float& first, float& second) {
+  const float lambda = root * root, e = exp2f(-1.44269504f * (lambda * v.tau)) * (rows ? 1.0f : 1.0f - v.floor);
   first = e, second = 0.0f;
   if (!v.reverse) return;
   const float exponent = -lambda * fabsf(v.step);
-  const float q = expf(exponent), p = -expm1f(exponent);
+  const float p = -expm1f(exponent), q = 1.0f - p;
   if (rows) {
     first = v.step >= 0.0f ? e * p : e * (v.one_minus_keep - p);
     second = e * q;
@@ -102,9 +101,10 @@ SOFTDIFF_DEVICE void gain_at(const Values& v, int n, int k, bool rows, float& fi
 // are padded with zeros.
 SOFTDIFF_DEVICE void fill_axis(const Values& v, float* first, float* second, int n, int start, int count, int half,
                                bool rows, int thread, int threads) {
+  const float unit = 3.14159265358979f / static_cast<float>(n);
   for (int i = thread; i < count; i += threads) {
     float e = 0.0f, f = 0.0f;
-    if (start + i < n) gain_at(v, n, start + i, rows, e, f);
+    if (start + i < n) gain_at(v, unit * static_cast<float>(start + i), rows, e, f);
     first[place(i, half)] = e;
     if (v.reverse) second[place(i, half)] = f;
   }

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kDenseThreads)
     for (int item = thread; item < p.across * (kColumns ? n : kLines); item += kDenseThreads) {
       const int slow = over(item, p.reciprocal), fast = item - slow * p.across;
       const int i = kColumns ? slow : 4 * fast, of = kColumns ? 4 * fast : slow, at_line = spot.first_line + of;
-      const int last = kColumns ? max(min(lines_here - at_line, 4), 0) : at_line < lines_here ? min(n - i, 4) : 0;
+      const int last = kColumns ? max(min(lines_here - at_line, 4), 0) : at_line < lines_here ? max(min(n - i, 4), 0) : 0;
       visit(i, of, at_line, last);
     }
   };
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kDenseThreads)
   const LineSource source(p, spot.b, spot.c);
   each_four([&](int i, int of, int at_line, int last) {
     float four[4];
-    source.read4(kColumns ? i : at_line, kColumns ? at_line : i, last, four);
+    source.read4<false>(kColumns ? i : at_line, kColumns ? at_line : i, last, four);
     if constexpr (kColumns) {
       *reinterpret_cast<float4*>(y + i * kLines + of) = Float32::raw(four);
     } else {
@@ -111,7 +111,8 @@ __global__ void __launch_bounds__(kDenseThreads)
   if (p.stage == Stage::filter) {
     for (int k = thread; k < 2 * side; k += kDenseThreads) {
       float first = 0.0f, second = 0.0f;
-      if (k < n) gain_at(v, n, k, kColumns, first, second);
+      if (k < n) gain_at(v, p.unit * static_cast<float>(k), kColumns, first, second);
+      if (k == 0) first *= p.norm[0], second *= p.norm[0];
       const int to = k % 2 * side + k / 2;
       along[0][to] = first, along[1][to] = second;
     }
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(kDenseThreads)
   if (p.stage == Stage::filter) {
     const int of = thread % kLines;
     float w0 = 1.0f, w1 = 0.0f, energy = 0.0f;
-    if (p.whole_mask) gain_at(v, lines_here, spot.first_line + of, false, w0, w1);
+    if (p.whole_mask) gain_at(v, p.unit_across * static_cast<float>(spot.first_line + of), false, w0, w1);
     const float constant = p.whole_mask ? mask_constant(v) : 0.0f;
 #pragma unroll 1
     for (int k = thread / kLines; k < 2 * side; k += kDenseThreads / kLines) {
@@ -143,8 +144,7 @@ __global__ void __launch_bounds__(kDenseThreads)
     result = x;
   }
 
-  const CorruptOp op{a};
-  const Plane to(p.to, spot.b, spot.c);
+  const LineResult<!kColumns> out(a, p, v, spot.b, spot.c);
   each_four([&](int i, int of, int at_line, int last) {
     if (last == 0) return;
     float four[4];
@@ -159,12 +159,7 @@ __global__ void __launch_bounds__(kDenseThreads)
         four[e] = place == half ? even + odd : even - odd;
       }
     }
-    const int row = kColumns ? i : at_line, column = kColumns ? at_line : i;
-    if (p.last) {
-      op.finish(v, spot.b, spot.c, row, column, 0, last, four);
-    } else {
-      write(to, row, column, 0, last, four);
-    }
+    out.template write4<false>(kColumns ? i : at_line, kColumns ? at_line : i, last, four);
   });
 }
 

@@ -11,6 +11,8 @@
 #include "line_pass.h"
 #include "scales.h"
 
+#include <type_traits>
+
 namespace softdiff::cuda {
 
 // Where frequency k of a line of kLength 2^levels lies: `Places` continued beyond the codelet.
@@ -18,6 +20,7 @@ template <int kLength>
 SOFTDIFF_DEVICE int place_of(int k, int levels) {
   int start = 0;
   bool four = false;
+#pragma unroll 1
   for (int l = levels - 1; l >= 0; --l) {
     const int half = kLength << l;
     const bool odd = k % 2 == 1;
@@ -42,6 +45,7 @@ struct LinePart {
       active = slot != 5 && slot != 9;
     }
     four = false;
+#pragma unroll 1
     for (int l = levels - 1; l >= 0; --l) four = !four && (part >> l & 1) != 0;
   }
 };
@@ -95,6 +99,7 @@ SOFTDIFF_DEVICE void reverse(float (&x)[4]) {
 template <int kLength>
 SOFTDIFF_DEVICE int unfolded(int r, int level) {
   int q = r % kLength;
+#pragma unroll 1
   for (int l = 0; l < level; ++l) {
     if ((r / kLength) >> l & 1) q = (2 * kLength << l) - 1 - q;
   }
@@ -105,6 +110,7 @@ SOFTDIFF_DEVICE int unfolded(int r, int level) {
 template <int kLength>
 SOFTDIFF_DEVICE int folded(int q, int level) {
   int start = 0;
+#pragma unroll 1
   for (int l = level - 1; l >= 0; --l) {
     const int half = kLength << l;
     if (q >= half) start += half, q = 2 * half - 1 - q;
@@ -121,8 +127,7 @@ SOFTDIFF_HD int fast_lines_tile(int n, int lines) {
 
 template <bool kColumns>
 size_t fast_lines_shared(int n, int lines) {
-  return 2 * (room<float>(n) + room<float>(32)) + room<float2>(n / 2) + room<Values>(1) + room<float>(kLineThreads / 32) +
-         room<float>(fast_lines_tile<kColumns>(n, lines));
+  return room<Values>(1) + room<float>(kLineThreads / 32) + 2 * room<float>(32) + room<float>(fast_lines_tile<kColumns>(n, lines) + 3 * n);
 }
 
 template <bool kColumns, int kLength>
@@ -133,13 +138,14 @@ __global__ void __launch_bounds__(kLineThreads, 2)
   const bool spectrum_in = p.stage == Stage::inverse, spectrum_out = p.stage == Stage::forward;
 
   Arena arena;
-  float* const tile = arena.take<float>(fast_lines_tile<kColumns>(n, p.lines));
-  float* along[2];
+  Values* const shared_values = arena.take<Values>(1);
+  float* const energies = arena.take<float>(kLineThreads / 32);
   float* across[2];
-  for (int i = 0; i < 2; ++i) along[i] = arena.take<float>(n), across[i] = arena.take<float>(32);  // along: by place
-  float2* turns = arena.take<float2>(half_n);
-  Values* shared_values = arena.take<Values>(1);
-  float* energies = arena.take<float>(kLineThreads / 32);
+  for (int i = 0; i < 2; ++i) across[i] = arena.take<float>(32);
+  // The tile, then the gains by place, twice n, and the turns. Their addresses, too, are computed where they are needed.
+  const int tile_size = fast_lines_tile<kColumns>(n, p.lines);
+  float* const tile = arena.take<float>(tile_size + 3 * n);
+  const auto along = [&](int i) { return tile + here(tile_size) + i * n; };
   // Place `row` of a line.
   const auto at = [&](int row, int of) { return tile + (kColumns ? row * p.lines + of : of * (n + 4) + row); };
   const auto four_at = [&](int row, int of) { return reinterpret_cast<float4*>(at(row, of)); };
@@ -150,6 +156,7 @@ __global__ void __launch_bounds__(kLineThreads, 2)
   int thread = threadIdx.x;
   if (thread == 0) *shared_values = line_values(a, p, spot.b);
   // The turns of a step whose nodes' halves are kLength << l, from kLength << l on.
+  float2* const turns = reinterpret_cast<float2*>(along(2));
   for (int l = levels - 2; l >= 0; --l) {
     const int half = kLength << l;
     for (int r = thread; r < half; r += threads) {
@@ -159,16 +166,21 @@ __global__ void __launch_bounds__(kLineThreads, 2)
       turns[half - kLength + r] = turn;
     }
   }
-  const auto each_item = [&](int halves, auto visit) {
-    for (int item = thread; item < p.across * halves; item += threads) {
+  const auto each_item = [&](auto unrolled, auto visit) {
+    [[maybe_unused]] constexpr int kUnroll = decltype(unrolled)::value;
+#pragma unroll kUnroll
+    for (int item = thread; item < p.across * (kColumns ? half_n : p.lines); item += threads) {
       const int slow = over(item, p.reciprocal), fast = item - slow * p.across;
       visit(kColumns ? slow : 4 * fast, kColumns ? 4 * fast : slow);
     }
   };
+  constexpr std::integral_constant<int, 1> kOne{};
+  constexpr std::integral_constant<int, 2> kTwo{};
   // A step inside shared memory, forth or (transposed) back.
   const auto step = [&](int level, bool transposed) {
     const int half = kLength << level;
-    each_item(kColumns ? half_n : p.lines, [&](int pair, int of) {
+    const float2* const turns = reinterpret_cast<const float2*>(along(2));
+    each_item(kOne, [&](int pair, int of) {
       const int node = pair / kLength >> level, r = pair - node * half;
       float4* const first = four_at(2 * node * half + r, of);
       float4* const second = four_at((2 * node + 1) * half + r, of);
@@ -188,8 +200,8 @@ __global__ void __launch_bounds__(kLineThreads, 2)
   };
 
   // Place i and its mirror image: of four columns, or each of four places of a row.
-  const auto each_pair = [&](auto visit) {
-    each_item(kColumns ? half_n : p.lines, [&](int i, int of) {
+  const auto each_pair = [&](auto unrolled, auto visit) {
+    each_item(unrolled, [&](int i, int of) {
       const int at_line = spot.first_line + of;
       const int last = kColumns ? max(min(lines_here - at_line, 4), 0) : at_line < lines_here ? 4 : 0;
       visit(i, n - i - (kColumns ? 1 : 4), of, at_line, last);
@@ -197,50 +209,63 @@ __global__ void __launch_bounds__(kLineThreads, 2)
   };
   // Where the first step leaves the sums of a pair, and whether the four of a row are in reverse there.
   const auto folded_row = [&](int i, bool& reversed) {
+    reversed = false;
+    if (levels == 1) return i;
     const int row = folded<kLength>(i, levels - 1), end = kColumns ? row : folded<kLength>(i + 3, levels - 1);
     reversed = end < row;
     return min(row, end);
   };
 
   {
-  const LineSource source(p, spot.b, spot.c);
-  each_pair([&](int i, int mirror, int of, int at_line, int last) {
-    float m[4], d[4];
-    source.read4(kColumns ? i : at_line, kColumns ? at_line : i, last, m);
-    source.read4(kColumns ? mirror : at_line, kColumns ? at_line : mirror, last, d);
-    if (spectrum_in && !kColumns) {
+    const LineSource source(p, spot.b, spot.c);
+    const auto load = [&](auto unrolled, auto plain) {
+      each_pair(unrolled, [&](int i, int mirror, int of, int at_line, int last) {
+        constexpr bool kPlain = decltype(plain)::value;
+        if (last == 0) return;  // lines outside the plane stay as they are
+        float m[4], d[4];
+        source.template read4<kPlain>(kColumns ? i : at_line, kColumns ? at_line : i, last, m);
+        source.template read4<kPlain>(kColumns ? mirror : at_line, kColumns ? at_line : mirror, last, d);
+        if (spectrum_in && !kColumns) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        *at(place_of<kLength>(i + e, levels), of) = m[e], *at(place_of<kLength>(mirror + e, levels), of) = d[e];
-      }
-      return;
-    }
-    int to = i, and_to = mirror;
-    if (spectrum_in) {
-      to = place_of<kLength>(i, levels), and_to = place_of<kLength>(mirror, levels);
-    } else if (levels > 0) {
-      bool reversed;
-      to = folded_row(i, reversed), and_to = half_n + to;
-      if (!kColumns) reverse(d);
+          for (int e = 0; e < 4; ++e) {
+            *at(place_of<kLength>(i + e, levels), of) = m[e], *at(place_of<kLength>(mirror + e, levels), of) = d[e];
+          }
+          return;
+        }
+        int to = i, and_to = mirror;
+        if (spectrum_in) {
+          to = place_of<kLength>(i, levels), and_to = place_of<kLength>(mirror, levels);
+        } else if (levels > 0) {
+          bool reversed;
+          to = folded_row(i, reversed), and_to = half_n + to;
+          if (!kColumns) reverse(d);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) butterfly(m[e], d[e]);
-      if (!kColumns && reversed) reverse(m), reverse(d);
+          for (int e = 0; e < 4; ++e) butterfly(m[e], d[e]);
+          if (!kColumns && reversed) reverse(m), reverse(d);
+        }
+        *four_at(to, of) = Float32::raw(m), *four_at(and_to, of) = Float32::raw(d);
+      });
+    };
+    if (p.plain_from) {
+      load(kTwo, std::true_type{});
+    } else {
+      load(kOne, std::false_type{});
     }
-    *four_at(to, of) = Float32::raw(m), *four_at(and_to, of) = Float32::raw(d);
-  });
   }
   __syncthreads();
   const Values& v = *shared_values;
-  const bool squared = p.stage == Stage::filter && !p.energy;
+  float* const gains_to = along(0);
+#pragma unroll 1
   for (int k = thread; k < n; k += threads) {
     const int to = place_of<kLength>(k, levels);
+    const float norm = p.norm[k == 0 ? 0 : 1];
     float first = 1.0f, second = 0.0f;
-    if (p.stage == Stage::filter) gain_at(v, n, k, kColumns, first, second);
-    const float norm = line_norm(k, n, squared);
-    along[0][to] = first * norm, along[1][to] = second * norm;
+    if (p.stage == Stage::filter) gain_at(v, p.unit * static_cast<float>(k), kColumns, first, second);
+    gains_to[to] = first * norm;
+    if (kColumns) gains_to[n + to] = second * norm;
   }
   if (kColumns && p.whole_mask && thread < p.lines) {
-    gain_at(v, lines_here, spot.first_line + thread, false, across[0][thread], across[1][thread]);
+    gain_at(v, p.unit_across * static_cast<float>(spot.first_line + thread), false, across[0][thread], across[1][thread]);
   }
   if (!spectrum_in) {
 #pragma unroll 1
@@ -308,28 +333,29 @@ __global__ void __launch_bounds__(kLineThreads, 2)
   }
   __syncthreads();  // the gains are there, and all numbers have been taken
   at_part = LinePart(levels);
-  const float* const gains = along[0] + at_part.part * kLength;
+  const float* const gains = along(0) + at_part.part * kLength;
   // A few gains at a time: read ahead, they would not fit beside the numbers. A branch that is never taken keeps them where
   // they are.
-  const auto is_never = [&](int i) { return kColumns && i % 16 == 0 && p.lines == -i; };
+  const auto is_never = [&](int i) { return i % 16 == 0 && p.lines == -i; };
   bool masked = false;
   if constexpr (kColumns) {
     if (p.whole_mask) {
       masked = true;
-      const float* const others = along[1] + at_part.part * kLength;
+      const float* const others = gains + n;
       const float w0 = across[0][at_part.line], w1 = across[1][at_part.line];
-      const float constant = mask_constant(v), rest = constant * line_norm(1, n, squared);
+      const float constant = mask_constant(v), rest = constant * p.norm[1];
       float energy = 0.0f;
 #pragma unroll
       for (int i = 0; i < kLength; ++i) {
         if (is_never(i)) return;
-        const float m = fmaf(gains[i], w0, fmaf(others[i], w1, i == 0 ? constant * line_norm(at_part.part, n, squared) : rest));
+        const float m = fmaf(gains[i], w0, fmaf(others[i], w1, i == 0 ? constant * p.norm[at_part.part == 0 ? 0 : 1] : rest));
         x[i] *= m;
         energy = fmaf(x[i], x[i], energy);
         if (p.energy) x[i] *= m;
       }
       if (p.energy) {
-        energy = warp_sum(at_part.active ? energy : 0.0f);
+        const bool real = at_part.active && in_plane().first_line + at_part.line < lines_here;
+        energy = warp_sum(real ? energy : 0.0f);
         thread = here(static_cast<int>(threadIdx.x));
         if (thread % 32 == 0) energies[thread / 32] = energy;
         __syncthreads();
@@ -378,9 +404,9 @@ __global__ void __launch_bounds__(kLineThreads, 2)
   }
   thread = here(static_cast<int>(threadIdx.x));
   spot = in_plane();
-  const CorruptOp op{a};
-  const Plane to(p.to, spot.b, spot.c);
-  each_pair([&](int i, int mirror, int of, int at_line, int last) {
+  const LineResult<!kColumns> out(a, p, v, spot.b, spot.c);
+  const auto store = [&](auto plain) {
+  each_pair(kOne, [&](int i, int mirror, int of, int at_line, int last) {
     if (last == 0) return;
     float m[4], d[4];
     if (spectrum_out && !kColumns) {
@@ -404,18 +430,21 @@ __global__ void __launch_bounds__(kLineThreads, 2)
         if (!kColumns) reverse(d);
       }
     }
-#pragma unroll 1
+    [[maybe_unused]] constexpr int kSides = decltype(plain)::value ? 2 : 1;  // unrolled where that is short
+#pragma unroll kSides
     for (int side = 0; side < 2; ++side) {
       const int place = side == 0 ? i : mirror, row = kColumns ? place : at_line, column = kColumns ? at_line : place;
-      if (p.last) {
-        op.finish(v, spot.b, spot.c, row, column, 0, last, m);
-      } else {
-        write(to, row, column, 0, last, m);
-      }
+      out.template write4<decltype(plain)::value>(row, column, last, m);
 #pragma unroll
       for (int e = 0; e < 4; ++e) m[e] = d[e];
     }
   });
+  };
+  if (out.plain()) {
+    store(std::true_type{});
+  } else {
+    store(std::false_type{});
+  }
 }
 
 }  // namespace softdiff::cuda

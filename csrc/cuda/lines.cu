@@ -6,6 +6,8 @@
 #include "line_dense.h"
 #include "line_fast.h"
 
+#include <cmath>
+
 namespace softdiff::cuda {
 namespace {
 
@@ -24,8 +26,29 @@ void along(const char* what, const CorruptArgs& a, const Place& place, int64_t p
   p.parts = place.parts;
   p.table = static_cast<const float*>(kColumns ? place.table_h : place.table_w);
   p.side = axis.side(n);
-  p.across = kColumns ? p.lines / 4 : axis.codelet != 0 ? n / 8 : (n + 3) / 4;
+  p.across = kColumns ? p.lines / 4 : axis.codelet != 0 ? n / 8 : std::max(2, (n + 3) / 4);
   p.reciprocal = static_cast<uint32_t>(((int64_t{1} << 32) + p.across - 1) / p.across);
+  p.plain_from = is_plain(p.from, a.shape) && (!p.less || is_plain(p.less, a.shape));
+  if (p.last) {
+    // Whole fours of noise, and places that are the same in all images.
+    const auto usual = [&](const Image& image) { return is_plain(image, a.shape) && image.stride[2] == a.shape.w; };
+    p.to = a.out;
+    p.plain_to = usual(a.out) && (!a.add || usual(a.add)) && !a.residual && !a.noise && a.shape.h * a.shape.w % 4 == 0;
+  } else {
+    p.plain_to = true;
+  }
+  constexpr double kPi = 3.14159265358979323846;
+  p.unit = static_cast<float>(kPi / static_cast<double>(n)), p.unit_across = static_cast<float>(kPi / static_cast<double>(others));
+  const bool squared = p.stage == Stage::filter && !p.energy;
+  for (int i = 0; i < 2; ++i) {
+    const double square = (i + 1.0) / n;
+    p.norm[i] = static_cast<float>(squared ? square : std::sqrt(square));
+  }
+  if (axis.codelet == 0) {
+    // The table's rounding of the mean's frequency has one sign for all pixels: taken back from its gain.
+    const double rounded = static_cast<float>(std::sqrt(1.0 / n));
+    p.norm[0] = squared ? static_cast<float>(1.0 / n / (rounded * rounded)) : 1.0f;
+  }
   const int64_t blocks = planes * p.slabs;
   switch (axis.codelet) {
     case 64: return launch_fast<kColumns, 64>(what, a, place, blocks, n, p);
