@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,6 @@ class Bench:
             candidates = rows.compiled(op, size, dtype, setup.device, setup.compiler)
         else:
             candidates = rows.eager(op, size, dtype, setup.device)[: 1 if only_ours else None]
-        setup = replace(setup, backends=rows.with_passes(setup.backends, op, size, setup.device))
         batch = rows.full_batch(size, dtype, setup.image_bytes)
         self.add(entry, rows.measure(op, size, batch, dtype, setup, candidates))
 

@@ -8,8 +8,8 @@ digits than ours, CUDA graphs, bandwidth and peak memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,6 @@ from softdiff_kernels.bench.timing import AGAIN, OURS
 
 ALONE = "soft_score_loss, op alone"
 OPS = ("corrupt", "momentum_step", "soft_score_loss", ALONE, "blur", "dct2", "normal")
-PASSES = "cuda, no clusters"  # the CUDA backend by the passes that its clusters replace
 FEWER = "fewer digits"  # the group of baselines that the ratio leaves out
 _COMPARED = 4  # samples whose result is compared with float64
 _BLOCK = 20  # calls that are timed as one, of small batches
@@ -67,28 +66,6 @@ class Row(engine.Row):
 def label(backend: str) -> str:
     """Our name among the baselines."""
     return OURS if backend == "auto" else f"{OURS} {backend}"
-
-
-@contextmanager
-def using(backend: str) -> Iterator[None]:
-    """Uses one of our backends, or `PASSES`, inside the block."""
-    if backend != PASSES:
-        with sk.use_backend(backend):
-            yield
-        return
-    from softdiff_kernels.backends.cuda import launch
-
-    with sk.use_backend("cuda"), launch.clusters(False):
-        yield
-
-
-def with_passes(backends: tuple[str, ...], op: str, size: int, device: torch.device) -> tuple[str, ...]:
-    """The backends, and `PASSES` where the CUDA backend uses clusters for images of this size."""
-    if "cuda" not in backends or op == "normal":
-        return backends
-    from softdiff_kernels.backends.cuda import launch
-
-    return (*backends, PASSES) if launch.takes_clusters(size, size, device.index or 0) else backends
 
 
 def full_batch(size: int, dtype: torch.dtype, image_bytes: int) -> int:
@@ -174,7 +151,7 @@ def _errors(op: str, case: Case, working: Sequence[Baseline], backends: Sequence
     errors = engine.errors(few, [b for b in working if not b.compiled])
     exact = cases.truth(few)
     for backend in backends:
-        with using(backend):
+        with sk.use_backend(backend):
             errors[label(backend)] = cases.relative_error(ours(op, few, few.noise), exact)
     return errors
 
@@ -201,7 +178,7 @@ def measure(
         return why is None
 
     def by(backend: str) -> None:
-        with using(backend):
+        with sk.use_backend(backend):
             ours(op, case)
 
     backends = [b for b in setup.backends if works(label(b), partial(by, b))]
@@ -213,7 +190,7 @@ def measure(
 
     following = engine.in_rotation(case, setup.l2_bytes if kind == "full" else 0)
     own = {label(b) + again: b for b in backends for again in ("", ", again")}
-    within: dict[str, timing.Context] = {name: partial(using, backend) for name, backend in own.items()}
+    within: dict[str, timing.Context] = {name: partial(sk.use_backend, b) for name, b in own.items()}
     calls: dict[str, timing.Call] = dict.fromkeys(own, lambda: ours(op, following()))
     for name, baseline in working.items():
         calls[name] = lambda b=baseline: b.call(*following().arguments.values())  # type: ignore[misc]
@@ -235,7 +212,7 @@ def measure(
         times |= {OURS: samples[me], AGAIN: samples[f"{me}, again"]}
         known = (torch.get_num_threads(), working, {**errors, OURS: errors[me]}, failures, times)
         measured = engine.Measurement(case, engine.Conditions(device, dtype, backend), *known)
-        with using(backend):
+        with sk.use_backend(backend):
             peak = timing.peak_bytes(lambda: ours(op, following())) / 2**20 if device.type == "cuda" else None
         about = {**vars(measured.row()), "op": op, "kind": kind, "values": case.values, "peak_mib": peak}
         gb_s = cases.bytes_of(case.op) * dtype.itemsize / 4 / about["ours"]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The 1-D gains of heat.h in shared memory, and the mask that they make.
+// What a sample's coefficients come to, and the 1-D gains of heat.h that its mask is made of.
 #pragma once
 
 #include "../args.h"
@@ -11,7 +11,6 @@ namespace softdiff::cuda {
 struct Values {
   float tau, step, keep, one_minus_keep, scale, noise_std, floor;
   int reverse, identity;
-  int kept_h, kept_w;  // tiles of each axis's frequencies that are not left out (plane.h)
 };
 
 // Not infinite, so that the mean's gain, exp(-0 tau), is no NaN; what is one stays one.
@@ -27,7 +26,6 @@ SOFTDIFF_DEVICE Values values_of(double blur_std, float floor) {
   v.floor = floor;
   v.reverse = 0;
   v.identity = v.tau == 0.0f;
-  v.kept_h = v.kept_w = 0;
   return v;
 }
 
@@ -60,24 +58,6 @@ SOFTDIFF_DEVICE Values step_values(const CorruptArgs& a, int b) {
   return v;
 }
 
-// Frequencies are kept with the even ones first, `half` places for each parity, as the products want them;
-// in their own order where half is 0.
-SOFTDIFF_DEVICE int place(int k, int half) { return half == 0 ? k : (k & 1) * half + (k >> 1); }
-
-// mask[k, l] = h[0][k] w[0][l] + h[1][k] w[1][l] + constant.
-struct Gains {
-  float* h[2];
-  float* w[2];
-  int half_h, half_w;
-
-  SOFTDIFF_DEVICE Gains(Arena& arena, int count_h, int count_w, int half_h_, int half_w_)
-      : half_h(half_h_), half_w(half_w_) {
-    for (int i = 0; i < 2; ++i) h[i] = arena.take<float>(count_h), w[i] = arena.take<float>(count_w);
-  }
-};
-
-inline size_t gains_room(int count_h, int count_w) { return 2 * (room<float>(count_h) + room<float>(count_w)); }
-
 SOFTDIFF_DEVICE float mask_constant(const Values& v) {
   return v.floor * (v.reverse ? v.one_minus_keep : 1.0f);
 }
@@ -95,26 +75,6 @@ SOFTDIFF_DEVICE void gain_at(const Values& v, float root, bool rows, float& firs
   } else {
     second = v.step >= 0.0f ? e * fmaf(v.one_minus_keep, q, p) : -e * p;
   }
-}
-
-// Gains of an axis of length n for `count` frequencies from `start`, by all threads; zeros from n on, where spectra
-// are padded with zeros.
-SOFTDIFF_DEVICE void fill_axis(const Values& v, float* first, float* second, int n, int start, int count, int half,
-                               bool rows, int thread, int threads) {
-  const float unit = 3.14159265358979f / static_cast<float>(n);
-  for (int i = thread; i < count; i += threads) {
-    float e = 0.0f, f = 0.0f;
-    if (start + i < n) gain_at(v, unit * static_cast<float>(start + i), rows, e, f);
-    first[place(i, half)] = e;
-    if (v.reverse) second[place(i, half)] = f;
-  }
-}
-
-// Frequencies of an axis whose gain can be above exp(-30), 1e-13: the others are left out of the products.
-SOFTDIFF_DEVICE int kept(const Values& v, int n) {
-  if (v.floor != 0.0f || !(v.tau > 0.0f)) return n;
-  const float last = sqrtf(30.0f / v.tau) * (static_cast<float>(n) * 0.318309886f);
-  return last + 1.0f < static_cast<float>(n) ? static_cast<int>(last) + 1 : n;
 }
 
 }  // namespace softdiff::cuda

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "line_pass.h"
-#include "scales.h"
 
 namespace softdiff::cuda {
 

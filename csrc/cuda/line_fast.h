@@ -9,7 +9,6 @@
 #pragma once
 
 #include "line_pass.h"
-#include "scales.h"
 
 #include <type_traits>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the engines (small.h, plane.h, cluster.h, lines.h) know of an op. They are templates over a struct Op, which
+// What the engines (small.h, square.h, lines.h) know of an op. They are templates over a struct Op, which
 // each op's .cu file defines:
 //
 //   Args              the kernel's argument: args.h's struct, or one with its arrays inside

@@ -10,7 +10,7 @@
 
 namespace softdiff::cuda {
 
-enum class Engine : int { small = 0, plane = 1, lines = 2, cluster = 3, square = 4 };
+enum class Engine : int { small = 0, square = 1, lines = 2 };
 // What an op asks of an engine: `loss` sums for each sample, `mix` room for several spectra.
 enum class Kind : int { plain, loss, mix };
 
@@ -18,10 +18,10 @@ inline Kind kind_of(std::string_view op) {
   return op == "soft_score_loss" ? Kind::loss : op == "spectral_mix" ? Kind::mix : Kind::plain;
 }
 
-constexpr int64_t kMostSmall = 24, kMostPlane = 128, kMostCluster = 256, kMostLines = 1024, kMostMixedPlane = 64;
+constexpr int64_t kMostSmall = 24;
 
 // Sides of the square planes that square.h takes; a mix has two planes in shared memory.
-#define SOFTDIFF_SQUARES(SIDE) SIDE(16) SIDE(28) SIDE(32) SIDE(48) SIDE(56) SIDE(64) SIDE(96) SIDE(112) SIDE(128)
+#define SOFTDIFF_SQUARES(SIDE) SIDE(16) SIDE(28) SIDE(32) SIDE(48) SIDE(56) SIDE(64) SIDE(96) SIDE(128)
 constexpr int64_t kMostMixedSquare = 96;
 
 inline bool square_side(Kind kind, int64_t h, int64_t w) {
@@ -34,14 +34,11 @@ inline bool square_side(Kind kind, int64_t h, int64_t w) {
 
 struct Plan {
   Engine engine = Engine::small;
-  int side_h = 0, side_w = 0;  // of a parity's square in each table: kN / 2 for small, whole tiles of 16 otherwise
+  int side_h = 0, side_w = 0;  // of a parity's square in each table; 0: no table
   int64_t chunk = 0;           // planes in scratch at a time
   int64_t scratch = 0;         // floats
   int64_t parts = 1;           // sums that a sample's loss consists of
 };
-
-// Tiles of 16 that cover the even half of n.
-SOFTDIFF_HD int tiles_of(int64_t n) { return static_cast<int>(((n + 1) / 2 + 15) / 16); }
 
 // How lines.h takes a line: by a codelet's length times 2^levels, or (codelet 0) by dense tables.
 struct LineAxis {
@@ -62,16 +59,9 @@ inline LineAxis line_axis(int64_t n) {
 
 inline int64_t scratch_row(const Shape& s) { return (s.w + 3) / 4 * 4; }
 
-// Of a block of cluster.h: two quadrants as words in rows of this length, free of bank conflicts for ldmatrix, and what
-// the gains and the warps' sums take.
-SOFTDIFF_HD int cluster_stride(int tiles_w) { return 16 * tiles_w + 8; }
-inline int64_t cluster_bytes(int tiles_h, int tiles_w) { return 4 * 32 * tiles_h * cluster_stride(tiles_w) + 5 * 1024; }
-
 // What the choice of an engine asks of a device.
 struct Machine {
   int64_t l2_bytes = 0, multiprocessors = 0;
-  int64_t shared_bytes = 0;  // of a block, at most
-  bool clusters = false;
 };
 
 inline Plan plan_of(Kind kind, const Shape& s, int64_t inputs, const Machine& machine) {

@@ -24,13 +24,14 @@ struct SquarePlane {
 template <int N>
 struct SquareShape {
   static_assert(N % 4 == 0, "four neighbours never lie in two rows");
-  // Whole warps where that is possible with few planes.
+  // So few that they make whole warps.
   static constexpr int kPlanes = N <= 28 ? 8 : N <= 56 ? 4 : N <= 64 ? 2 : 1;
   static constexpr int kThreads = kPlanes * N;
+  static_assert(kThreads % 32 == 0, "whole warps");
   // Blocks on a multiprocessor that leave a thread the registers that a line and the work on it take. Left alone, ptxas takes
   // more, and fewer blocks fit. `more`: two products in the mask, or two sources.
   static constexpr int blocks(bool more) {
-    const int registers = N <= 32 ? 64 : N <= 48 ? 80 : N <= 64 ? (more ? 104 : 96) : N <= 96 ? 144 : N <= 112 || !more ? 168 : 176;
+    const int registers = N <= 32 ? 64 : N <= 48 ? 80 : N <= 64 ? (more ? 104 : 96) : N <= 96 ? 144 : more ? 176 : 168;
     return 65536 / ((kThreads + 127) / 128 * 128 * registers);
   }
   // From row to row in shared memory: an odd number of fours, so that columns, and rows by fours, meet no bank twice.
@@ -266,10 +267,8 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::bloc
 
   if constexpr (kFilter) {
     // A warp whose rows have no gain left has only zeros to put there.
-    constexpr unsigned kRest = Form::kThreads % 32;
-    const unsigned lanes = kRest == 0 || threadIdx.x / 32 < Form::kThreads / 32 ? 0xFFFFFFFFu : (1u << kRest) - 1;
     [[maybe_unused]] float energy[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (__any_sync(lanes, kept)) {
+    if (__any_sync(0xFFFFFFFFu, kept)) {
       line.template read_row<false>(block.row());
       const int thread = block.thread();
       const float* across = columns + (thread - thread % N) * Op::kTerms;
