@@ -96,7 +96,7 @@ class _Call:
     def __init__(self, kernel: str, x: Tensor, inputs: int) -> None:
         device, shape = x.device, tuple(x.shape)
         plan = _plan(kernel, shape, inputs, device.index or 0, _clusters)
-        engine, side_h, side_w, _, scratch, parts = plan
+        _, side_h, side_w, _, scratch, parts = plan
         # No side, no table: the fast DCT has its numbers in its code.
         along_h = plain(shape[2], side_h, device) if side_h else None
         square = shape[2] == shape[3] and side_h == side_w
