@@ -14,8 +14,11 @@ struct Values {
   int kept_h, kept_w;  // tiles of each axis's frequencies that are not left out (plane.h)
 };
 
-// Finite, so that the mean's gain, exp(-0 tau), is no NaN.
-SOFTDIFF_DEVICE float bounded(double tau) { return fminf(fmaxf(static_cast<float>(tau), -3e38f), 3e38f); }
+// Not infinite, so that the mean's gain, exp(-0 tau), is no NaN; what is one stays one.
+SOFTDIFF_DEVICE float bounded(double tau) {
+  const float x = static_cast<float>(tau);
+  return x > 3e38f ? 3e38f : x < -3e38f ? -3e38f : x;
+}
 
 SOFTDIFF_DEVICE Values values_of(double blur_std, float floor) {
   Values v;

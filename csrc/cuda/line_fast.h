@@ -15,18 +15,6 @@
 
 namespace softdiff::cuda {
 
-// `Places` of a codelet in memory, for indices that the compiler does not know.
-template <int N>
-struct PlaceTable {
-  uint8_t two[N] = {}, four[N] = {};
-  SD_INLINE constexpr PlaceTable() {
-    constexpr Places<N> place{};
-    for (int k = 0; k < N; ++k) two[k] = static_cast<uint8_t>(place.two[k]), four[k] = static_cast<uint8_t>(place.four[k]);
-  }
-};
-template <int N>
-__device__ const PlaceTable<N> place_table{};
-
 // Where frequency k of a line of kLength 2^levels lies: `Places` continued beyond the codelet.
 template <int kLength>
 SOFTDIFF_DEVICE int place_of(int k, int levels) {

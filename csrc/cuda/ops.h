@@ -29,6 +29,18 @@
 
 namespace softdiff::cuda {
 
+// `Places` of a codelet in memory, for indices that the compiler does not know.
+template <int N>
+struct PlaceTable {
+  uint8_t two[N] = {}, four[N] = {};
+  SD_INLINE constexpr PlaceTable() {
+    constexpr Places<N> place{};
+    for (int k = 0; k < N; ++k) two[k] = static_cast<uint8_t>(place.two[k]), four[k] = static_cast<uint8_t>(place.four[k]);
+  }
+};
+template <int N>
+__device__ const PlaceTable<N> place_table{};
+
 enum class Shift { filter, forward, inverse };
 
 SOFTDIFF_DEVICE int64_t element(const Shape& s, int c, int y, int x) { return (static_cast<int64_t>(c) * s.h + y) * s.w + x; }

@@ -20,7 +20,7 @@ struct SpectralMixOp {
   using Args = SpectralMixParameters;
   static constexpr Shift kShift = Shift::filter;
   static constexpr int kSources = 1, kTerms = 1;
-  static constexpr bool kMix = true, kEnergy = false, kPlain = false;
+  static constexpr bool kMix = true, kEnergy = false, kPlain = false, kAdd = false, kNoise = false;
   const Args& a;
 
   SOFTDIFF_DEVICE const Image& source(int input, int) const { return a.in[input]; }

@@ -6,7 +6,7 @@
 // An op is a struct as ops.h says. One with kPlain has its options compiled in: its images are contiguous float32, and
 // instead of `finish` it says
 //   kTerms            products of gains that its mask consists of, 1 or 2
-//   kAdd, kNoise      whether keep * add() comes on top, and noise_std times noise from a key of one row
+//   kAdd, kNoise      whether keep * add() comes on top, and noise_std times noise from a key of one row (others: false)
 //   factor(v)         what the result is multiplied by
 //   result()          where it goes
 #pragma once
@@ -27,35 +27,31 @@ struct SquareShape {
   // Whole warps where that is possible with few planes.
   static constexpr int kPlanes = N <= 28 ? 8 : N <= 56 ? 4 : N <= 64 ? 2 : 1;
   static constexpr int kThreads = kPlanes * N;
-  // What a line and the work on it take; left alone, ptxas takes more, and fewer blocks fit a multiprocessor.
-  static constexpr int kRegisters = N <= 32 ? 64 : N <= 48 ? 80 : N <= 64 ? 96 : N <= 96 ? 128 : 255;
-  static constexpr int kBlocks = 65536 / (kThreads * kRegisters);
-  // Neighbours of a row that move together: four; two where registers in aligned fours do not suffice.
-  static constexpr int kGroup = 4;
-  // From row to row in shared memory: an odd number of groups, so that columns, and rows by groups, meet no bank twice.
-  static constexpr int kStride = N % (2 * kGroup) == 0 ? N + kGroup : N;
+  // Blocks on a multiprocessor that leave a thread the registers that a line and the work on it take. Left alone, ptxas takes
+  // more, and fewer blocks fit. `more`: two products in the mask, or two sources.
+  static constexpr int blocks(bool more) {
+    const int registers = N <= 32 ? 64 : N <= 48 ? 80 : N <= 64 ? (more ? 104 : 96) : N <= 96 ? 144 : N <= 112 || !more ? 168 : 176;
+    return 65536 / ((kThreads + 127) / 128 * 128 * registers);
+  }
+  // From row to row in shared memory: an odd number of fours, so that columns, and rows by fours, meet no bank twice.
+  static constexpr int kStride = N % 8 == 0 ? N + 4 : N;
   static size_t shared(bool mix) {
     if (mix) return 2 * room<float>(kThreads * kStride);
-    return room<float>(kThreads * kStride) + 5 * room<float>(kThreads) + room<SquarePlane>(kPlanes);
+    return room<float>(kThreads * kStride) + room<float4>(kThreads) + 3 * room<float>(kThreads) + room<SquarePlane>(kPlanes);
   }
 };
 
-SOFTDIFF_DEVICE void read_group(const float* from, float (&x)[4]) {
+SOFTDIFF_DEVICE void read_four(const float* from, float (&x)[4]) {
   const float4 four = *reinterpret_cast<const float4*>(from);
   x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
 }
-SOFTDIFF_DEVICE void read_group(const float* from, float (&x)[2]) {
-  const float2 two = *reinterpret_cast<const float2*>(from);
-  x[0] = two.x, x[1] = two.y;
-}
-SOFTDIFF_DEVICE void write_group(float* to, const float (&x)[4]) { *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]); }
-SOFTDIFF_DEVICE void write_group(float* to, const float (&x)[2]) { *reinterpret_cast<float2*>(to) = make_float2(x[0], x[1]); }
+SOFTDIFF_DEVICE void write_four(float* to, const float (&x)[4]) { *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]); }
 
 // A line of N numbers in a thread's registers, and the ways between it and a plane in shared memory. A spectrum's
 // frequencies lie at `Places` here, and in their own order there.
 template <int N>
 struct SquareLine {
-  static constexpr int kStride = SquareShape<N>::kStride, kGroup = SquareShape<N>::kGroup;
+  static constexpr int kStride = SquareShape<N>::kStride;
   float at[N];
 
   SOFTDIFF_DEVICE void two() { Unrolled<float, N>::two(at); }
@@ -77,22 +73,22 @@ struct SquareLine {
   SOFTDIFF_DEVICE void read_row(const float* row) {
     constexpr Places<N> places{};
     SD_UNROLL
-    for (int i = 0; i < N; i += kGroup) {
-      float group[kGroup];
-      read_group(row + i, group);
+    for (int i = 0; i < N; i += 4) {
+      float x[4];
+      read_four(row + i, x);
       SD_UNROLL
-      for (int j = 0; j < kGroup; ++j) at[kSpectrum ? places.two[i + j] : i + j] = group[j];
+      for (int j = 0; j < 4; ++j) at[kSpectrum ? places.two[i + j] : i + j] = x[j];
     }
   }
   template <bool kSpectrum>
   SOFTDIFF_DEVICE void write_row(float* row) const {
     constexpr Places<N> places{};
     SD_UNROLL
-    for (int i = 0; i < N; i += kGroup) {
-      float group[kGroup];
+    for (int i = 0; i < N; i += 4) {
+      float x[4];
       SD_UNROLL
-      for (int j = 0; j < kGroup; ++j) group[j] = at[kSpectrum ? places.two[i + j] : i + j];
-      write_group(row + i, group);
+      for (int j = 0; j < 4; ++j) x[j] = at[kSpectrum ? places.two[i + j] : i + j];
+      write_four(row + i, x);
     }
   }
 
@@ -130,7 +126,7 @@ struct SquareGains {
   SOFTDIFF_DEVICE static SquareGains of(const Values& v, float unit, int k, float norm) {
     const float root = unit * static_cast<float>(k), lambda = root * root, decay = lambda * v.tau;
     SquareGains g;
-    g.kept = v.floor != 0.0f || decay < 30.0f;
+    g.kept = v.floor != 0.0f || !(decay >= 30.0f);  // a NaN stays
     const float e = exp2f(decay * -1.4426950408889634f) * norm, blurred = 1.0f - v.floor;
     g.h[0] = e, g.w[0] = e * blurred;
     g.h[1] = g.w[1] = 0.0f;
@@ -171,16 +167,6 @@ struct SquareBlock {
   }
   SOFTDIFF_DEVICE float* row() const { return planes + thread() * Form::kStride; }
 
-  static SOFTDIFF_DEVICE void read_four(const float* from, float (&x)[4]) {
-    float group[Form::kGroup];
-    SD_UNROLL
-    for (int i = 0; i < 4; i += Form::kGroup) {
-      read_group(from + i, group);
-      SD_UNROLL
-      for (int j = 0; j < Form::kGroup; ++j) x[i + j] = group[j];
-    }
-  }
-
   // finish(n, y, x, value) for each of the thread's groups of four neighbours: group t, and those of every fourth row on.
   template <class Finish>
   SOFTDIFF_DEVICE void each_group(Finish finish) const {
@@ -201,17 +187,6 @@ struct SquareBlock {
   }
 };
 
-// Whether noise from a key is compiled in, and whether anything comes on top of the filtered image at all.
-template <class Op>
-constexpr bool square_draws() {
-  if constexpr (Op::kPlain) return Op::kNoise;
-  return false;
-}
-template <class Op>
-constexpr bool square_alone() {
-  if constexpr (Op::kPlain) return !Op::kAdd && !Op::kNoise;
-  return false;
-}
 // What a mask may take along; of a loss it would change the energy.
 template <class Op>
 SOFTDIFF_DEVICE float square_factor(const Op& op, const Values& v) {
@@ -220,17 +195,16 @@ SOFTDIFF_DEVICE float square_factor(const Op& op, const Values& v) {
 }
 
 template <class Op, int N>
-__global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::kBlocks)
+__global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::blocks(Op::kTerms == 2 || Op::kEnergy))
     square_kernel(const __grid_constant__ typename Op::Args a, uint32_t planes) {
   using Form = SquareShape<N>;
   constexpr bool kPlain = Op::kPlain, kFilter = Op::kShift == Shift::filter, kInverse = Op::kShift == Shift::inverse;
   const Op op{a};
   Arena arena;
   const SquareBlock<N> block(arena, planes);
-  // For each thread: two gains of its row, two of its column for all rows, an energy.
-  float* h[2];
-  float* w[2];
-  for (int i = 0; i < 2; ++i) h[i] = arena.take<float>(Form::kThreads), w[i] = arena.take<float>(Form::kThreads);
+  // For each thread: its row's gains and constants of the mask, its column's gains for all rows, an energy.
+  float4* rows = arena.take<float4>(Form::kThreads);
+  float* columns = arena.take<float>(Op::kTerms * Form::kThreads);
   float* energies = arena.take<float>(Form::kThreads);
   SquarePlane* all = arena.take<SquarePlane>(Form::kPlanes);
   const uint32_t channels = static_cast<uint32_t>(a.shape.c);
@@ -255,7 +229,7 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::kBlo
   if (const int thread = threadIdx.x; thread < Form::kPlanes) {
     const uint32_t own = min(block.first() + thread, planes - 1), b = own / channels;
     all[thread].values = op.values(static_cast<int>(b));
-    if constexpr (square_draws<Op>()) {
+    if constexpr (Op::kNoise) {
       const uint64_t stream = static_cast<uint64_t>(a.key.stream) + b;
       all[thread].stream[0] = static_cast<uint32_t>(stream), all[thread].stream[1] = static_cast<uint32_t>(stream >> 32);
       all[thread].first_block = (own - b * channels) * (N * N / 4);
@@ -270,10 +244,12 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::kBlo
     const Values& v = values();
     const int thread = block.thread(), k = thread % N;
     const SquareGains g = SquareGains::of<kTwo>(v, 3.14159265358979f / N, k, norm(k == 0));
-    const float factor = square_factor(op, v);
+    const float factor = square_factor(op, v), constant = mask_constant(v) * norm(k == 0) * factor;
     kept = g.kept;
-    h[0][thread] = g.h[0] * factor, w[0][thread] = g.w[0];
-    if constexpr (kTwo) h[1][thread] = g.h[1] * factor, w[1][thread] = g.w[1];
+    rows[thread] = make_float4(g.h[0] * factor, g.h[1] * factor, constant * norm(false), constant * norm(true));
+    // In the order of places, so that the mask takes what the transform leaves together.
+    const int place = thread - k + place_table<N>.two[k];
+    for (int i = 0; i < Op::kTerms; ++i) columns[Op::kTerms * place + i] = g.w[i];
     line.two();
     line.template write_column<true>(block.column());
   } else if constexpr (kInverse) {
@@ -295,33 +271,27 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::kBlo
     [[maybe_unused]] float energy[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     if (__any_sync(lanes, kept)) {
       line.template read_row<false>(block.row());
-      line.two();
-      constexpr Places<N> places{};
-      const int thread = block.thread(), k = thread % N;
-      const float* w0 = w[0] + (thread - k);
-      const float* w1 = w[1] + (thread - k);
-      const Values& v = values();
-      const float constant = mask_constant(v) * norm(k == 0) * square_factor(op, v);
-      const float others = constant * norm(false), mean = constant * norm(true), h0 = h[0][thread], h1 = kTwo ? h[1][thread] : 0.0f;
-      SD_UNROLL
-      for (int i = 0; i < N; i += 4) {
-        const float4 f = *reinterpret_cast<const float4*>(w0 + i);
-        float m[4] = {fmaf(h0, f.x, i == 0 ? mean : others), fmaf(h0, f.y, others), fmaf(h0, f.z, others),
-                      fmaf(h0, f.w, others)};
-        if constexpr (kTwo) {
-          const float4 s = *reinterpret_cast<const float4*>(w1 + i);
-          m[0] = fmaf(h1, s.x, m[0]), m[1] = fmaf(h1, s.y, m[1]);
-          m[2] = fmaf(h1, s.z, m[2]), m[3] = fmaf(h1, s.w, m[3]);
-        }
+      const int thread = block.thread();
+      const float* across = columns + (thread - thread % N) * Op::kTerms;
+      const float4 own = rows[thread];
+      float gains[4];
+      const auto mask = [&](int place, int count) {
+        constexpr int kPer = 4 / Op::kTerms;
         SD_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          float& u = line.at[places.two[i + j]];
-          u = op.apply(u, m[j], energy[j]);
+        for (int i = 0; i < count; ++i) {
+          const int at = place + i;
+          if (at % kPer == 0) read_four(across + Op::kTerms * at, gains);
+          float m = fmaf(own.x, gains[Op::kTerms * (at % kPer)], at == 0 ? own.w : own.z);
+          if constexpr (kTwo) m = fmaf(own.y, gains[2 * (at % kPer) + 1], m);
+          line.at[at] = op.apply(line.at[at], m, energy[at % 4]);
         }
-      }
+      };
       if (op.backward()) {
-        line.two_t();
+        Unrolled<float, N>::filter(line.at, 0, mask);
         line.template write_row<false>(block.row());
+      } else {
+        line.two();
+        mask(0, N);
       }
     } else {
       float* row = block.row();
@@ -346,7 +316,7 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::kBlo
     line.template read_column<true>(block.column());
     line.two_t();
     const Values& v = values();
-    if constexpr (square_alone<Op>()) {
+    if constexpr (kPlain && !Op::kAdd && !Op::kNoise) {
       // Nothing needs four neighbours: columns go to memory as they are.
       if (!block.real()) return;
       float* out = static_cast<float*>(op.result().data) + block.offset() + block.t();
@@ -395,15 +365,19 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::kBlo
     block.finish(op, values());
   } else {
     const Values& v = values();
-    const SquarePlane& own = all[block.local()];
     const int64_t offset = block.offset();
     const int t = block.t();
     [[maybe_unused]] const float4* add = nullptr;
     if constexpr (Op::kAdd) add = reinterpret_cast<const float4*>(static_cast<const float*>(op.add().data) + offset) + t;
     float4* out = reinterpret_cast<float4*>(static_cast<float*>(op.result().data) + offset) + t;
     [[maybe_unused]] const float keep = v.keep, noise_std = v.noise_std;
-    [[maybe_unused]] Words counter = {{own.first_block + t, static_cast<uint32_t>(a.key.draw), own.stream[0], own.stream[1]}};
-    [[maybe_unused]] const uint64_t seed = static_cast<uint64_t>(a.key.seed);
+    [[maybe_unused]] Words counter{};
+    [[maybe_unused]] uint64_t seed = 0;
+    if constexpr (Op::kNoise) {
+      const SquarePlane& own = all[block.local()];
+      counter = {{own.first_block + t, static_cast<uint32_t>(a.key.draw), own.stream[0], own.stream[1]}};
+      seed = static_cast<uint64_t>(a.key.seed);
+    }
     block.each_group([&](int n, int, int, float (&value)[4]) {
       if constexpr (Op::kAdd) {
         const float4 other = add[n * N];
@@ -424,7 +398,7 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::kBlo
 
 // spectral_mix: the inputs' masked spectra add up in a second plane of shared memory, where a thread has a row.
 template <class Op, int N>
-__global__ void __launch_bounds__(SquareShape<N>::kThreads)
+__global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::blocks(false))
     square_mix_kernel(const __grid_constant__ typename Op::Args a, uint32_t planes) {
   using Form = SquareShape<N>;
   const Op op{a};
@@ -448,8 +422,7 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads)
     for (int l = 0; l < N; l += 4) {
       float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f}, m[4];
       if (input > 0) {
-        const float4 four = *reinterpret_cast<const float4*>(sums + l);
-        sum[0] = four.x, sum[1] = four.y, sum[2] = four.z, sum[3] = four.w;
+        read_four(sums + l, sum);
       } else if (op.noisy()) {
         op.noise(b, c, k, l, 4, sum);
       }
