@@ -336,7 +336,7 @@ __global__ void __launch_bounds__(kLineThreads, 2)
   const float* const gains = along(0) + at_part.part * kLength;
   // A few gains at a time: read ahead, they would not fit beside the numbers. A branch that is never taken keeps them where
   // they are.
-  const auto is_never = [&](int i) { return i % (kColumns ? 16 : 8) == 0 && p.lines == -i; };
+  const auto is_never = [&](int i) { return i % 16 == 0 && p.lines == -i; };
   bool masked = false;
   if constexpr (kColumns) {
     if (p.whole_mask) {
@@ -365,10 +365,12 @@ __global__ void __launch_bounds__(kLineThreads, 2)
     }
   }
   if (!masked) {
+    // Of vectors of gains, whose registers have to be neighbours, sm_80 would spill.
+    const volatile float* const one_by_one = gains;
 #pragma unroll
     for (int i = 0; i < kLength; ++i) {
       if (is_never(i)) return;
-      x[i] *= gains[i];
+      x[i] *= one_by_one[i];
     }
   }
   if (!spectrum_out) {
