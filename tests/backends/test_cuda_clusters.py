@@ -11,7 +11,6 @@ import torch
 from checks import EMULATED, assert_accurate, check, needs_emulation, picture
 
 import softdiff_kernels as sk
-from benchmarks.gpu import rows
 
 pytestmark = needs_emulation
 
@@ -140,16 +139,3 @@ def test_the_switch_takes_the_passes(monkeypatch):
     assert {launch.kernel.split("<")[0].split("::")[-1] for launch in HOOKS.launches()} == {"lines_kernel"}
     # Two ways to the same image, to what the contract allows each of them.
     assert (blurred - passed).norm() <= 4e-6 * passed.norm()
-
-
-def test_the_benchmarks_time_the_passes_beside_the_clusters():
-    both, cpu = ("triton", "cuda"), torch.device("cpu")
-    assert rows.with_passes(both, "blur", 256, cpu) == (*both, rows.PASSES)
-    assert rows.with_passes(both, "blur", 128, cpu) == rows.with_passes(both, "normal", 256, cpu) == both
-    assert rows.with_passes(("triton",), "blur", 256, cpu) == ("triton",)
-    x = picture(1, 1, 140, 33)
-    for candidate, kernel in (("cuda", "cluster_kernel"), (rows.PASSES, "lines_kernel")):
-        HOOKS.forget_launches()
-        with rows.using(candidate):
-            sk.blur(x, 2.0)
-        assert all(kernel in launch.kernel for launch in HOOKS.launches())
