@@ -20,7 +20,6 @@ if EMULATED:
     from cuda_shim.hooks import Hooks
 
     from softdiff_kernels import _cuda
-    from softdiff_kernels.backends.cuda import launch
 
     HOOKS = Hooks(_cuda.__file__)
 
