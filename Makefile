@@ -19,7 +19,7 @@ PY := $(VENV)/bin/python
 # The ops' tests again with the Triton kernels interpreted on the CPU; one thread a process, two processes.
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1
 OPS_TESTS := tests/ops
-TRITON_TESTS := $(OPS_TESTS) tests/backends/test_triton_interpreted.py
+TRITON_TESTS := $(OPS_TESTS) $(addprefix tests/backends/test_,triton_interpreted.py chip_arithmetic.py)
 # ... and with the CUDA kernels executed on the CPU (tests/cuda_shim), the sanitizer's run among them.
 EMULATED := SOFTDIFF_CUDA_SHIM=1 OMP_NUM_THREADS=1
 CUDA_TESTS := $(OPS_TESTS) $(addprefix tests/backends/test_cuda_,emulated.py lines.py mistakes.py)

@@ -17,12 +17,14 @@ from ._version import __version__
 from .backends import backends, use_backend
 from .caches import CacheInfo, cache_info, clear_caches, set_cache_limit
 from .functional import *  # noqa: F403 (the ops: the names in its __all__)
+from .functional import WarmUp, warm_up
 from .noise import NoiseKey
 
 # The ops' names are listed once, in functional.py.
 __all__ = [
     "CacheInfo",
     "NoiseKey",
+    "WarmUp",
     "__version__",
     "backends",
     "cache_info",
@@ -30,5 +32,6 @@ __all__ = [
     "reference",
     "set_cache_limit",
     "use_backend",
+    "warm_up",
 ]
 __all__ += functional.__all__

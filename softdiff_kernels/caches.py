@@ -236,7 +236,7 @@ class Cache:
             if value is not None:
                 touch(entry)
                 return entry, value
-        return self._keep(key, self._build(*key))
+        return self.keep(key, self._build(*key))
 
     def __call__(self, *key: Any) -> Any:
         return self.find(*key)[1]
@@ -260,7 +260,13 @@ class Cache:
             gone = [_drop(entry) for entry in mine]
         del gone
 
-    def _keep(self, key: tuple[Any, ...], value: Any) -> tuple[Entry, Any]:
+    def holds(self, key: tuple[Any, ...]) -> bool:
+        """Whether the value for a key is there. It counts as no use."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.value is not None
+
+    def keep(self, key: tuple[Any, ...], value: Any) -> tuple[Entry, Any]:
+        """Keeps a value that was built elsewhere: as `find`, which builds it."""
         global _held
         entry = Entry(self, key, value, self._size(value) + _OVERHEAD)
         with _lock:

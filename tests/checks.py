@@ -22,9 +22,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from chip_arithmetic import TENSOR_CORES, chip
 from cuda_emulated import install
 from torch import Tensor
 
@@ -51,6 +53,20 @@ EMULATED = install()
 needs_emulation = pytest.mark.skipif(not EMULATED, reason="needs SOFTDIFF_CUDA_SHIM=1")
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 BACKENDS += ["triton"] * INTERPRETED + ["cuda"] * EMULATED
+# The same, Triton's kernels under every model of a tensor core (`chip_arithmetic`), for `on`.
+MODELLED = BACKENDS[:2] + [f"triton-{core}" for core in TENSOR_CORES] * INTERPRETED + ["cuda"] * EMULATED
+
+
+@contextmanager
+def on(name: str, errors: str = "down") -> Iterator[None]:
+    """A backend of MODELLED: its name and, after a hyphen, the tensor core that interpreted kernels have.
+
+    errors: the side to which a GPU's approximate functions err, where they are modelled.
+    """
+    backend, _, model = name.partition("-")
+    shim = patch.dict(os.environ, SOFTDIFF_SHIM_ERRORS=errors)
+    with sk.use_backend(backend), chip(model or "plain", errors), shim:
+        yield
 
 
 def _images(x: Tensor) -> Tensor:

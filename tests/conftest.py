@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
+import chip_arithmetic
 import numpy as np
 import pytest
 from quick_interpreter import quicken
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
     quicken()
+    chip_arithmetic.install()
 
 
 @pytest.fixture(scope="module")

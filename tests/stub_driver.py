@@ -89,4 +89,5 @@ def stubbed() -> Iterator[StubDriver]:
             yield driver
     finally:
         launch.forget()
+        launch._kernels._entries.clear()  # what a pretended capture has pinned launches into this driver
         triton_package.runtime.driver._active = None

@@ -1,112 +1,146 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times the ops on a GPU by each fused backend beside their baselines, until the time is over.
 
-The most wanted rows come first, and both backends are in every interleaved run.
+The most wanted rows come first, and both backends are in every interleaved run. A step that hangs, or that
+loses the GPU by an illegal access, costs itself alone: the process starts again behind it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import softdiff_kernels as sk
+from softdiff_kernels import _machine
 from softdiff_kernels.backends import triton
 from softdiff_kernels.bench import machine
 from softdiff_kernels.bench.report import rounded
 from softdiff_kernels.files import save_json
 
 from . import rows
-from .parts import ROOT, execute
-from .rows import ALONE, OPS, Row, Setup
-from .targets import BACKENDS, faster
+from .parts import ROOT, read
+from .rows import ALONE, CORE, OPS, Row, Setup
 
 Entry = tuple[str, int, torch.dtype]
 Step = tuple[str, Callable[[], None], float]  # its name, what it does, and the seconds that it needs
 TRAINED = ("corrupt", "momentum_step", "soft_score_loss")
-HEADLINE: list[Entry] = [
-    *(("corrupt", size, torch.float32) for size in (64, 32, 128, 256)),
-    *((op, size, torch.float32) for op in ("momentum_step", ALONE, "soft_score_loss") for size in (64, 32)),
-    *((op, 64, torch.bfloat16) for op in ("corrupt", "momentum_step", ALONE, "soft_score_loss")),
-]
+_LONGEST = 90.0  # seconds after which a step is taken to hang
 SIZES = (64, 32, 128, 256, 512)
 # Where torch.compile is tried first: it takes seconds a baseline.
 COMPILED_FIRST: list[Entry] = [(op, 64, torch.float32) for op in TRAINED]
 
 
 def order(sizes: tuple[int, ...] = SIZES) -> list[Entry]:
-    """All rows of full batches, the headline's first."""
+    """All rows of full batches, the core's first."""
     every = [(op, size, d) for d in (torch.float32, torch.bfloat16) for size in sizes for op in OPS]
-    return list(dict.fromkeys([*(entry for entry in HEADLINE if entry[1] in sizes), *every]))
+    return list(dict.fromkeys([*(entry for entry in CORE if entry[1] in sizes), *every]))
 
 
 class Bench:
     """What is measured so far, on disk after each step."""
 
-    def __init__(self, out: Path, seconds: float, setup: Setup, about: dict[str, Any]) -> None:
+    def __init__(self, out: Path, seconds: float, setup: Setup, about: dict[str, Any], again: bool = False):
+        """again: this process continues another, which has left its results in `out`."""
         self.out, self.setup, self.deadline = out, setup, time.monotonic() + seconds
-        self.results: dict[str, Any] = {"problems": {}, "undone": [], **about}
+        before = read(out) if again else {}
+        self.results: dict[str, Any] = {"problems": {}, "done": [], "lost": []}
+        self.results |= {key: before[key] for key in self.results if key in before}
+        self.results |= {"undone": [], **about}
         self.rows: dict[Any, Row] = {}
+        self.add([Row(**row) for row in before.get("rows", [])])
 
     def attempt(self, name: str, step: Callable[[], None], needs: float) -> None:
-        """Does a step if there is time; an error in it is written down."""
+        """Does a step if there is time and it was not done before; an error in it is written down."""
         start = time.monotonic()
+        if name in self.results["done"]:
+            return
         if self.deadline - start < needs:
             self.results["undone"].append(name)
             return
+        self.results["done"].append(name)
+        hangs = threading.Timer(_LONGEST, self.restart, (name, f"did not end within {_LONGEST:.0f} s"))
+        hangs.daemon = True
+        hangs.start()
         try:
             step()
         except Exception as error:  # one row must not cost the others
-            self.results["problems"][name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            self.results["problems"][name] = why
             traceback.print_exc()
+            if lost():
+                self.restart(name, why)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        finally:
+            hangs.cancel()
         now = time.monotonic()
         print(f"{name}: {now - start:.1f} s, {self.deadline - now:.0f} s left", flush=True)
         self.save()
 
-    def add(self, key: Any, measured: list[Row]) -> None:
+    def restart(self, name: str, why: str) -> None:
+        """Starts this program again, behind the step that lost the GPU; it keeps its process group."""
+        self.results["problems"][name] = why
+        self.results["lost"].append(name)
+        self.results["undone"] = []
+        self.save()
+        print(f"{name}: {why}; the process starts again", flush=True)
+        left = max(self.deadline - time.monotonic(), 0.0)
+        os.execv(sys.executable, [*sys.orig_argv, "--again", "--seconds", f"{left:.0f}"])
+
+    def each(self, name: str, step: Callable[[], None], needs: float) -> None:
+        """Does a step, by one backend after the other where it has lost the GPU by all together."""
+        self.attempt(name, step, needs)
+        if name in self.results["lost"]:
+            setup = self.setup
+            for backend in setup.backends:
+                self.setup = replace(setup, backends=(backend,))
+                self.attempt(f"{name}, {backend} alone", step, needs)
+            self.setup = setup
+
+    def add(self, measured: list[Row]) -> None:
         """Keeps the rows of a run; those of a second run give the first ones' their baselines."""
         for row in measured:
-            before = self.rows.get((key, row.backend))
-            self.rows[key, row.backend] = row if before is None else rows.merged(before, row)
+            key = row.op, row.px, row.batch, row.dtype, row.kind, row.backend
+            before = self.rows.get(key)
+            self.rows[key] = row if before is None else rows.merged(before, row)
 
     def save(self) -> None:
         listed = [asdict(row) for row in self.rows.values()]
         counts = {"steps not reached": len(self.results["undone"]), "problems": len(self.results["problems"])}
         detail = ", ".join([f"{len(listed)} rows", *(f"{n} {what}" for what, n in counts.items() if n)])
-        about = {"status": "ok" if listed else "failed", "detail": detail, "faster": faster(listed)}
+        about = {"status": "ok" if listed else "failed", "detail": detail}
         save_json(self.out, rounded({**about, **self.results, "rows": listed}))
 
-    def full(self, entry: Entry, late: bool, only_ours: bool) -> None:
-        """A full batch beside the eager baselines or, late, those under torch.compile."""
+    def full(self, entry: Entry, late: bool, most: int | None = None) -> None:
+        """A full batch beside the eager baselines, `most` of them, or, late, those under torch.compile."""
         (op, size, dtype), setup = entry, self.setup
         if late:
             torch.compiler.reset()
             candidates = rows.compiled(op, size, dtype, setup.device, setup.compiler)
         else:
-            candidates = rows.eager(op, size, dtype, setup.device)[: 1 if only_ours else None]
+            candidates = rows.eager(op, size, dtype, setup.device)[:most]
         batch = rows.full_batch(size, dtype, setup.image_bytes)
-        self.add(entry, rows.measure(op, size, batch, dtype, setup, candidates))
+        self.add(rows.measure(op, size, batch, dtype, setup, candidates))
 
     def small(self, op: str, size: int, batch: int) -> None:
         """A small batch as CUDA graphs and in blocks of calls, `corrupt` under torch.compile too."""
         where = (op, size, torch.float32, self.setup.device)
-        candidates = [b for b in rows.eager(*where) if b.group != rows.FEWER]
+        candidates = rows.eager(*where)
         for kind in ("graph", "small"):
             if kind == "small" and op == "corrupt":
                 torch.compiler.reset()
                 candidates += rows.compiled(*where, self.setup.compiler)
-            measured = rows.measure(op, size, batch, torch.float32, self.setup, candidates, kind)
-            self.add((op, size, batch, kind), measured)
+            self.add(rows.measure(op, size, batch, torch.float32, self.setup, candidates, kind))
 
     def launch_overhead(self) -> None:
         sys.path.insert(0, str(ROOT / "tests"))
@@ -114,19 +148,21 @@ class Bench:
 
         self.results["launch_overhead_us"] = measure()
 
-    def steps(self, sizes: tuple[int, ...], only_ours: bool) -> Iterator[Step]:
-        """Everything to do, in order."""
+    def steps(self, sizes: tuple[int, ...], core: bool) -> Iterator[Step]:
+        """Everything to do, in order. core: the core's rows alone, beside one baseline."""
 
         def full(entry: Entry, late: bool = False) -> Step:
-            what = f"{entry[0]} {entry[1]} px {str(entry[2]).removeprefix('torch.')}"
-            step = f"{'compiled' if late else 'eager'} {what}", lambda: self.full(entry, late, only_ours)
-            return *step, 12.0 if late else 3.0
+            how, (op, size, dtype) = "compiled" if late else "eager", entry
+            name = f"{how} {op} {size} px {str(dtype).removeprefix('torch.')}"
+            needs = 12.0 if late else 1.5 if core else 3.0
+            return name, lambda: self.full(entry, late, 1 if core else None), needs
 
         everything = order(sizes)
-        headline = [entry for entry in everything if entry in HEADLINE]
-        yield from map(full, headline)
-        if only_ours:
+        if core:
+            yield from map(full, dict.fromkeys((op, s if s in sizes else sizes[0], d) for op, s, d in CORE))
             return
+        first = everything[:6]  # in float32 at 64 and 32 px
+        yield from map(full, first)
         compiled_first = [entry for entry in COMPILED_FIRST if entry in everything]
         yield from (full(entry, late=True) for entry in compiled_first)
         if not triton.interpreted():  # thousands of calls, of which the interpreter takes a second for each
@@ -135,34 +171,63 @@ class Bench:
         for batch in self.setup.batches:
             for op in TRAINED:
                 yield f"small {op} {batch}", lambda o=op, b=batch: self.small(o, size, b), 6.0  # type: ignore[misc]
-        yield from (full(entry) for entry in everything if entry not in headline)
+        yield from (full(entry) for entry in everything if entry not in first)
         # The loss alone shares its baselines with the loss through autograd.
         others = (e for e in everything if e not in compiled_first and e[0] not in ("normal", ALONE))
         yield from (full(entry, late=True) for entry in others)
 
 
-def compile_kernels(seconds: float) -> None:
-    """Compiles the Triton kernels of all rows in several processes; this one finds them in Triton's cache."""
-    count = max(1, min(10, (os.cpu_count() or 2) - 2))
-
-    def job(i: int) -> None:
-        program = [sys.executable, "-m", "benchmarks.gpu.report", "compile", "--share", f"{i}/{count}"]
-        execute(program, seconds=seconds, log=Path(os.devnull))
-
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(job, range(count)))
+def lost() -> bool:
+    """Whether no call of this process can use the GPU any more."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
-def compile_share(share: str) -> None:
-    """Calls the rows I, I + N, I + 2 N ... of "I/N" once by Triton, which keeps their kernels on disk."""
-    first, step = map(int, share.split("/"))
-    device = torch.device("cuda", torch.cuda.current_device())
-    # Enough planes to fill the GPU: fewer take other kernels above 64 px.
-    batch = torch.cuda.get_device_properties(device).multi_processor_count // 3 + 1
-    with sk.use_backend("triton"):
-        for op, size, dtype in order()[first::step]:
-            rows.ours(op, rows.make(op, size, batch, dtype, device))
-    torch.cuda.synchronize()
+def _make(job: tuple[Entry, int]) -> str:
+    """Makes a row's call by Triton, with noise of its own, and given; what went wrong, else nothing."""
+    (op, size, dtype), batch = job
+    try:
+        with sk.use_backend("triton"):
+            case = rows.make(op, size, batch, dtype, torch.device("cuda", torch.cuda.current_device()))
+            rows.ours(op, case)
+            rows.ours(op, case, case.noise)
+            torch.cuda.synchronize()
+    except Exception as error:
+        return f"{op} {size} px {dtype} B {batch}: {error}".splitlines()[0][:200]
+    return ""
+
+
+def compile_kernels(seconds: float, core: bool) -> list[str]:
+    """Compiles the Triton kernels of the core, or of all rows, in several processes; the calls that failed,
+    or were not made in time. All other processes find the kernels in Triton's cache."""
+    full = rows.filling(torch.device("cuda", torch.cuda.current_device()))
+    jobs = [(entry, count) for entry in CORE for count in (full, rows.FEW)]
+    jobs += [] if core else [(entry, full) for entry in order() if entry not in CORE]
+    deadline = time.monotonic() + seconds
+    # A worker that hangs or dies costs its own call: it is left behind at the deadline.
+    with get_context("spawn").Pool(max(1, min(12, _machine.cores() - 2))) as pool:
+        calls = [(job, pool.apply_async(_make, (job,))) for job in jobs]
+        for _, call in calls:
+            call.wait(max(0.0, deadline - time.monotonic()))
+        failed = [call.get() if call.ready() else f"{job}: not made in time" for job, call in calls]
+    return [why for why in failed if why]
+
+
+def kernels(out: Path, seconds: float) -> None:
+    """Compiles the core's Triton kernels, for the tests and the timings that follow."""
+    state, start = sk.backends()["triton"], time.monotonic()
+    if not state.usable:
+        save_json(out, {"status": "absent", "detail": f"triton: {state.reason}"})
+        return
+    failed = compile_kernels(seconds, core=True)
+    detail = f"{2 * len(CORE)} calls in {time.monotonic() - start:.0f} s"
+    if failed:
+        detail += f", {len(failed)} of them failed: {'; '.join(failed[:3])}"
+    save_json(out, {"status": "failed" if failed else "ok", "detail": detail, "failed": failed})
 
 
 def dry_backends() -> tuple[str, ...]:
@@ -196,20 +261,21 @@ def setup_for(dry: bool, backends: tuple[str, ...]) -> tuple[Setup, dict[str, An
     return setup, {**about, "backends": backends}
 
 
-def run(out: Path, seconds: float, *, only_ours: bool, dry: bool) -> None:
-    """Measures until the time is over. only_ours: the headline's rows by Triton, beside one baseline."""
+def run(out: Path, seconds: float, *, core: bool, dry: bool, again: bool, wanted: Sequence[str]) -> None:
+    """Measures until the time is over, by the wanted backends that are usable. core: see `Bench.steps`;
+    again: behind what the file holds already."""
     end = time.monotonic() + seconds
     backends = dry_backends() if dry else ()
-    states = {name: sk.backends()[name] for name in (("triton",) if only_ours else BACKENDS)}
+    states = {name: sk.backends()[name] for name in wanted}
     if not dry and torch.cuda.is_available():
         backends = tuple(name for name, state in states.items() if state.usable)
     if not backends:
         reasons = "; ".join(f"{name}: {state.reason}" for name, state in states.items())
         save_json(out, {"status": "absent", "detail": reasons})
         return
-    if not dry and "triton" in backends:
-        compile_kernels(min(60.0, seconds / 3))
-    bench = Bench(out, end - time.monotonic(), *setup_for(dry, backends))
-    for name, step, needs in bench.steps((8,) if dry else SIZES, only_ours):
-        bench.attempt(name, step, 0.0 if dry else needs)
+    if not dry and not core and not again and "triton" in backends:
+        compile_kernels(min(60.0, seconds / 3), core=False)
+    bench = Bench(out, end - time.monotonic(), *setup_for(dry, backends), again)
+    for name, step, needs in bench.steps((8,) if dry else SIZES, core):
+        bench.each(name, step, 0.0 if dry else needs)
     bench.save()

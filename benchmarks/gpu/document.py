@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from softdiff_kernels.bench.report import Column, about_machine, number, shown, table
-from softdiff_kernels.bench.timing import AGAIN, OURS
 
 from .parts import Outcome
-from .targets import BACKENDS, Target, evaluate
+from .targets import BACKENDS, Target, evaluate, faster, predicted
 
 Data = Mapping[str, Any]
 Outcomes = Mapping[str, Outcome]
@@ -49,60 +49,28 @@ def targets(results: Sequence[Target]) -> str:
     return table(columns, [[t for t in results if t.what == what] for what in whats])
 
 
-def results(
-    rows: Iterable[Data], host: Mapping[str, float] | None = None, before: Sequence[Data] = ()
-) -> str:
+def results(rows: Iterable[Data], host: Mapping[str, float] | None = None) -> str:
     """A line for each op, size, batch, dtype and backend.
 
-    host: microseconds of the host for a call, by op, "OP, cuda" for that backend. before: the rows by another
-    table of configurations.
+    host: microseconds of the host for a call, by op, "OP, cuda" for that backend.
     """
-
-    def key(row: Data) -> tuple[Any, ...]:
-        return row["op"], row["px"], row["batch"], row["dtype"], row["kind"], row["backend"]
 
     def of_host(row: Data) -> str:
         name = {"triton": row["op"], "cuda": f"{row['op']}, cuda"}.get(row["backend"], "")
         return shown((host or {}).get(name), "{:.1f}")
 
-    old = {key(r): r["ours"] for r in before}
     columns: list[Column] = [
         *(number("op", "{}"), number("px", "{}"), number("batch", "{}", "B"), number("dtype", "{}")),
         *(number("kind", "{}"), number("backend", "{}", "by"), ("us", _us)),
         ("20-80 %", lambda r: f"{_us(r, 'low')}-{_us(r, 'high')}"),
-        *(number("gb_s", "{:.0f}", "GB/s"), number("of_copy", "{:.0%}")),
+        *(number("error", "{:.1e}"), number("gb_s", "{:.0f}", "GB/s"), number("of_copy", "{:.0%}")),
+        ("predicted", lambda r: shown(predicted(r), "{:.0f}%")),
         *(number("fastest", "{}", "fastest baseline"), ("us", lambda r: _us(r, "fastest_ns"))),
         *(number("ratio"), number("noise", "{:.1%}")),
-        *(number("error", "{:.1e}"), number("fastest_error", "{:.1e}", "its error")),
-        number("peak_mib", "{:.0f}", "peak MiB"),
+        *(number("fastest_error", "{:.1e}", "its error"), number("peak_mib", "{:.0f}", "peak MiB")),
     ]
     columns += [("host us", of_host)] if host else []
-    columns += (
-        [("times as fast as before", lambda r: shown(old.get(key(r), 0.0) / r["ours"]))] if before else []
-    )
     return table(columns, rows)
-
-
-def every_baseline(rows: Iterable[Data]) -> str:
-    """Microseconds of ours and of each baseline; a star where it has fewer digits or does something else."""
-    runs: dict[str, dict[str, str]] = {}
-    starred = set()
-    for row in rows:
-        place = "" if row["kind"] == "full" else f", {row['kind']}"
-        run = runs.setdefault(f"{row['px']} px, B {row['batch']}{place}", {})
-        for name, timing in row["timings"].items():
-            if name != AGAIN:
-                label = f"{OURS} {row['backend']}" if name == OURS else name
-                run[label] = _us({**timing, "values": row["values"]}, "median")
-                starred |= {label} if timing["group"] == "fewer digits" or not timing["same"] else set()
-        run |= dict.fromkeys(row["failures"], "failed")
-
-    def times(run: Mapping[str, str]) -> Callable[[str], str]:
-        return lambda name: run.get(name, "")
-
-    columns: list[Column] = [("us", lambda name: f"{name} *" if name in starred else name)]
-    columns += [(head, times(run)) for head, run in runs.items()]
-    return table(columns, dict.fromkeys(name for run in runs.values() for name in run))
 
 
 def parts(outcomes: Outcomes) -> str:
@@ -114,13 +82,21 @@ def parts(outcomes: Outcomes) -> str:
     return table(columns, outcomes.values())
 
 
-def _data(outcomes: Outcomes, name: str) -> dict[str, Any]:
+def data_of(outcomes: Outcomes, name: str) -> dict[str, Any]:
+    """What a part has found; nothing of one that was not run."""
     return outcomes[name].data if name in outcomes else {}
 
 
+def rows_of(outcomes: Outcomes) -> list[Data]:
+    """The rows of the benchmarks; those of the core pass where nothing newer has them."""
+    every = [row for name in ("speed", "bench") for row in data_of(outcomes, name).get("rows", [])]
+    key = itemgetter("op", "px", "batch", "dtype", "kind", "backend")
+    return list({key(row): row for row in every}.values())
+
+
 def _targets(outcomes: Outcomes) -> str:
-    bench = _data(outcomes, "bench")
-    return targets(evaluate(bench.get("rows", []), bench.get("launch_overhead_us", {})))
+    overhead = data_of(outcomes, "bench").get("launch_overhead_us", {})
+    return targets(list(evaluate(rows_of(outcomes), overhead)))
 
 
 def _machine(environment: Data, about: Data) -> str:
@@ -138,7 +114,7 @@ def _machine(environment: Data, about: Data) -> str:
 
 
 def _correctness(tests: Data) -> str:
-    counts = ", ".join(f"{tests.get(s, 0)} {s}" for s in ("passed", "failed", "timeout", "skipped", "undone"))
+    counts = ", ".join(f"{tests.get(s, 0)} {s}" for s in ("passed", "failed", "skipped", "undone"))
     lines, reasons = [f"By pytest: {counts}."], set()
     for unit in tests.get("units", []):
         for case in unit.get("failures", []):
@@ -150,11 +126,17 @@ def _correctness(tests: Data) -> str:
     return "\n".join([*lines, *(f"- skipped: {reason}" for reason in sorted(reasons))])
 
 
+def _tests(outcomes: Outcomes, group: str, title: str) -> Iterable[str]:
+    for backend in BACKENDS:
+        if tests := data_of(outcomes, f"{group} {backend}"):
+            yield from (f"## {title}, {backend}", _correctness(tests))
+
+
 def _sanitizer(outcomes: Outcomes) -> Iterable[str]:
     entries = [
         {"backend": backend, "tool": tool, **result, "said": result["said"].replace("|", "/")}
         for backend in BACKENDS
-        for tool, result in _data(outcomes, f"sanitizer {backend}").get("tools", {}).items()
+        for tool, result in data_of(outcomes, f"sanitizer {backend}").get("tools", {}).items()
     ]
     if entries:
         heads = {"backend": "by", "tool": "tool", "status": "ended", "errors": "errors", "said": ""}
@@ -164,7 +146,7 @@ def _sanitizer(outcomes: Outcomes) -> Iterable[str]:
 
 def _bench(bench: Data) -> Iterable[str]:
     rows, copy = bench.get("rows", []), bench.get("copy", {})
-    yield from ("## Benchmarks", _LEGEND)
+    yield "## Benchmarks"
     yield (
         f"Copy of {bench.get('copy_bytes', 0) / 2**30:.2f} GiB: {copy.get('median', 0) / 1e9:.0f} GB/s, "
         f"reads and writes together ({copy.get('low', 0) / 1e9:.0f}-{copy.get('high', 0) / 1e9:.0f})."
@@ -175,51 +157,59 @@ def _bench(bench: Data) -> Iterable[str]:
         yield "### Host microseconds of a call"
         columns: list[Column] = [("", lambda e: e[0]), ("us", lambda e: f"{e[1]:.1f}")]
         yield table(columns, bench["launch_overhead_us"].items())
-    for op, dtype in dict.fromkeys((r["op"], r["dtype"]) for r in rows):
-        yield f"### {op}, {dtype}: every baseline (* fewer digits, or not the same operator)"
-        yield every_baseline(r for r in rows if (r["op"], r["dtype"]) == (op, dtype))
     failures = {
         f"{r['op']} {r['px']} px {r['dtype']}, {n}": why for r in rows for n, why in r["failures"].items()
     }
-    failures |= bench.get("problems", {})
-    if failures:
+    yield from _problems(bench, failures)
+
+
+def _problems(bench: Data, failures: Mapping[str, str]) -> Iterable[str]:
+    if failures := {**failures, **bench.get("problems", {})}:
         yield "### What did not run"
         yield "\n".join(f"- {name}: {why}" for name, why in failures.items())
     if bench.get("undone"):
         yield "Not reached in time: " + "; ".join(bench["undone"]) + "."
-    if bench.get("faster"):
+
+
+def _faster(outcomes: Outcomes) -> Iterable[str]:
+    if found := faster(rows_of(outcomes)):
         yield "## The faster backend, by px"
-        columns = [
+        columns: list[Column] = [
             ("op", lambda e: e[0]),
             ("px and backend", lambda e: ", ".join(map(" ".join, e[1].items()))),
         ]
-        yield table(columns, bench["faster"].items())
+        yield table(columns, found.items())
+
+
+def _speed(speed: Data) -> Iterable[str]:
+    """The core pass's times: each with its error, its part of a copy, and the part that was predicted."""
+    if speed:
+        yield from ("## Speed of the core pass", _LEGEND, results(speed.get("rows", [])))
+        yield "One baseline was timed beside each, which need not be the fastest."
+        yield from _problems(speed, {})
 
 
 def whole(outcomes: Outcomes, about: Data) -> str:
     """The report in Markdown. about: its "command", its "seconds" so far and whether it is "complete"."""
-    bench, again = _data(outcomes, "bench"), _data(outcomes, "tuned bench").get("rows", [])
-    sections = ["# GPU report", _machine(_data(outcomes, "environment"), about), parts(outcomes)]
+    bench = data_of(outcomes, "bench")
+    sections = ["# GPU report", _machine(data_of(outcomes, "environment"), about), parts(outcomes)]
     sections += ["## Targets", _targets(outcomes)]
-    for backend in BACKENDS:
-        tests = _data(outcomes, f"correctness {backend}")
-        sections += [f"## Correctness of {backend}", _correctness(tests)] if tests else []
-    sections += [*_sanitizer(outcomes), *(_bench(bench) if bench else [])]
-    if again:
-        sections += ["## Triton by the tuned table", results(again, before=bench.get("rows", []))]
-    kernels = _data(outcomes, "ncu").get("kernels", {})
-    lines = [
-        f"- {name}, {backend}, " + ", ".join(f"{k} {v:.0f}" for k, v in values.items())
-        for name, result in kernels.items()
-        for backend, values in result.get("metrics", {}).items()
+    sections += _tests(outcomes, "core", "The core pass")
+    sections += [
+        *_speed(data_of(outcomes, "speed")),
+        *_faster(outcomes),
+        *_tests(outcomes, "tests", "Other tests"),
     ]
-    sections += ["## Nsight Compute", "\n".join(lines) or "no metric was read"] if kernels else []
+    sections += [*_sanitizer(outcomes), *(_bench(bench) if bench else [])]
+    kernels = data_of(outcomes, "ncu").get("kernels", {})
+    said = "\n\n".join(f"{name}: {r['status']}\n\n```\n{r['said']}\n```" for name, r in kernels.items())
+    sections += ["## Nsight Compute", said] if kernels else []
     return "\n\n".join(sections) + "\n"
 
 
 def short(outcomes: Outcomes) -> str:
     """The parts and the targets, in at most 40 lines."""
     text = parts(outcomes)
-    if "bench" in outcomes and outcomes["bench"].status != "absent":
+    if rows_of(outcomes):
         text += "\n\n" + _targets(outcomes)
     return "\n".join(text.splitlines()[:40])

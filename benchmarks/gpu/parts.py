@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# "failed": it ended by itself with an error; "timeout": killed; "absent": it has nothing to run on.
-STATUSES = ("ok", "failed", "timeout", "absent")
+# "partial": right as far as it came; "failed": it ended by itself with an error; "timeout": killed; "absent":
+# it has nothing to run on; "left out": there was no time for it.
+STATUSES = ("ok", "partial", "failed", "timeout", "absent", "left out")
 _FOLDERS = ("/usr/local/cuda*/bin", "/usr/local/cuda*/compute-sanitizer", "/opt/nvidia/nsight-compute/*")
 _GRACE = 3.0  # seconds between asking a process to stop and killing it
 _processes: set[subprocess.Popen[bytes]] = set()  # those that `execute` waits for
@@ -93,13 +94,23 @@ def interrupt() -> None:
 
 
 def end_with_commands() -> None:
-    """Makes SIGTERM end this process and the commands that `execute` waits for, which are other groups."""
+    """Makes SIGTERM, or the end of its parent, end this process and the commands that `execute` waits for.
+
+    These are other groups: who kills a report, or the shell that it runs in, does not reach them.
+    """
+    parent = os.getppid()
 
     def end(*_: object) -> None:
         interrupt()
         os._exit(128 + signal.SIGTERM)
 
+    def watch_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        end()
+
     signal.signal(signal.SIGTERM, end)
+    threading.Thread(target=watch_parent, daemon=True).start()
 
 
 def watch(
@@ -119,6 +130,19 @@ def worst(results: Mapping[str, Mapping[str, Any]]) -> str:
     return next((status for status in ("failed", "timeout", "absent") if status in statuses), "ok")
 
 
+def save_text(path: Path, text: str) -> None:
+    """Replaces a file by a whole one, as softdiff_kernels.files does, which imports torch first: tens of
+    seconds on a machine that has never read it, in which the compilers can run already."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Replaces a JSON file by a whole one."""
+    save_text(path, json.dumps(content, indent=1) + "\n")
+
+
 def read(path: Path) -> dict[str, Any]:
     """What a part has saved so far; empty if there is nothing."""
     try:
@@ -136,6 +160,14 @@ def find(name: str, folders: Sequence[str] = _FOLDERS) -> str | None:
         matches = sorted(folder / name for folder in Path(root).glob(pattern.removeprefix(root)))
         candidates += [str(path) for path in reversed(matches) if path.is_file()]
     return next(filter(None, candidates), None)
+
+
+def end_of(log: Path, size: int = 4000) -> str:
+    """The last bytes of a file that is being written; empty if there is none."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - size))
+        return file.read().decode(errors="replace")
+    return ""
 
 
 def tail(text: str, lines: int = 3) -> str:

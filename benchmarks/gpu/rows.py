@@ -2,8 +2,8 @@
 """One op by each of our GPU backends beside its baselines: checked, then timed in one interleaved run.
 
 The benchmark engine (softdiff_kernels/bench) has the cases, the baselines and the timer. This file adds what
-a GPU needs: several backends of ours in one run, the loss without autograd around it, baselines with fewer
-digits than ours, CUDA graphs, bandwidth and peak memory.
+a GPU needs: several backends of ours in one run, the loss without autograd around it, CUDA graphs, bandwidth
+and peak memory.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from softdiff_kernels.bench import baselines, cases, timing
 from softdiff_kernels.bench import rows as engine
 from softdiff_kernels.bench.baselines import Baseline
 from softdiff_kernels.bench.cases import Case
-from softdiff_kernels.bench.forms import TwoProductBmm
 from softdiff_kernels.bench.timing import AGAIN, OURS
 
 ALONE = "soft_score_loss, op alone"
 OPS = ("corrupt", "momentum_step", "soft_score_loss", ALONE, "blur", "dct2", "normal")
-FEWER = "fewer digits"  # the group of baselines that the ratio leaves out
-_COMPARED = 4  # samples whose result is compared with float64
+# The core pass, tested before anything else and then timed: (op, px, dtype), the most wanted first.
+CORE = [
+    (op, size, dtype)
+    for dtype in (torch.float32, torch.bfloat16)
+    for size in (64, 32, 128, 256)
+    for op in ("corrupt", "momentum_step", ALONE)
+]
+FEW = 2  # images that do not fill a GPU: large ones are cut into strips by other kernels
 _BLOCK = 20  # calls that are timed as one, of small batches
 
 
@@ -50,7 +55,7 @@ class Setup:
 
 @dataclass
 class Row(engine.Row):
-    """The engine's row of one of our backends, and the ratio to the fastest baseline of any group but FEWER.
+    """The engine's row of one of our backends, and the ratio to the fastest baseline of any group.
 
     kind: "full" batches, "small" ones in blocks of calls, or these as a CUDA "graph". gb_s: of the images
     that must be read and written.
@@ -66,6 +71,14 @@ class Row(engine.Row):
 def label(backend: str) -> str:
     """Our name among the baselines."""
     return OURS if backend == "auto" else f"{OURS} {backend}"
+
+
+def filling(device: torch.device) -> int:
+    """Images of three channels that give each multiprocessor a plane, and so take the kernels of any larger
+    batch."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count // 3 + 1
 
 
 def full_batch(size: int, dtype: torch.dtype, image_bytes: int) -> int:
@@ -91,63 +104,23 @@ def ours(op: str, case: Case, noise: Tensor | None = None) -> Any:
     return torch.ops.softdiff.soft_score_loss_and_gradient(*case.arguments.values(), 0.0, "mean")
 
 
-class _HalfProduct(TwoProductBmm):
-    """Products in bfloat16 of operators made in float32, as under autocast."""
-
-    name = "two-product bmm in bfloat16"
-
-    def operators(self, blur_std: Tensor) -> tuple[Tensor, Tensor]:
-        a_h, a_w = super().operators(blur_std)
-        return a_h.bfloat16(), a_w.bfloat16()
-
-
-def _in_bfloat16(op: str, size: int, dtype: torch.dtype, device: torch.device) -> list[Baseline]:
-    if dtype == torch.float32 or op not in ("corrupt", "momentum_step", "blur"):
-        return []
-    call = baselines.of(op, _HalfProduct(size, size).to(device))
-    assert call is not None
-
-    def rounded(*arguments: Tensor, **given: Any) -> Any:
-        # float32 coefficients widen what they multiply.
-        return call(*arguments, **given).bfloat16()
-
-    return [Baseline(_HalfProduct.name, FEWER, "torch.bmm as under autocast", rounded)]
-
-
-def _with_tf32(baseline: Baseline) -> Baseline:
-    def call(*arguments: Tensor, **given: Any) -> Any:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
-            return baseline.call(*arguments, **given)
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    return replace(baseline, name=f"{baseline.name}, TF32", group=FEWER, call=call)
-
-
 def eager(op: str, size: int, dtype: torch.dtype, device: torch.device) -> list[Baseline]:
-    """The engine's eager baselines that compute an op of square images, and those with fewer digits."""
+    """The engine's eager baselines that compute an op of square images."""
     # A package's nearest function may loop over the batch: seconds a call on batches that fill a GPU.
-    same = [b for b in baselines.baselines(_case(op), size, size, dtype, device) if b.same]
-    tf32 = device.type == "cuda" and dtype == torch.float32
-    products = [b for b in same if tf32 and b.name in ("two-product bmm", "four-product")]
-    return [*same, *map(_with_tf32, products), *_in_bfloat16(op, size, dtype, device)]
+    return [b for b in baselines.baselines(_case(op), size, size, dtype, device) if b.same]
 
 
 def compiled(op: str, size: int, dtype: torch.dtype, device: torch.device, backend: str) -> list[Baseline]:
     """The same under torch.compile, compiled at their first call."""
-    late = baselines.compiled(_case(op), size, size, dtype, device, backend)
-    for half in _in_bfloat16(op, size, dtype, device):
-        call = torch.compile(half.call, dynamic=False, backend=backend)
-        late.append(replace(half, name=f"{half.name} compiled", call=call, compiled=True))
-    return late
+    return baselines.compiled(_case(op), size, size, dtype, device, backend)
 
 
 def _errors(op: str, case: Case, working: Sequence[Baseline], backends: Sequence[str]) -> dict[str, float]:
-    """Relative L2 errors of the first samples, by the engine's rule; ours by the backends' labels."""
-    noise = None if case.noise is None else case.noise[:_COMPARED]
-    few = replace(case, arguments={k: v[:_COMPARED] for k, v in case.arguments.items()}, noise=noise)
+    """Relative L2 errors by the engine's rule, of as many samples as take the kernels that are timed; ours by
+    the backends' labels."""
+    count = filling(next(iter(case.arguments.values())).device)
+    noise = None if case.noise is None else case.noise[:count]
+    few = replace(case, arguments={k: v[:count] for k, v in case.arguments.items()}, noise=noise)
     errors = engine.errors(few, [b for b in working if not b.compiled])
     exact = cases.truth(few)
     for backend in backends:
@@ -190,7 +163,9 @@ def measure(
 
     following = engine.in_rotation(case, setup.l2_bytes if kind == "full" else 0)
     own = {label(b) + again: b for b in backends for again in ("", ", again")}
-    within: dict[str, timing.Context] = {name: partial(sk.use_backend, b) for name, b in own.items()}
+    within: dict[str, timing.Context] = {
+        name: partial(sk.use_backend, backend) for name, backend in own.items()
+    }
     calls: dict[str, timing.Call] = dict.fromkeys(own, lambda: ours(op, following()))
     for name, baseline in working.items():
         calls[name] = lambda b=baseline: b.call(*following().arguments.values())  # type: ignore[misc]
@@ -222,9 +197,9 @@ def measure(
 
 
 def _with_fastest(row: Row) -> Row:
-    """The row with the ratio to the fastest of all baselines that have float32's digits."""
+    """The row with the ratio to the fastest of all baselines."""
     timings = row.timings
-    same = [name for name, t in timings.items() if t["same"] and t["group"] not in ("ours", FEWER)]
+    same = [name for name, t in timings.items() if t["same"] and t["group"] != "ours"]
     name = min(same, key=lambda n: timings[n]["ratio"])
     about = {key: timings[name][key] for key in ("ratio", "noise")}
     error = timings.get(name.removesuffix(" compiled"), {}).get("error")

@@ -46,39 +46,75 @@ constexpr int kCellBits = 3;
 // -2 ln u for u = (k + 1/2) 2^-24, k = word >> 8. With u = 2^e m and c near m it is -2 log1p(m / c - 1) +
 // 2 ln(1 / c) - 2 e ln 2; m / c - 1 comes from k by multiply-adds that lose nothing, which a u in float32, with
 // its last bit lost near 1, would: off by up to 2.4e-4 in the normal.
-SD_INLINE V minus_two_log(U word) {
-  const V k = to_float(reinterpret_cast<I>(word >> 8));
+template <int P>
+SD_INLINE void minus_two_log(const U (&word)[P], V (&out)[P]) {
+  V k[P], scale[P], f[P], base[P];
+  I bits[P];
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) k[i] = to_float(reinterpret_cast<I>(word[i] >> 8));
   // k + 1/2 may be rounded up to a power of two: one less puts that into the last cell of the binade before.
-  const I bits = as_int(k + 0.5f) - (((127 + 24) << 23) + 1);
-  const U cell = reinterpret_cast<U>(bits >> (23 - kCellBits));
-  const V scale = as_float(as_int(lookup(kInverse, cell)) - (bits & static_cast<int32_t>(0xff800000u)));
-  const V f = 0.5f * scale + (k * scale - 1.0f);
-  const V base = to_float(bits >> 23) * -1.38629436f + lookup(kLog, cell);
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) bits[i] = as_int(k[i] + 0.5f) - (((127 + 24) << 23) + 1);
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) {
+    const U cell = reinterpret_cast<U>(bits[i] >> (23 - kCellBits));
+    scale[i] = as_float(as_int(lookup(kInverse, cell)) - (bits[i] & static_cast<int32_t>(0xff800000u)));
+    base[i] = to_float(bits[i] >> 23) * -1.38629436f + lookup(kLog, cell);
+  }
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) f[i] = 0.5f * scale[i] + (k[i] * scale[i] - 1.0f);
+  V p[P];
 #if SOFTDIFF_VL == 16
-  const V p = (-0.66721928f * f + 1.0004046f) * f + -1.9999999f;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) p[i] = -0.66721928f * f[i] + 1.0004046f;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) p[i] = p[i] * f[i] + -1.9999999f;
 #else
-  const V p = ((0.50215012f * f + -0.66861522f) * f + 0.99999672f) * f + -1.9999981f;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) p[i] = 0.50215012f * f[i] + -0.66861522f;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) p[i] = p[i] * f[i] + 0.99999672f;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) p[i] = p[i] * f[i] + -1.9999981f;
 #endif
-  return f * p + base;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) out[i] = f[i] * p[i] + base[i];
 }
 
 // radius * (cos, sin) of the angle int32(q) 2 pi / 2^32.
-SD_INLINE void around(V radius, U q, V& z0, V& z1) {
-  const U cell = (q + (1u << (31 - kCellBits))) >> (32 - kCellBits);
-  const V c = lookup(kCos, cell), s = lookup(kSin, cell);
+template <int P>
+SD_INLINE void around(const V (&radius)[P], const U (&q)[P], V (&z0)[P], V (&z1)[P]) {
   // What is left of the angle, at most half a cell to either side.
   constexpr float kStep = static_cast<float>(6.283185307179586 / 4294967296.0 / (1 << kCellBits));
-  const V y = to_float(reinterpret_cast<I>(q << kCellBits)) * kStep;
-  const V y2 = y * y, scaled = radius * y;
+  V y[P], y2[P], c[P], s[P], dc[P], ds[P];
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) y[i] = to_float(reinterpret_cast<I>(q[i] << kCellBits)) * kStep;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) y2[i] = y[i] * y[i];
 #if SOFTDIFF_VL == 16
-  const V dc = radius * ((0.04158639f * y2 + -0.49999884f) * y2 + 1.0f);
-  const V ds = scaled * ((0.00831996f * y2 + -0.16666640f) * y2 + 1.0f);
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) dc[i] = 0.04158639f * y2[i] + -0.49999884f, ds[i] = 0.00831996f * y2[i] + -0.16666640f;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) dc[i] = dc[i] * y2[i] + 1.0f, ds[i] = ds[i] * y2[i] + 1.0f;
 #else
-  const V dc = radius * (((-0.0013812582f * y2 + 0.04166593f) * y2 + -0.49999997f) * y2 + 1.0f);
-  const V ds = scaled * ((0.00827994f * y2 + -0.16666256f) * y2 + 0.99999994f);
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) dc[i] = -0.0013812582f * y2[i] + 0.04166593f, ds[i] = 0.00827994f * y2[i] + -0.16666256f;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) dc[i] = dc[i] * y2[i] + -0.49999997f, ds[i] = ds[i] * y2[i] + 0.99999994f;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) dc[i] = dc[i] * y2[i] + 1.0f;
 #endif
-  z0 = c * dc - s * ds;
-  z1 = s * dc + c * ds;
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) {
+    const U cell = (q[i] + (1u << (31 - kCellBits))) >> (32 - kCellBits);
+    c[i] = lookup(kCos, cell), s[i] = lookup(kSin, cell);
+    dc[i] = radius[i] * dc[i], ds[i] = radius[i] * y[i] * ds[i];
+  }
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) {
+    z0[i] = c[i] * dc[i] - s[i] * ds[i];
+    z1[i] = s[i] * dc[i] + c[i] * ds[i];
+  }
 }
 
 #else
@@ -123,8 +159,26 @@ SD_INLINE void around(V radius, U q, V& z0, V& z1) {
   z1 = radius * as_float(as_int(select(odd, c, s)) ^ reinterpret_cast<I>(sign_sin));
 }
 
+template <int P>
+SD_INLINE void minus_two_log(const U (&word)[P], V (&out)[P]) {
+  for (int i = 0; i < P; ++i) out[i] = minus_two_log(word[i]);
+}
+template <int P>
+SD_INLINE void around(const V (&radius)[P], const U (&q)[P], V (&z0)[P], V (&z1)[P]) {
+  for (int i = 0; i < P; ++i) around(radius[i], q[i], z0[i], z1[i]);
+}
+
 #endif
 
-SD_INLINE void box_muller(U r, U q, V& z0, V& z1) { around(sqrt(minus_two_log(r)), q, z0, z1); }
+// P pairs of words, step by step for all of them: a pair alone is a chain of some twenty operations, each of which waits
+// for the one before.
+template <int P>
+SD_INLINE void box_muller(const U (&r)[P], const U (&q)[P], V (&z0)[P], V (&z1)[P]) {
+  V radius[P];
+  minus_two_log(r, radius);
+  SD_UNROLL
+  for (int i = 0; i < P; ++i) radius[i] = sqrt(radius[i]);
+  around(radius, q, z0, z1);
+}
 
 }  // namespace softdiff::SOFTDIFF_ISA

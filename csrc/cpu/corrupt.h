@@ -7,14 +7,15 @@
 
 namespace softdiff::SOFTDIFF_ISA {
 
-// mask * DCT2(source) into p.s, but for the last pass; how many rows of it are left.
-inline int64_t corrupt_spectrum(Plane& p, const CorruptArgs& a, const Heat& heat, int64_t b, int64_t c, bool again) {
+// mask * DCT2(source) into p.s, but for the last pass.
+inline void corrupt_spectrum(Plane& p, const CorruptArgs& a, const Heat& heat, const Ahead& ahead, int64_t b, int64_t c,
+                             bool again) {
   const Mask mask = corrupt_gains(p, heat, again);
   if (is_plain(a.source)) {
-    columns_forward(p, mask.rows, plane_start(a.source, b, c), a.source.stride[2]);
+    columns_forward_of(p, ahead, a.source, b, c);
   } else {
     stage(p, a.source, Image{}, b, c);
-    columns_forward(p, mask.rows);
+    columns_forward(p);
   }
   if (mask.terms == 1) {
     rows_mask<1, false>(p, mask.rows, false, 1.0f);
@@ -23,16 +24,15 @@ inline int64_t corrupt_spectrum(Plane& p, const CorruptArgs& a, const Heat& heat
   } else {
     rows_mask<3, false>(p, mask.rows, false, 1.0f);
   }
-  return mask.rows;
 }
 
 // Whether an image is absent, or its strips can be read or written where they lie.
-SD_INLINE bool in_strips(const Plane& p, const Image& image) { return !image || (p.w == p.wp && is_plain(image)); }
+SD_INLINE bool in_strips(const Image& image) { return !image || is_plain(image); }
 
 // The last pass of the transform with all else that is added, strip by strip. Noise is drawn for four rows of a
 // strip at once, whose blocks of the stream are far apart, and goes from registers to the result.
-inline void corrupt_strips(Plane& p, const CorruptArgs& a, const Heat& heat, int64_t b, int64_t c, int64_t rows,
-                          bool drawn) {
+inline void corrupt_strips(Plane& p, const CorruptArgs& a, const Heat& heat, const Ahead& ahead, int64_t b, int64_t c,
+                           bool drawn) {
   const float keep = static_cast<float>(heat.keep), noise_std = static_cast<float>(heat.noise_std);
   const Stream stream(key_of(a.key, b));
   const Blocks blocks(static_cast<uint64_t>(p.w / 4));
@@ -40,18 +40,32 @@ inline void corrupt_strips(Plane& p, const CorruptArgs& a, const Heat& heat, int
   const float* add = a.add ? plane_start(a.add, b, c) : nullptr;
   const float* source = a.residual ? plane_start(a.source, b, c) : nullptr;
   float* residual = a.residual ? plane_start(a.residual, b, c) : nullptr;
-  columns_inverse(p, rows, [&](int64_t j, const V* x) {
-    for (int64_t i = 0; i < p.h; i += 4) {
-      V noise[4] = {};
-      if (drawn) normals(stream, blocks, static_cast<uint64_t>((c * p.h + i) * p.w + j) >> 2, noise);
-      for (int64_t r = 0; r < 4 && i + r < p.h; ++r) {
-        V y = x[i + r];
-        if (add != nullptr) y += load(add + (i + r) * a.add.stride[2] + j) * keep;
-        y += noise[r] * noise_std;
-        store(out + (i + r) * a.out.stride[2] + j, y);
-        if (residual == nullptr) continue;
-        store(residual + (i + r) * a.residual.stride[2] + j, load(source + (i + r) * a.source.stride[2] + j) - y);
-      }
+  columns_inverse(p, ahead, [&](int64_t j, const V* x) {
+    const auto finish = [&](auto read, auto write) SD_LAMBDA {
+      const auto some = [&](int64_t i, auto groups) SD_LAMBDA {
+        V noise[4 * groups.value] = {};
+        const uint64_t first = static_cast<uint64_t>((c * p.h + i) * p.w + j) >> 2;
+        if (drawn) normals<groups.value>(stream, blocks, first, static_cast<uint64_t>(p.w), noise);
+        for (int64_t r = 0; r < 4 * groups.value && i + r < p.h; ++r) {
+          V y = x[i + r];
+          if (add != nullptr) y += read(add + (i + r) * a.add.stride[2] + j) * keep;
+          y += noise[r] * noise_std;
+          write(out + (i + r) * a.out.stride[2] + j, y);
+          if (residual == nullptr) continue;
+          const V from = read(source + (i + r) * a.source.stride[2] + j);
+          write(residual + (i + r) * a.residual.stride[2] + j, from - y);
+        }
+      };
+      int64_t i = 0;
+      for (; i + 4 < p.h; i += 8) some(i, Count<2>{});
+      if (i < p.h) some(i, Count<1>{});
+    };
+    const int64_t n = p.w - j;
+    if (n >= VL) {
+      finish([](const float* at) SD_LAMBDA { return load(at); }, [](float* at, V v) SD_LAMBDA { store(at, v); });
+    } else {
+      finish([n](const float* at) SD_LAMBDA { return load_part(at, n); },
+             [n](float* at, V v) SD_LAMBDA { store_part(at, n, v); });
     }
   });
 }
@@ -68,17 +82,20 @@ inline void corrupt(const CorruptArgs& a, int64_t b, int64_t c, const Plan* plan
     // Exactly the input times a number: no transform, whose rounding would show.
     stage(p, a.source, Image{}, b, c, static_cast<float>(heat.reverse ? heat.one_minus_keep : heat.scale));
   } else {
-    const int64_t rows = corrupt_spectrum(p, a, heat, b, c, again);
+    // Noise takes so long that stores need no help.
+    const Ahead ahead = drawn ? Ahead() : ahead_of(p, a.out, b, c);
+    corrupt_spectrum(p, a, heat, ahead, b, c, again);
     if (plain && terms == 0 && !a.residual) {
-      columns_inverse_to(p, rows, plane_start(a.out, b, c), a.out.stride[2]);
+      columns_inverse_to(p, plane_start(a.out, b, c), a.out.stride[2]);
       return;
     }
-    if (!a.noise && in_strips(p, a.out) && in_strips(p, a.add) && in_strips(p, a.residual) &&
-        (!a.residual || in_strips(p, a.source))) {
-      corrupt_strips(p, a, heat, b, c, rows, drawn);
+    // In rows of whole blocks of noise, so that each row of a strip begins with one.
+    if (!a.noise && p.w % 4 == 0 && plain && in_strips(a.add) && in_strips(a.residual) &&
+        (!a.residual || is_plain(a.source))) {
+      corrupt_strips(p, a, heat, ahead, b, c, drawn);
       return;
     }
-    columns_inverse_to(p, rows);
+    columns_inverse_to(p);
   }
 
   const Stream stream(key_of(a.key, b));

@@ -19,11 +19,11 @@ template <int M, class Out>
 SD_INLINE void join(V* x, V* work, Out out, const Level* level) {
   const int h = level->n / 2;
   if constexpr (M == kLeaf) {
-    leaf<kLeaf, Unrolled<kLeaf>::two>(Strip{x}, Strip{work});
+    leaf<kLeaf, Unrolled<V, kLeaf>::two>(Strip{x}, Strip{work});
     V t[kLeaf];
 #pragma GCC unroll 16
     for (int i = 0; i < kLeaf; ++i) t[i] = x[kLeaf + i];
-    Unrolled<kLeaf>::two(t);
+    Unrolled<V, kLeaf>::two(t);
     constexpr Places<kLeaf> place{};
     out(0, work[0]);
     out(kLeaf, t[0]);
@@ -60,11 +60,11 @@ __attribute__((noinline)) void four(V* x, Out out, V* work, const Level* level) 
     return;
   }
   const float* r = level->rotation;
-  for (int i = 0; i < h; ++i) {
-    const V a = x[i], b = x[n - 1 - i];
-    work[i] = a * r[4 * i] + b * r[4 * i + 1];
-    work[h + i] = a * r[4 * i + 2] + b * r[4 * i + 3];
-  }
+  const auto turn = [&](int i, int parity) SD_LAMBDA {
+    rotate(parity, r[2 * i], r[2 * i + 1], x[i], x[n - 1 - i], work[i], work[h + i]);
+  };
+  for (int i = 0; i + 1 < h; i += 2) turn(i, 0), turn(i + 1, 1);
+  if (h % 2 == 1) turn(h - 1, 0);
   if (h == kLeaf) {
     join<kLeaf>(work, work + n, out, level);
   } else {
@@ -83,14 +83,14 @@ SD_INLINE void two_by_four(In in, Out out, V* work, const Level* level) {
     const V p = a + d, q = b + c;
     work[i] = p + q;
     work[m + i] = p - q;
-    rotate(parity, r[4 * i], r[4 * i + 1], a - d, b - c, work[2 * m + i], work[3 * m + i]);
+    rotate(parity, r[2 * i], r[2 * i + 1], a - d, b - c, work[2 * m + i], work[3 * m + i]);
   };
   for (int i = 0; i + 1 < m; i += 2) stage(i, 0), stage(i + 1, 1);
   if (m % 2 == 1) stage(m - 1, 0);
   V* spare = work + 4 * m;
   if constexpr (M == kLeaf) {
-    leaf<M, Unrolled<M>::two>(Strip{work}, out);
-    leaf<M, Unrolled<M>::four>(Strip{work + M}, out.from(M));
+    leaf<M, Unrolled<V, M>::two>(Strip{work}, out);
+    leaf<M, Unrolled<V, M>::four>(Strip{work + M}, out.from(M));
   } else {
     two(Strip{work}, out, spare, level->half->half);
     four(work + m, out.from(m), spare, level->half->half);
@@ -110,9 +110,14 @@ __attribute__((noinline)) void two(In in, Out out, V* work, const Level* level) 
     return;
   }
   if (h == kLeaf) {
-    constexpr int last = 2 * kLeaf - 1;
-    leaf<kLeaf, Unrolled<kLeaf>::two>([&](int i) SD_LAMBDA { return in(i) + in(last - i); }, out);
-    leaf<kLeaf, Unrolled<kLeaf>::four>([&](int i) SD_LAMBDA { return in(i) - in(last - i); }, out.from(kLeaf));
+    // Each number is read once: it may be a difference of two, and have memory fetched for another.
+    const auto sum = [&](int i) SD_LAMBDA {
+      const V a = in(i), b = in(2 * kLeaf - 1 - i);
+      work[i] = a - b;
+      return a + b;
+    };
+    leaf<kLeaf, Unrolled<V, kLeaf>::two>(sum, out);
+    leaf<kLeaf, Unrolled<V, kLeaf>::four>(Strip{work}, out.from(kLeaf));
     return;
   }
   if (n % 4 != 0) {

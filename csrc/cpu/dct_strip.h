@@ -3,7 +3,8 @@
 #pragma once
 
 #include "dct_odd.h"
-#include "dct_small.h"
+
+#include "../dct_small.h"
 
 namespace softdiff::SOFTDIFF_ISA {
 
@@ -21,30 +22,31 @@ constexpr int kLeaf = VL == 16 ? 16 : 8;
 template <int N, void (*F)(V*), class In, class Out>
 SD_INLINE void leaf(In in, Out out) {
   V r[N];
-#pragma GCC unroll 16
+  SD_UNROLL
   for (int i = 0; i < N; ++i) r[i] = in(i);
   F(r);
-#pragma GCC unroll 16
+  SD_UNROLL
   for (int i = 0; i < N; ++i) out(i, r[i]);
 }
 
-// The four transforms for n = 1, 2, 4, 8 and kLeaf; false for other n.
+// The four transforms for n = 1, 2, 4, 7, 8 and kLeaf; false for other n.
 template <bool Four, bool Transposed, class In, class Out>
 SD_INLINE bool small(In in, Out out, const Level* level) {
-#define SOFTDIFF_CASE(N)                                                                       \
-  case N:                                                                                      \
-    if constexpr (Four) {                                                                      \
-      if constexpr (Transposed) leaf<N, Unrolled<N>::four_t>(in, out);                         \
-      if constexpr (!Transposed) leaf<N, Unrolled<N>::four>(in, out);                          \
-    } else {                                                                                   \
-      if constexpr (Transposed) leaf<N, Unrolled<N>::two_t>(in, out);                          \
-      if constexpr (!Transposed) leaf<N, Unrolled<N>::two>(in, out);                    \
-    }                                                                                          \
+#define SOFTDIFF_CASE(N)                                                  \
+  case N:                                                                 \
+    if constexpr (Four) {                                                 \
+      if constexpr (Transposed) leaf<N, Unrolled<V, N>::four_t>(in, out); \
+      if constexpr (!Transposed) leaf<N, Unrolled<V, N>::four>(in, out);  \
+    } else {                                                              \
+      if constexpr (Transposed) leaf<N, Unrolled<V, N>::two_t>(in, out);  \
+      if constexpr (!Transposed) leaf<N, Unrolled<V, N>::two>(in, out);   \
+    }                                                                     \
     return true;
   switch (level->n) {
     SOFTDIFF_CASE(1)
     SOFTDIFF_CASE(2)
     SOFTDIFF_CASE(4)
+    SOFTDIFF_CASE(7)
     SOFTDIFF_CASE(8)
 #if SOFTDIFF_VL == 16
     SOFTDIFF_CASE(16)

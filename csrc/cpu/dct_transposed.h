@@ -15,9 +15,9 @@ SD_INLINE void split(In in, V* x, V* work, const Level* level) {
   const int n = level->n, h = n / 2;
   if constexpr (M == kLeaf) {
     constexpr Mirror<kLeaf> mirror{};
-    leaf<kLeaf, Unrolled<kLeaf>::two_t>(
+    leaf<kLeaf, Unrolled<V, kLeaf>::two_t>(
         [&](int u) SD_LAMBDA { return u == 0 ? in(0) : in(u) + in(kLeaf + mirror.at[u]); }, Strip{x});
-    leaf<kLeaf, Unrolled<kLeaf>::two_t>(
+    leaf<kLeaf, Unrolled<V, kLeaf>::two_t>(
         [&](int v) SD_LAMBDA { return v == 0 ? in(kLeaf) : in(kLeaf + v) - in(mirror.at[v]); },
         Strip{x + kLeaf});
     return;
@@ -51,14 +51,19 @@ __attribute__((noinline)) void four_t(In in, V* x, V* work, const Level* level) 
     split<0>(in, x, work, level);
   }
   const float* r = level->rotation;
-  for (int i = 0; i < (h + 1) / 2; ++i) {
+  // Rotations i and j = h - 1 - i take and give the same four numbers.
+  const auto turn = [&](int i, int parity, int other) SD_LAMBDA {
     const int j = h - 1 - i;
     const V a = x[i], b = x[h + i], c = x[j], d = x[h + j];
-    x[i] = a * r[4 * i] + b * r[4 * i + 2];
-    x[j] = c * r[4 * j] + d * r[4 * j + 2];
-    x[n - 1 - i] = a * r[4 * i + 1] + b * r[4 * i + 3];
-    x[n - 1 - j] = c * r[4 * j + 1] + d * r[4 * j + 3];
-  }
+    rotate_t(parity, r[2 * i], r[2 * i + 1], a, b, x[i], x[n - 1 - i]);
+    if (i != j) rotate_t(other, r[2 * j], r[2 * j + 1], c, d, x[j], x[n - 1 - j]);
+  };
+  const auto turns = [&](int odd) SD_LAMBDA {
+    const int count = (h + 1) / 2;
+    for (int i = 0; i + 1 < count; i += 2) turn(i, 0, 1 - odd), turn(i + 1, 1, odd);
+    if (count % 2 == 1) turn(count - 1, 0, 1 - odd);
+  };
+  h % 2 == 1 ? turns(1) : turns(0);
 }
 
 // Transpose of `two_by_four`.
@@ -67,8 +72,8 @@ SD_INLINE void two_t_by_four(In in, Out out, V* work, const Level* level) {
   const int m = M > 0 ? M : level->n / 4;
   V* spare = work + 4 * m;
   if constexpr (M == kLeaf) {
-    leaf<M, Unrolled<M>::two_t>(in, Strip{work});
-    leaf<M, Unrolled<M>::four_t>(in.from(M), Strip{work + M});
+    leaf<M, Unrolled<V, M>::two_t>(in, Strip{work});
+    leaf<M, Unrolled<V, M>::four_t>(in.from(M), Strip{work + M});
   } else {
     two_t(in, Strip{work}, spare, level->half->half);
     four_t(in.from(m), work + m, spare, level->half->half);
@@ -79,7 +84,7 @@ SD_INLINE void two_t_by_four(In in, Out out, V* work, const Level* level) {
     const V e = work[i], f = work[m + i];
     const V p = e + f, q = e - f;
     V s, t;
-    rotate_t(parity, r[4 * i], r[4 * i + 1], work[2 * m + i], work[3 * m + i], s, t);
+    rotate_t(parity, r[2 * i], r[2 * i + 1], work[2 * m + i], work[3 * m + i], s, t);
     out(i, p + s);
     out(4 * m - 1 - i, p - s);
     out(2 * m - 1 - i, q + t);
@@ -101,11 +106,11 @@ __attribute__((noinline)) void two_t(In in, Out out, V* work, const Level* level
     return;
   }
   if (h == kLeaf) {
-    leaf<kLeaf, Unrolled<kLeaf>::two_t>(in, Strip{work});
+    leaf<kLeaf, Unrolled<V, kLeaf>::two_t>(in, Strip{work});
     V y[kLeaf];
 #pragma GCC unroll 16
     for (int i = 0; i < kLeaf; ++i) y[i] = in(kLeaf + i);
-    Unrolled<kLeaf>::four_t(y);
+    Unrolled<V, kLeaf>::four_t(y);
 #pragma GCC unroll 16
     for (int i = 0; i < kLeaf; ++i) {
       out(i, work[i] + y[i]);

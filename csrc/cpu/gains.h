@@ -41,13 +41,14 @@ struct Axis {
   }
 };
 
-// C_s, or C_s - keep C_t. `again`: the gains are there already, as they are in `loss_gains`.
+// C_s, or C_s - keep C_t. `again`: the gains and offsets are there already, as they are in `loss_gains`.
 inline Mask corrupt_gains(Plane& p, const Heat& heat, bool again) {
   Mask mask;
   const bool constant = heat.floor != 0.0;
   mask.terms = (heat.reverse ? 2 : 1) + (constant ? 1 : 0);
   mask.rows = constant ? p.h : kept(heat.tau, p.h);
   if (again) return mask;
+  set_offsets(p, mask.rows);
   const float blurred = static_cast<float>((1.0 - heat.floor) * heat.scale);
   const float flat = static_cast<float>(heat.floor * heat.scale * (heat.reverse ? heat.one_minus_keep : 1.0));
   const float one_minus_keep = static_cast<float>(heat.one_minus_keep);
@@ -88,6 +89,7 @@ inline Mask loss_gains(Plane& p, double tau, double floor, bool again) {
   mask.terms = floor != 0.0 ? 3 : 1;
   mask.rows = floor != 0.0 ? p.h : kept(tau, p.h);
   if (again) return mask;
+  set_offsets(p, mask.rows);
   const float part[3] = {static_cast<float>((1 - floor) * (1 - floor)), static_cast<float>(2 * floor * (1 - floor)),
                          static_cast<float>(floor * floor)};
   for (int side = 0; side < 2; ++side) {

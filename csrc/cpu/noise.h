@@ -46,7 +46,7 @@ struct Blocks {
   }
 };
 
-SD_INLINE void interleave(const V (&z)[4], V (&out)[4]) {
+SD_INLINE void interleave(const V (&z)[4], V* out) {
 #if defined(SOFTDIFF_ISA_AVX512)
   __m512 f[4];
   for (int j = 0; j < 4; ++j) f[j] = reinterpret_cast<__m512>(z[j]);
@@ -72,49 +72,68 @@ SD_INLINE void interleave(const V (&z)[4], V (&out)[4]) {
 #endif
 }
 
-// The 4 VL normals of VL blocks.
-SD_INLINE void normals(const Stream& stream, const Blocks& blocks, uint64_t first, V (&out)[4]) {
+// A number known to the compiler, as an argument.
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// The 4 VL normals of VL blocks from `first` on, for each of K numbers `first` that are `apart`. Two at once keep the
+// arithmetic busy that one, a chain of ten rounds and Box-Muller, leaves to wait for itself.
+template <int K>
+SD_INLINE void normals(const Stream& stream, const Blocks& blocks, uint64_t first, uint64_t apart, V (&out)[4 * K]) {
   // Of a lane only the low half is ever read, so that what gathers in the high half does no harm.
   const auto key = [](uint64_t k) SD_LAMBDA { return Q{} + k; };
-  Q a[4], b[4];
-  const auto start = [&](Q block, Q (&x)[4]) SD_LAMBDA {
+  Q x[2 * K][4];  // even lanes' counters, odd lanes' counters, and so on
+  SD_UNROLL
+  for (int i = 0; i < 2 * K; ++i) {
+    const Q block = (i % 2 == 0 ? blocks.even : blocks.odd) + (first + static_cast<uint64_t>(i / 2) * apart);
     const Q p0 = mul_low(block, kPhiloxMul0);
     const Q p1 = mul_low((p0 >> 32) ^ key(stream.first), kPhiloxMul1);
     const Q q0 = mul_low((p1 >> 32) ^ key(stream.second[0]), kPhiloxMul0);
     const Q q1 = mul_low(p0 ^ key(stream.second[1]), kPhiloxMul1);
-    x[0] = xor3(q1 >> 32, p1, key(stream.k[2][0])), x[1] = q1;
-    x[2] = (q0 >> 32) ^ key(stream.third), x[3] = q0;
-  };
-  start(blocks.even + first, a);
-  start(blocks.odd + first, b);
+    x[i][0] = xor3(q1 >> 32, p1, key(stream.k[2][0])), x[i][1] = q1;
+    x[i][2] = (q0 >> 32) ^ key(stream.third), x[i][3] = q0;
+  }
   for (int round = 3; round < kPhiloxRounds - 1; ++round) {
     const Q k0 = key(stream.k[round][0]), k1 = key(stream.k[round][1]);
-    const Q a0 = mul_low(a[0], kPhiloxMul0), a1 = mul_low(a[2], kPhiloxMul1);
-    const Q b0 = mul_low(b[0], kPhiloxMul0), b1 = mul_low(b[2], kPhiloxMul1);
-    a[0] = xor3(a1 >> 32, a[1], k0), a[1] = a1, a[2] = xor3(a0 >> 32, a[3], k1), a[3] = a0;
-    b[0] = xor3(b1 >> 32, b[1], k0), b[1] = b1, b[2] = xor3(b0 >> 32, b[3], k1), b[3] = b0;
+    SD_UNROLL
+    for (int i = 0; i < 2 * K; ++i) {
+      const Q y0 = mul_low(x[i][0], kPhiloxMul0), y1 = mul_low(x[i][2], kPhiloxMul1);
+      x[i][0] = xor3(y1 >> 32, x[i][1], k0), x[i][1] = y1, x[i][2] = xor3(y0 >> 32, x[i][3], k1), x[i][3] = y0;
+    }
   }
   // The last round packs both sets into whole words before it combines them.
   const uint64_t last0 = stream.k[kPhiloxRounds - 1][0], last1 = stream.k[kPhiloxRounds - 1][1];
-  const Q a0 = mul_low(a[0], kPhiloxMul0), a1 = mul_low(a[2], kPhiloxMul1);
-  const Q b0 = mul_low(b[0], kPhiloxMul0), b1 = mul_low(b[2], kPhiloxMul1);
-  const U w0 = reinterpret_cast<U>(xor3(pack_high(a1, b1), pack_low(a[1], b[1]), key(last0 | last0 << 32)));
-  const U w2 = reinterpret_cast<U>(xor3(pack_high(a0, b0), pack_low(a[3], b[3]), key(last1 | last1 << 32)));
-  V z[4];
-  box_muller(w0, reinterpret_cast<U>(pack_low(a1, b1)), z[0], z[1]);
-  box_muller(w2, reinterpret_cast<U>(pack_low(a0, b0)), z[2], z[3]);
-  interleave(z, out);
+  U radius[2 * K], angle[2 * K];
+  SD_UNROLL
+  for (int g = 0; g < K; ++g) {
+    const Q(&a)[4] = x[2 * g], (&b)[4] = x[2 * g + 1];
+    const Q a0 = mul_low(a[0], kPhiloxMul0), a1 = mul_low(a[2], kPhiloxMul1);
+    const Q b0 = mul_low(b[0], kPhiloxMul0), b1 = mul_low(b[2], kPhiloxMul1);
+    radius[2 * g] = reinterpret_cast<U>(xor3(pack_high(a1, b1), pack_low(a[1], b[1]), key(last0 | last0 << 32)));
+    radius[2 * g + 1] = reinterpret_cast<U>(xor3(pack_high(a0, b0), pack_low(a[3], b[3]), key(last1 | last1 << 32)));
+    angle[2 * g] = reinterpret_cast<U>(pack_low(a1, b1)), angle[2 * g + 1] = reinterpret_cast<U>(pack_low(a0, b0));
+  }
+  V z0[2 * K], z1[2 * K];
+  box_muller(radius, angle, z0, z1);
+  SD_UNROLL
+  for (int g = 0; g < K; ++g) interleave({z0[2 * g], z1[2 * g], z0[2 * g + 1], z1[2 * g + 1]}, out + 4 * g);
 }
 
 // Words of blocks first .. first + count - 1 into 4 count floats; writes whole groups of VL blocks,
 // so that `out` must have room for the next multiple of 4 VL floats.
 inline void fill_normals(const Stream& stream, uint64_t first, int64_t count, float* out) {
   const Blocks blocks(VL / 4);
-  for (int64_t i = 0; i < count; i += VL) {
-    V n[4];
-    normals(stream, blocks, first + static_cast<uint64_t>(i), n);
-    for (int v = 0; v < 4; ++v) store(out + 4 * i + v * VL, n[v]);
-  }
+  const auto fill = [&](int64_t i, auto groups) SD_LAMBDA {
+    V n[4 * groups.value];
+    normals<groups.value>(stream, blocks, first + static_cast<uint64_t>(i), VL, n);
+    SD_UNROLL
+    for (int v = 0; v < 4 * groups.value; ++v) store(out + 4 * i + v * VL, n[v]);
+  };
+  int64_t i = 0;
+  for (; i + VL < count; i += 2 * VL) fill(i, Count<2>{});
+  if (i < count) fill(i, Count<1>{});
 }
 
 }  // namespace softdiff::SOFTDIFF_ISA

@@ -180,14 +180,11 @@ Built build(Tables& tables, int32_t n, bool part) {
     out.position2[2 * k] = half.position2[k];
     out.position2[2 * k + 1] = h + half.position4[k];
   }
-  std::vector<float> rotation(4 * static_cast<size_t>(h));
+  std::vector<float> rotation(2 * static_cast<size_t>(h));
   for (int64_t i = 0; i < h; ++i) {
     const Complex t = turn(2 * i + 1, 4 * int64_t{n});
-    const double sign = i % 2 == 0 ? 1.0 : -1.0;
-    rotation[4 * i] = static_cast<float>(t.real());
-    rotation[4 * i + 1] = static_cast<float>(t.imag());
-    rotation[4 * i + 2] = static_cast<float>(sign * t.imag());
-    rotation[4 * i + 3] = static_cast<float>(-sign * t.real());
+    rotation[2 * i] = static_cast<float>(t.imag());
+    rotation[2 * i + 1] = static_cast<float>(t.imag() / (1.0 + t.real()));
   }
   std::vector<int32_t> pairs;
   pairs.reserve(2 * static_cast<size_t>(h - 1));

@@ -37,8 +37,8 @@ struct Chirp {
 struct Level {
   int32_t n = 1;
   const Level* half = nullptr;  // of n / 2 where n is even
-  // DCT-IV of even n: for i < n/2, x_i and x_{n-1-i} become a = cos x + sin x', b = sin_b x + cos_b x'.
-  const float* rotation = nullptr;  // [n/2][4]: cos, sin, sin_b, cos_b
+  // DCT-IV of even n: for i < n/2, x_i and x_{n-1-i} are turned by pi (2i+1) / 4n: `rotate` in ../dct_small.h.
+  const float* rotation = nullptr;  // [n/2][2]: the sine, and the tangent of half the angle
   // DCT-IV of even n, after the halves: places of U[k] and T[n/2 - k], k = 1 .. n/2 - 1.
   const int32_t* pairs = nullptr;  // [n/2 - 1][2]
   int32_t zero = 0;                // place of U[0]; that of T[0] is n/2 further on

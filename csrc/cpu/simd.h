@@ -29,6 +29,7 @@
 
 #define SD_INLINE inline __attribute__((always_inline))
 #define SD_LAMBDA __attribute__((always_inline))
+#define SD_UNROLL _Pragma("GCC unroll 64")
 
 namespace softdiff::SOFTDIFF_ISA {
 
@@ -52,6 +53,34 @@ SD_INLINE void store_as(void* p, T v) {
 }
 SD_INLINE V load(const float* p) { return load_as<V>(p); }
 SD_INLINE void store(float* p, V v) { store_as(p, v); }
+
+// The first n of VL numbers, 0 < n <= VL: the rest of what is loaded is zero, the rest of memory is not touched.
+#if defined(SOFTDIFF_ISA_AVX512)
+SD_INLINE V load_part(const float* p, int64_t n) {
+  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+}
+SD_INLINE void store_part(float* p, int64_t n, V v) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+}
+#elif defined(SOFTDIFF_ISA_AVX2)
+SD_INLINE __m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+SD_INLINE V load_part(const float* p, int64_t n) { return reinterpret_cast<V>(_mm256_maskload_ps(p, first_lanes(n))); }
+SD_INLINE void store_part(float* p, int64_t n, V v) {
+  _mm256_maskstore_ps(p, first_lanes(n), reinterpret_cast<__m256>(v));
+}
+#else
+SD_INLINE V load_part(const float* p, int64_t n) {
+  V v{};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+SD_INLINE void store_part(float* p, int64_t n, V v) {
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+#endif
+
 SD_INLINE V splat(float x) { return x - V{}; }
 SD_INLINE I as_int(V v) { return reinterpret_cast<I>(v); }
 SD_INLINE V as_float(I v) { return reinterpret_cast<V>(v); }

@@ -17,7 +17,7 @@ inline void spectral_mix(const SpectralMixArgs& a, int64_t b, int64_t c, const P
   };
   for (int64_t e = 0; e < p.hp * p.stride; ++e) total.s[e] = 0.0f;
   for (int64_t k = 0; k < a.count; ++k) {
-    forward(p, a.in[k], b, c);
+    forward(p, a.in[k], Ahead(), b, c);
     walk(p, [](int64_t, int64_t) {}, [&](int64_t i, int64_t j, int64_t n, int64_t) {
       const float *u = p.s + i * p.stride + j, *m = mask_row(a.mask[k], i, j, n);
       float* y = total.s + i * p.stride + j;

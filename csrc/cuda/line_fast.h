@@ -364,10 +364,12 @@ __global__ void __launch_bounds__(kLineThreads, 2)
     }
   }
   if (!masked) {
+    // Of vectors of gains, whose registers have to be neighbours, sm_80 would spill.
+    const volatile float* const one_by_one = gains;
 #pragma unroll
     for (int i = 0; i < kLength; ++i) {
       if (is_never(i)) return;
-      x[i] *= gains[i];
+      x[i] *= one_by_one[i];
     }
   }
   if (!spectrum_out) {

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which implementation takes a call: by the user's choice, then by device, measurements and dtype.
+"""Which implementation takes a call: by the user's choice, then by device, speed (measured or predicted) and
+dtype.
 
 `protocol.py` says what a backend is. No compiled module and no Triton is imported before it is asked for, and
 what cannot be imported gives a reason in words, never an error at import. A backend that is asked for by name
@@ -13,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ NAMES = tuple(_BACKENDS)
 
 # What `auto` takes first on each kind of device. On the CPU the fused kernels beat the reference at every
 # size tried from 8 to 1024 px: blur, float32, one thread of an AMD EPYC with AVX-512, by 2.9 (509 px, a
-# prime, where the transform is dense) to 100 times (1024 px). On a GPU the order is this where faster.json
-# names nothing.
+# prime, where the transform is dense) to 100 times (1024 px). On a GPU the order is this for ops that neither
+# faster.json nor predicted.json names (_measured.py).
 _PREFERENCE = {"cpu": ("native",), "cuda": ("triton", "cuda")}
 
 
@@ -61,7 +62,12 @@ def backends() -> dict[str, Backend]:
         >>> sk.backends()["reference"]
         Backend(name='reference', usable=True, reason='plain PyTorch, any device')
     """
-    return {name: Backend(name, *_probe(name)) for name in NAMES}
+    found = {name: Backend(name, *_probe(name)) for name in NAMES}
+    if all(found[name].usable for name in _PREFERENCE["cuda"]):
+        for name in _PREFERENCE["cuda"]:
+            reasons = filter(None, (found[name].reason, _measured.reason(name)))
+            found[name] = replace(found[name], reason="; ".join(reasons))
+    return found
 
 
 def _probe(name: str) -> tuple[bool, str]:

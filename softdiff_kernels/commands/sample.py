@@ -183,6 +183,7 @@ def _sample(
                 guidance=config.guidance,
                 options=sampler_options(config),
                 labels=labels_of(part, classes),
+                say=say,
                 **options,
             )
 

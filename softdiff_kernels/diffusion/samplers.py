@@ -323,6 +323,7 @@ def generate(
     progress: bool = False,
     states: list[Tensor] | None = None,
     on_step: Callable[[], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Tensor:
     """One image per seed: uint8 [N, C, H, W] on the CPU. A seed gives the same image at any batch size.
 
@@ -344,6 +345,8 @@ def generate(
         states: This list gets x_t before each step of the first batch, then its images, each uint8
             [batch, C, H, W].
         on_step: Called in each step; an exception from it stops the sampling.
+        say: Called with a line that says how many kernels were compiled first, if any were (see
+            `softdiff_kernels.warm_up`).
 
     Raises:
         ValueError: If the sampler is unknown.
@@ -364,6 +367,18 @@ def generate(
     if not seeds:  # such as the seeds of one of several processes
         shape = prior.sample(0, key=NoiseKey(SAMPLING_SEED), device=where).shape
         return torch.empty(shape, dtype=torch.uint8)
+
+    def rehearsal() -> None:
+        """A full batch and the last one, with a network that computes nothing."""
+        seeds_of_both = seeds[: batch + len(seeds) % batch]
+        network = SoftDenoiser(functional.echo, denoiser.corruption, weight="uniform")  # type: ignore[arg-type]
+        generate(
+            network, prior, seeds_of_both, sampler=sampler, ts=ts, batch=batch, device=where, options=options
+        )
+
+    warm = functional.rehearse(rehearsal, where)
+    if say is not None and warm.compiled:
+        say(str(warm))
     images = []
     for start in range(0, len(seeds), batch):
         streams = torch.tensor(seeds[start : start + batch], dtype=torch.int64, device=where)

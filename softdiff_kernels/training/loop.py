@@ -214,6 +214,11 @@ def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> 
     config, processes = trainer.config, trainer.processes
     progress = Progress(config.steps, trainer.step, bar=config.progress, quiet=not processes.first)
     progress.say(_summary(trainer, folder, state))
+    warm = processes.from_first(trainer.warm_up)
+    if not processes.first:  # what the first has compiled is on the disk
+        trainer.warm_up()
+    if warm.compiled:
+        progress.say(str(warm))
     meter = Meter(trainer)
     saved_step = -1
     if state is not None and state.parent.resolve() == folder.resolve():

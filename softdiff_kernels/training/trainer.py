@@ -174,6 +174,22 @@ class Trainer:
             self.scaler.scale(share_of_mean).backward()
         return losses.detach(), t
 
+    def warm_up(self) -> functional.WarmUp:
+        """Compiles the kernels that the steps and the grids of this run will need, where any are compiled."""
+        config, processes = self.config, self.processes
+        network: Any = functional.echo
+        denoiser = SoftDenoiser(network, self.denoiser.corruption, config.prediction, loss=config.loss)
+        shown = range(processes.rank, config.sample_count, processes.world)
+
+        def rehearsal() -> None:
+            x0, key, _ = self.batch(self.seen, self.each)
+            denoiser.loss(x0, self.denoiser.draw_time(x0, key), key=key).sum().backward()
+            if shown:
+                options: dict[str, Any] = {"sampler": config.sampler, "steps": config.sample_steps}
+                generate(denoiser, self.prior, shown, batch=self.each, device=self.device, **options)
+
+        return functional.rehearse(rehearsal, self.device)
+
     def sample(self, seeds: Sequence[int], at_step: Callable[[], None] | None = None) -> Tensor:
         """Images from the first averaged model, one per seed: uint8 [N, C, H, W]. Classes take turns.
 

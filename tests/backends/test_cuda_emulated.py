@@ -46,15 +46,10 @@ def launched(op, *args, **kwargs):
 @pytest.mark.parametrize(
     ("side", "kernel", "blocks"),
     [
-        (8, "small", 1),
-        (15, "small", 1),
-        (16, "square", 1),
-        (24, "small", 2),
-        (28, "square", 1),
-        (32, "square", 2),
-    ]
-    + [(48, "square", 2), (56, "square", 2), (64, "square", 3), (96, "square", 6)]
-    + [(128, "square", 6)],
+        *((8, "small", 1), (15, "small", 1), (24, "small", 2)),
+        *((16, "square", 1), (28, "square", 1), (32, "square", 2), (48, "square", 2), (56, "square", 2)),
+        *((64, "square", 3), (96, "square", 6), (128, "square", 6)),
+    ],
 )
 def test_cuda_takes_one_launch_up_to_128_px(side, kernel, blocks):
     # Planes share a block up to 64 px; a line each for a thread, in square planes of the usual sizes.

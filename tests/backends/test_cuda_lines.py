@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels' passes over lines, emulated: every way to take a line, every op, and what they are exact in.
+"""The CUDA kernels' passes over lines, emulated: every way to take a line, every op, and their exactness.
 
-`SOFTDIFF_CUDA_SHIM=1 pytest -k cuda_lines`. Lengths: of a codelet (64), of one times 2, 4 and 8 (160, 320, 512, 1024),
-and dense (odd, prime, short).
+`SOFTDIFF_CUDA_SHIM=1 pytest -k cuda_lines`. Lengths: of a codelet (64), of one times 2, 4 and 8 (160, 320,
+512, 1024), and dense (odd, prime, short).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from checks import EMULATED, assert_mean_kept, check, needs_emulation, picture, 
 from cuda_emulated import build
 
 import softdiff_kernels as sk
+from softdiff_kernels import _arguments
 
 pytestmark = needs_emulation
 
@@ -43,8 +44,8 @@ def launched(op, *args, **kwargs):
 
 
 def test_cuda_passes_over_larger_planes_in_chunks_of_the_cache():
-    # 8 planes of 160 x 130 px in chunks whose scratch is a third of the L2 cache (1 MiB here): 4 planes. Columns of 160
-    # px are fast, 32 a block, rows of 130 px dense, 8 a block.
+    # 8 planes of 160 x 130 px in chunks whose scratch is a third of the L2 cache (1 MiB here): 4 planes.
+    # Columns of 160 px are fast, 32 a block, rows of 130 px dense, 8 a block.
     x = picture(8, 1, 160, 130)
     columns, rows = ("fast_lines_kernel", 20), ("dense_lines_kernel", 80)
     assert launched(sk.blur, x, 2.0) == [columns, rows] * 2
@@ -68,8 +69,9 @@ def errors(x, blur_std):
 @pytest.mark.parametrize(
     "shape",
     [
-        *[(1, 1, 160, 160), (1, 1, 192, 64), (1, 1, 64, 200), (1, 1, 256, 256), (1, 1, 320, 112), (1, 1, 96, 384)],
-        *[(1, 1, 512, 37), (1, 1, 24, 512), (2, 1, 37, 100), (1, 2, 1, 509), (1, 1, 131, 127), (1, 1, 509, 3)],
+        *[(1, 1, 160, 160), (1, 1, 192, 64), (1, 1, 64, 200), (1, 1, 256, 256), (1, 1, 320, 112)],
+        *[(1, 1, 96, 384), (1, 1, 512, 37), (1, 1, 24, 512), (2, 1, 37, 100), (1, 2, 1, 509)],
+        *[(1, 1, 131, 127), (1, 1, 509, 3)],
     ],
     ids=str,
 )
@@ -83,7 +85,7 @@ def test_cuda_lines_are_exact(shape):
 
 @pytest.mark.parametrize("shape", [(1, 1, 256, 160), (1, 1, 200, 130)], ids=str)
 def test_cuda_lines_are_exact_for_images_that_concentrate(shape):
-    # A bright pixel, a constant and a checkerboard: one place, or one frequency, holds nearly all of the image.
+    # A bright pixel, a constant, a checkerboard: one place or frequency holds nearly all of the image.
     bright = picture(*shape)
     bright[..., 50, 70] = 1000.0
     constant = torch.full(shape, 0.7)
@@ -94,7 +96,9 @@ def test_cuda_lines_are_exact_for_images_that_concentrate(shape):
     assert_mean_kept(sk.blur(constant, 5.0), constant)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1024, 5), (1, 1, 3, 1024), (1, 1, 1021, 2), (1, 1, 2, 640)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1024, 5), (1, 1, 3, 1024), (1, 1, 1021, 2), (1, 1, 2, 640)], ids=str
+)
 def test_cuda_lines_up_to_1024_px(shape):
     # 1024 and 640 px: eight parts a line. 1021 is prime.
     x = picture(*shape)
@@ -106,7 +110,7 @@ def test_cuda_lines_up_to_1024_px(shape):
 
 @pytest.mark.parametrize("shape", [(2, 2, 64, 37), (2, 1, 96, 128), (1, 3, 5, 7)], ids=str)
 def test_cuda_lines_serve_every_op(shape):
-    # Per-sample coefficients, floor, scale, given noise, residual, two terms, loss and gradient, several masks, slices.
+    # Per-sample coefficients, floor, scale, noise, residual, two terms, gradient, several masks, slices.
     cuda_sweep.sweep([shape], cuda_sweep.OPS)
 
 
@@ -117,9 +121,9 @@ def test_cuda_lines_take_any_image(shape, dtype):
     x = picture(*shape, dtype=dtype)
     key = sk.NoiseKey(1, 2, 3)
     check("corrupt", x, 1.5, 0.3, key=key)
-    check("blur", x.contiguous(memory_format=torch.channels_last), 1.5)
-    check("blur", x[..., ::2, ::2], 1.5)
-    check("blur", x[:1].expand(shape), torch.tensor([0.5, 3.0]))
+    check("corrupt", x.contiguous(memory_format=torch.channels_last), 1.5, 0.0)
+    check("corrupt", x[..., ::2, ::2], 1.5, 0.0)
+    check("corrupt", x[:1].expand(shape), torch.tensor([0.5, 3.0]), 0.0)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 64, 160), (1, 1, 33, 70)], ids=str)
@@ -131,6 +135,19 @@ def test_cuda_lines_return_what_is_not_blurred(shape):
     check("soft_score_loss", x, y, 0.0)
 
 
+@pytest.mark.parametrize("blur_std", [float("inf"), float("nan")])
+def test_cuda_lines_spread_what_is_no_number(blur_std, monkeypatch):
+    # Nobody looks at coefficients on the device: an infinite blur leaves the mean, a NaN spreads.
+    monkeypatch.setattr(_arguments, "seen", lambda value: None)
+    x = picture(2, 1, 64, 70)
+    got = sk.blur(x, torch.tensor([1.0, blur_std]))
+    assert float(relative_l2(got[:1], sk.reference.blur(x[:1].double(), 1.0))) <= EXACT
+    if blur_std == float("inf"):
+        assert torch.allclose(got[1], x[1].mean().expand_as(got[1]), atol=1e-6)
+    else:
+        assert bool(got[1].isnan().all())
+
+
 def results(shape):
     x, y = picture(*shape, seed=1), picture(*shape, seed=2)
     key = sk.NoiseKey(3, 1, 2)
@@ -140,7 +157,14 @@ def results(shape):
     loss.backward()
     masks = [torch.ones(shape[2:]), torch.ones(shape[3])]
     mixed = sk.spectral_mix([x, y], masks, noise_mask=torch.ones(shape[2], 1), key=key)
-    return [sk.dct2(x), sk.idct2(x), sk.momentum_step(x, y, **step, key=key), loss.detach(), prediction.grad, mixed]
+    return [
+        sk.dct2(x),
+        sk.idct2(x),
+        sk.momentum_step(x, y, **step, key=key),
+        loss.detach(),
+        prediction.grad,
+        mixed,
+    ]
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 64, 160), (1, 1, 37, 320), (1, 1, 640, 5)], ids=str)
@@ -155,7 +179,7 @@ def test_cuda_lines_do_not_depend_on_the_order_of_threads(shape, monkeypatch):
 
 
 def test_cuda_lines_under_address_sanitizer(tmp_path):
-    # No access out of bounds or misaligned, in shared or in global memory, fast or dense, whole or cut at the edge.
+    # No access out of bounds or misaligned, in shared or in global memory, fast or dense.
     from cuda_shim.build import asan_env
 
     module = build(tmp_path, asan=True)

@@ -176,6 +176,38 @@ def test_bit_functions(k, a, b, shift):
     assert out.tolist() == [a * b >> 32, leading, bin(a).count("1"), joined, a & 0x7F000000, b & 0x3F000000]
 
 
+@pytest.mark.parametrize(("errors", "side"), [("down", -1), ("none", 0), ("up", 1)])
+def test_approximate_functions_err_by_what_is_documented_and_to_one_side(k, monkeypatch, errors, side):
+    # At most the bound, on the side asked for, and within a last bit of the bound; where none is asked for,
+    # half a last bit. ex2(0) = 1, so that the mean's gain is exact. Denormals are zero to sqrt and lg2.
+    monkeypatch.setenv("SOFTDIFF_SHIM_ERRORS", errors)
+    x = np.exp2(np.linspace(-20, 6, 5001)).astype(np.float32)
+    out, wide = np.zeros((5, len(x)), np.float32), x.astype(np.float64)
+    k.functions(address(x), len(x), address(out))
+    exact = [np.sqrt(wide), np.log2(wide), np.exp(-wide), np.exp2(-wide), np.expm1(-wide)]
+    log_bound = np.maximum(np.abs(exact[1]), 1) * 2.0**-22
+    ulps = [np.spacing(np.abs(e.astype(np.float32))).astype(np.float64) for e in exact]
+    bounds = [exact[0] * 2.0**-23, log_bound, 2 * ulps[2], 2 * ulps[3], ulps[4]]
+    for i, (got, truth, bound) in enumerate(zip(out, exact, bounds, strict=True)):
+        rounded = truth if i < 2 else truth.astype(np.float32).astype(np.float64)
+        off = (got - rounded) * np.sign(truth)
+        last = np.spacing(np.abs(got)).astype(np.float64)
+        assert np.all(np.abs(off) <= (bound if side else last / 2))
+        assert not side or np.all(off * side >= bound - last)
+    special, results = np.array([0.0, 1e-40, np.inf, np.nan], np.float32), np.zeros((5, 4), np.float32)
+    k.functions(address(special), 4, address(results))
+    assert np.array_equal(results[0], np.float32([0, 0, np.inf, np.nan]), equal_nan=True)
+    assert np.array_equal(results[1], np.float32([-np.inf, -np.inf, np.inf, np.nan]), equal_nan=True)
+    assert results[2:4, 0].tolist() == [1, 1] and results[4, 0] == 0
+    assert results[2:, 2].tolist() == [0, 0, -1] and np.isnan(results[2:, 3]).all()
+
+
+def test_an_unknown_side_is_refused(k, monkeypatch):
+    monkeypatch.setenv("SOFTDIFF_SHIM_ERRORS", "left")
+    with pytest.raises(RuntimeError, match="expected down, up or none"):
+        k.functions(address(np.zeros(1, np.float32)), 0, address(np.zeros(1, np.float32)))
+
+
 def test_every_thread_of_every_block_runs_once(k, order):
     marks = np.zeros((5, 3, 2, 2, 4, 8), np.int32)  # grid (2, 3, 5), block (8, 4, 2)
     k.visit(address(marks))

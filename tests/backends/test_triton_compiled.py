@@ -46,6 +46,44 @@ def test_a_normal_costs_at_most_26_instructions(rows):
     assert costs and max(costs) <= 26
 
 
+def accumulators(code: str) -> tuple[list[str], set[str]]:
+    """(what each product of Triton's GPU code accumulates into, what its loops carry)."""
+    carried = {
+        name for loop in re.findall(r"iter_args\((.*?)\) ->", code) for name in re.findall(r"(%\w+) =", loop)
+    }
+    return re.findall(r"(?:tt\.dot|warp_group_dot) %[\w#]+, %[\w#]+, (%[\w#]+)", code), carried
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_no_product_of_large_planes_accumulates_over_all_of_k(arch):
+    # A tensor core truncates what it adds to. So no product takes the sum that a loop carries: an fma, which
+    # rounds, joins each step's products to it. The compiler folds a plain `total += dot` into the product.
+    (launch,) = cases.launches(Case("corrupt", 128, 128, "float32", arch))
+    compiled = aot.compile_for(
+        launch.kernel, launch.kinds, launch.constants, int(arch[3:]), launch.warps, launch.stages
+    )
+    into, carried = accumulators(compiled.asm["ttgir"])
+    assert len(into) == 12 and carried and not carried & set(into)
+    joined = re.findall(r"math\.fma %[\w#]+, %[\w#]+, (%[\w#]+)", compiled.asm["ttgir"])
+    assert len(joined) == 4 and set(joined) <= carried
+    assert accumulators("scf.for iter_args(%sum = %zero) -> (x) { tt.dot %a, %b, %sum }") == (
+        ["%sum"],
+        {"%sum"},
+    )
+
+
+def test_split_products_take_no_deeper_steps_than_32():
+    # With steps of 64, sm_80's truncation leaves 1.3e-6 where constant images of 200 px may have 1.1e-6. The
+    # kernel refuses them; neither the table nor what a tuner tries has any.
+    for entries in json.loads(configs.TABLE.read_text())["architectures"].values():
+        assert all(c["bk"] <= 32 for name, c in entries.items() if "/split/" in name)
+    case = Case("corrupt", 128, 128, "float32", "sm_90")
+    assert all(c.bk <= 32 for c in cases.choices(case))
+    assert any(c.bk == 64 for c in cases.choices(replace(case, dtype="bfloat16")))
+    (row,) = aot.measure(case, configs.Config(4, 2, 64))
+    assert row.error
+
+
 def test_the_gate_refuses_spills_and_too_much_shared_memory():
     # A 64 x 64 plane in the registers of one warp cannot fit: the compiler spills, and the gate says so.
     (row,) = aot.measure(Case("corrupt", 64, 64, "float32", "sm_80"), configs.Config(1, 2))

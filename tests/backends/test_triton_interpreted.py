@@ -155,12 +155,64 @@ def test_triton_small_steps_keep_their_digits(gap, a):
     check("reverse_step", torch.zeros_like(x0_hat), x0_hat, a=a, b=0.0, **stds)
 
 
-def test_triton_a_bright_pixel_over_faint_noise():
-    # The plane's scale is the bright pixel's; what is a thousandth of it keeps the rule all the same.
-    x = 1e-3 * sk.reference.normal((1, 1, 64, 64), sk.NoiseKey(5))
-    x[0, 0, 7, 9] = 1.0
+def hard(kind, size):
+    """Images [1, 1, size, size] that are hard for float16: flat spectra far below a bright pixel, all of the
+    energy in one corner of the spectrum, sums of equal terms."""
+    x = 1e-3 * sk.reference.normal((1, 1, size, size), sk.NoiseKey(5))
+    if kind == "constant":
+        return torch.full_like(x, 0.7310585)
+    if kind == "checkerboard":
+        return (
+            ((torch.arange(size).view(-1, 1) + torch.arange(size)) % 2 * 1.8 - 0.9).expand_as(x).contiguous()
+        )
+    row, column = {"middle": (size // 2 + 3, size // 3), "corner": (0, 0), "edge": (0, size // 2)}[kind]
+    x[0, 0, row, column] = 1.0
+    return x
+
+
+HARD = ["constant", "checkerboard", "middle", "corner", "edge"]
+
+
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("size", [64, 96], ids=["tile", "staged"])
+def test_triton_hard_images(kind, size):
+    # Constant images, checkerboards and a pixel a thousand times its surroundings keep the rule in every op:
+    # each plane, or tile of a larger one, has a scale of its own, and so has its spectrum.
+    x = hard(kind, size)
+    faint = 0.1 * sk.reference.normal(x.shape, sk.NoiseKey(6))
+    for std in (0.03, 2.0, 8.0):
+        check("blur", x, std)
     check("dct2", x)
-    check("blur", x, 1.0)
+    check("idct2", x)
+    check("corrupt", x, 2.0, 0.01, key=sk.NoiseKey(1), return_residual=True)
+    check("reverse_step", 0 * x, x, blur_std_t=2.5, blur_std_s=2.0, a=0.7, b=0.0)
+    check("momentum_step", x + faint, x, blur_std_t=2.5, blur_std_s=2.0, noise_std_t=0.0, noise_std_s=0.0)
+    check("soft_score_loss", x, 0 * x, 1.5)
+    mask = torch.rand(size, size, generator=torch.Generator().manual_seed(0))
+    check("spectral_mix", [x, faint], [mask, 1 - mask])
+    gradients = []
+    for loss, dtype in ((sk, x.dtype), (sk.reference, torch.float64), (sk.reference, x.dtype)):
+        image = x.to(dtype, copy=True).requires_grad_()
+        loss.soft_score_loss(image, 0 * image.detach(), 1.5).backward()
+        gradients.append(image.grad)
+    assert_accurate(*gradients)
+
+
+def test_triton_a_bright_pixel_at_200_px():
+    # Four tiles a side, the last of them mostly padding. One scale for the plane left 3.0e-6 of 1.9e-6.
+    check("blur", hard("middle", 200), 2.0)
+
+
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("size", [64, 96], ids=["tile", "staged"])
+def test_triton_hard_images_in_bfloat16(kind, size):
+    # Single products are good to float16's digits of what goes in. Where the mask leaves little of that, or
+    # one pixel holds most of it, the result is within one rounding of the largest magnitude that went in.
+    x = hard(kind, size).bfloat16()
+    for std in (0.03, 2.0, size / 3):
+        truth = sk.reference.blur(x.double(), std)
+        rounding = 2.0**-8 * truth.abs()
+        assert bool(((sk.blur(x, std) - truth).abs() <= rounding + 2.0**-8 * x.double().abs().max()).all())
 
 
 @pytest.mark.parametrize("size", [20, 70], ids=["tile", "staged"])

@@ -78,6 +78,33 @@ def test_a_launch_for_each_group_for_few_large_planes(op, most):
         assert all(grid[1:] == (4, 3, 1) for grid in grids)
 
 
+@pytest.mark.parametrize("processors", [28, 108, 132, 170])
+@pytest.mark.parametrize(("warps", "each"), [(4, 2), (8, 1), (16, 1)])
+def test_programs_of_large_planes_fill_the_registers_of_the_gpu_and_no_more(
+    monkeypatch, processors, warps, each
+):
+    # 8 warps a multiprocessor run at a time; another program would only wait, with scratch of its own.
+    from softdiff_kernels.backends.triton import launch
+
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: processors)
+    cpu = torch.device("cpu")
+    assert launch.programs(10_000, warps, cpu) == each * processors
+    assert launch.programs(5, warps, cpu) == 5
+
+
+@pytest.mark.parametrize(("size", "megabytes"), [(128, 26), (256, 87), (512, 311)])
+def test_scratch_of_large_planes_on_an_h200(size, megabytes):
+    # What the comment in launch.py and docs/triton.md say of 132 multiprocessors; single products take half.
+    # Scales of tiles are less than a hundredth of it.
+    from softdiff_kernels.backends.triton import configs, launch
+
+    plan = configs.Plan(configs.sizes_of(size, size), configs.Config(4, 2, 32))
+    halves, floats = launch.scratch(plan, fused=True, split=True, totals=False)
+    single, _ = launch.scratch(plan, fused=True, split=False, totals=False)
+    assert round(264 * 2 * halves / 1e6) == megabytes
+    assert single * 2 == halves and 4 * floats < 0.01 * 2 * halves
+
+
 def test_the_loss_of_large_images_adds_one_sum():
     # The kernel writes a partial sum for each plane; adding them is torch's, and no launch of ours.
     assert len(launches((45, 3, 129, 128), "soft_score_loss")) == 1
@@ -193,21 +220,31 @@ def test_a_kernel_that_a_graph_launches_stays(bound, monkeypatch):
 
 
 def test_a_kernel_is_unloaded_after_its_last_launch(monkeypatch):
-    # Nothing says that a kernel may be unloaded while it runs, so the host waits for the device. Where that
-    # is refused, while a graph is captured, the kernel stays.
+    # Nothing says that a kernel may be unloaded while it runs, so the host waits for the device. While this
+    # thread captures a graph, which waiting would spoil, or another one does, where it is refused, the kernel
+    # stays.
     from softdiff_kernels.backends.triton.launch import Loaded, _never_unloaded
 
     class Kernel:
         pass
 
     seen = []
+    capturing = False
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append(ref() is not None))
     loaded = Loaded(Kernel(), 0)
     ref = weakref.ref(loaded.kernel)
     del loaded
     assert seen == [True] and ref() is None
+
+    capturing = True
+    loaded = Loaded(Kernel(), 0)
+    ref = weakref.ref(loaded.kernel)
+    del loaded
+    assert seen == [True] and _never_unloaded.pop() is ref()
+    capturing = False
 
     def refuse():
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -88,7 +88,6 @@ def test_without_a_tool_the_part_is_absent(tmp_path, monkeypatch, why):
     def compiled(*_):
         raise build_modules.ToolMissing("Python's header was not found")
 
-    monkeypatch.setattr(build, "built_before", lambda: None)
     monkeypatch.setattr(build_modules, "compile_cuda", compiled)
     if why == "no nvcc":
         monkeypatch.setattr(build, "find", lambda name: None)
@@ -107,7 +106,6 @@ def test_kernels_that_do_not_compile_are_a_failure(tmp_path, monkeypatch):
     def compiled(*_):
         raise build_cuda.CannotBuild("compiling x.cu failed: error")
 
-    monkeypatch.setattr(build, "built_before", lambda: None)
     monkeypatch.setattr(build, "toolkit", lambda: TOOLS)
     monkeypatch.setattr(build_modules, "compile_cuda", compiled)
     build.link_package(tmp_path / "o")
@@ -131,13 +129,17 @@ def test_the_linked_package_is_imported_and_the_sources_stay_as_they_are(tmp_pat
     assert {"__pycache__", *before} >= {p.name for p in (ROOT / "softdiff_kernels").iterdir()}
 
 
-def test_a_module_older_than_the_sources_is_not_taken(tmp_path):
-    for name in ("softdiff_kernels/_cuda.x.so", "csrc/cuda/a.cu"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    module, source = tmp_path / "softdiff_kernels/_cuda.x.so", tmp_path / "csrc/cuda/a.cu"
-    os.utime(source, (100, 100))
-    os.utime(module, (200, 200))
-    assert build.built_before(tmp_path) == module
-    os.utime(source, (300, 300))
-    assert build.built_before(tmp_path) is None
+def test_the_architecture_is_that_of_the_gpu_in_use(tmp_path, monkeypatch):
+    # nvidia-smi answers before torch is imported; where it does not, or means another GPU, torch does.
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 9.0\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (12, 0))
+    assert build.architecture() == 90
+    tool.write_text("#!/bin/sh\necho '[N/A]'\n")
+    assert build.architecture() == 120
+    tool.write_text("#!/bin/sh\necho 9.0\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert build.architecture() == 120

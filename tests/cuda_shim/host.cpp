@@ -76,6 +76,7 @@ cudaError_t launch(const cudaLaunchConfig_t* config, const void* kernel, const s
   }
   launches.push_back({kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes, cluster});
   const Schedule schedule = Schedule::from_environment();
+  read_side();
   indices.grid_dim = config->gridDim;
   indices.block_dim = config->blockDim;
   engine.run(kernel, body, config->dynamicSmemBytes, schedule, cluster);

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,37 +29,44 @@ from softdiff_kernels.files import save_json
 
 # The CUDA kernels name their own barriers and shuffles; Triton's compiler chooses those of its kernels.
 SANITIZERS = {"triton": ("memcheck", "racecheck"), "cuda": ("memcheck", "racecheck", "synccheck")}
-# For each form of either backend's kernels; the CUDA ones change at 8, 16, 24, 32, 64, 128 and 256 px.
-SIZES = (8, 13, 24, 33, 64, 128, 136, 260)
+# px, for each form of either backend's kernels: the sizes of one process under a tool, the most used first.
+SIZES = {"triton": ((64, 33), (136, 13)), "cuda": ((64, 33), (128, 13), (136, 24, 260))}
+_SHARES = 3  # processes that compile for a size
+_LEAST = 15.0  # seconds in which a process under a tool can be expected to end
 
 
-def every_op(device: torch.device, sizes: Sequence[int] = SIZES) -> None:
-    """Every op once at each size, in float32, and the filter in bfloat16 and from bytes."""
+def calls(device: torch.device, side: int) -> list[Callable[[], object]]:
+    """Every op at a size, in float32, and the filter in bfloat16 and from bytes."""
     key = sk.NoiseKey(1, 2, 3)
-    for side in sizes:
-        # From the host, so that the ops' kernels are nearly all that the device runs.
-        images = np.random.default_rng(side).uniform(-1, 1, (2, 2, 2, side, side)).astype(np.float32)
-        x, y = torch.from_numpy(images).to(device)
-        std, level = torch.tensor([0.7, 3.0]).to(device), torch.tensor([0.2, 0.1]).to(device)
-        mask = torch.linspace(1, 0, side * side).view(side, side).to(device)
-        sk.dct2(x)
-        sk.idct2(x)
-        sk.blur(x, std)
-        sk.corrupt(x, std, level, key=key, return_residual=True)
-        sk.corrupt(((x + 1) * 100).to(torch.uint8), 1.5, 0.1, noise=y)
-        steps: dict[str, Any] = {"blur_std_t": std, "blur_std_s": 0.5 * std}
-        sk.reverse_step(x, y, **steps, a=0.5, b=0.1, key=key)
-        sk.momentum_step(x, y, **steps, noise_std_t=level, noise_std_s=0.5 * level, key=key, out=x.clone())
-        sk.soft_score_loss(x.clone().requires_grad_(), y, std, weight=level).backward()
-        sk.spectral_mix([x, y], [mask, mask], noise_mask=mask, key=key)
-        sk.normal(x.shape, key, device=device)
-        sk.corrupt(x.bfloat16().contiguous(memory_format=torch.channels_last), std, level, key=key)
+    # From the host, so that the ops' kernels are nearly all that the device runs.
+    images = np.random.default_rng(side).uniform(-1, 1, (2, 2, 2, side, side)).astype(np.float32)
+    x, y = torch.from_numpy(images).to(device)
+    std, level = torch.tensor([0.7, 3.0]).to(device), torch.tensor([0.2, 0.1]).to(device)
+    mask = torch.linspace(1, 0, side * side).view(side, side).to(device)
+    steps: dict[str, Any] = {"blur_std_t": std, "blur_std_s": 0.5 * std}
+    noises: dict[str, Any] = {"noise_std_t": level, "noise_std_s": 0.5 * level, "key": key}
+    rows = x.bfloat16().contiguous(memory_format=torch.channels_last)
+    return [
+        lambda: sk.corrupt(x, std, level, key=key, return_residual=True),
+        lambda: sk.momentum_step(x, y, **steps, **noises, out=x.clone()),
+        lambda: sk.soft_score_loss(x.clone().requires_grad_(), y, std, weight=level).backward(),
+        lambda: sk.blur(x, std),
+        lambda: sk.dct2(x),
+        lambda: sk.idct2(x),
+        lambda: sk.corrupt(((x + 1) * 100).to(torch.uint8), 1.5, 0.1, noise=y),
+        lambda: sk.reverse_step(x, y, **steps, a=0.5, b=0.1, key=key),
+        lambda: sk.spectral_mix([x, y], [mask, mask], noise_mask=mask, key=key),
+        lambda: sk.normal(x.shape, key, device=device),
+        lambda: sk.corrupt(rows, std, level, key=key),
+    ]
 
 
-def watched(backend: str, sizes: Sequence[int], device: str = "cuda") -> None:
-    """`every_op` by a backend; then the word "done"."""
+def watched(backend: str, sizes: Sequence[int], device: str = "cuda", share: int | None = None) -> None:
+    """`calls` at some sizes by a backend, or one of `_SHARES` of them; then the word "done"."""
     with sk.use_backend(backend):
-        every_op(torch.device(device), sizes)
+        for size in sizes:
+            for call in calls(torch.device(device), size)[share :: 1 if share is None else _SHARES]:
+                call()
     if device == "cuda":
         torch.cuda.synchronize()
     print("done", flush=True)
@@ -79,15 +86,23 @@ def findings(text: str) -> tuple[int | None, str]:
     return int(counts[-1]) if counts else None, " / ".join(lines[:3])[:400]
 
 
-def check(tool: str, path: str, backend: str, seconds: float, scratch: Path) -> dict[str, Any]:
-    """Runs every op under one of compute-sanitizer's tools."""
+def _sized(sizes: Sequence[int]) -> list[str]:
+    return ["--size", *map(str, sizes)]
+
+
+def check(
+    tool: str, path: str, backend: str, sizes: Sequence[int], seconds: float, scratch: Path
+) -> dict[str, Any]:
+    """Runs every op at some sizes under one of compute-sanitizer's tools."""
     # Without torch's cache each tensor is an allocation of its own, whose ends memcheck knows.
     options = ["--report-api-errors", "no"] if tool == "memcheck" else []
-    command = [path, "--tool", tool, *options, *_program(backend)]
+    command = [path, "--tool", tool, *options, *_program(backend, *_sized(sizes))]
     code, text, took = watch(command, seconds, scratch, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     errors, first = findings(text)
     status, said = "failed", f"{errors} errors: {first}" if errors else tail(text, 4)
-    if not errors and code is None:
+    if "Device not supported" in text:
+        status, said = "absent", "compute-sanitizer does not support this machine's device"
+    elif not errors and code is None:
         status = "timeout"
     elif errors == 0 and "\ndone" in f"\n{text}":
         status, said = "ok", "no hazards" if tool == "racecheck" else "no errors"
@@ -110,22 +125,32 @@ def run(out: Path, backend: str, seconds: float, scratch: Path) -> None:
     results: dict[str, dict[str, Any]] = {}
     lock = threading.Lock()
 
-    def plain(size: int) -> str:
-        code, text, _ = watch(_program(backend, "--size", str(size)), seconds / 2, scratch)
-        return "" if code == 0 else f"fails without a tool at {size} px: {tail(text)}"
+    def plain(job: tuple[int, int]) -> tuple[str, str]:
+        words = [*_sized(job[:1]), "--share", str(job[1])]
+        code, text, _ = watch(_program(backend, *words), seconds / 2, scratch)
+        if code is None:
+            return "timeout", f"not compiled within {seconds / 2:.0f} s at {job[0]} px"
+        return ("", "") if code == 0 else ("failed", f"fails without a tool at {job[0]} px: {tail(text)}")
 
     def job(tool: str) -> None:
-        result = check(tool, path, backend, end - time.monotonic(), scratch)
-        with lock:
-            results[tool] = result
-            save_json(out, summary(results))
+        for sizes in SIZES[backend]:
+            name = f"{tool}, {', '.join(map(str, sizes))} px"
+            left = end - time.monotonic()
+            if left < _LEAST:
+                result: dict[str, Any] = {"status": "timeout", "errors": None, "said": "no time was left"}
+            else:
+                result = check(tool, path, backend, sizes, left, scratch)
+            with lock:
+                results[name] = result
+                save_json(out, summary(results))
 
-    with ThreadPoolExecutor(len(SIZES)) as pool:
-        # First without a tool: Triton's kernels are compiled then, at all sizes at once, and what fails
+    every = [(size, share) for sizes in SIZES[backend] for size in sizes for share in range(_SHARES)]
+    with ThreadPoolExecutor(len(every)) as pool:
+        # First without a tool: Triton's kernels are compiled then, by all processes at once, and what fails
         # anyway is told from what a tool finds.
-        problem = next(filter(None, list(pool.map(plain, SIZES))), "")
-        if problem:
-            save_json(out, {"status": "failed", "detail": problem})
+        problems = sorted(filter(any, pool.map(plain, every)))  # "failed" before "timeout"
+        if problems:
+            save_json(out, dict(zip(("status", "detail"), problems[0], strict=True)))
         else:
             list(pool.map(job, SANITIZERS[backend]))
 
@@ -136,10 +161,11 @@ def main() -> None:
     parser.add_argument("--backend", choices=tuple(SANITIZERS), default="triton")
     parser.add_argument("--seconds", type=float, default=150.0)
     parser.add_argument("--watched", action="store_true", help="call the ops, under no tool")
-    parser.add_argument("--size", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--size", type=int, nargs="+", default=(64, 33))
+    parser.add_argument("--share", type=int, choices=range(_SHARES), help="of the calls; default: all")
     args = parser.parse_args()
     if args.watched:
-        watched(args.backend, args.size)
+        watched(args.backend, args.size, share=args.share)
         return
     end_with_commands()
     with tempfile.TemporaryDirectory() as folder:

@@ -106,6 +106,20 @@ def test_a_graph_outlives_what_the_caches_drop(backend, side):
             sk.set_cache_limit(bound)
 
 
+def test_a_warm_up_is_enough_before_a_capture(backend):
+    # A shape that no other test has; its kernel is launched for the first time inside the graph.
+    if backend != "triton":
+        pytest.skip("only Triton compiles at first use")
+    shape = sizes([(2, 3, 52, 44)], [(2, 1, 8, 6)])[0]
+    x = image(*shape)
+    with sk.use_backend(backend):
+        sk.warm_up(shape, ops="dct2", device=DEVICE)
+        replay, result = captured(lambda: sk.dct2(x), warm=0)
+        replay()
+        synchronize()
+        assert torch.equal(result, sk.dct2(x))
+
+
 def test_a_training_step_in_a_graph(backend):
     # Corrupt, a network, the loss and its backward pass: the gradient in the graph is the eager one, whose
     # sums atomic additions may order anew.

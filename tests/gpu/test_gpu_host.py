@@ -165,7 +165,7 @@ def test_the_first_call_of_a_size_in_a_side_stream(backend, side):
         expected = sk.dct2(x)
         for _ in range(1 if DRY else 10):
             synchronize()
-            forget(backend)
+            forget()
             with stream():
                 if not DRY:
                     torch.cuda._sleep(10_000_000)
@@ -197,9 +197,14 @@ def test_threads_launch_at_once(backend):
     from concurrent.futures import ThreadPoolExecutor
 
     images = [image(2, 3, 12 + s, 16, seed=s) for s in range(2 if DRY else 8)]
-    with sk.use_backend(backend):
-        with ThreadPoolExecutor(1 if DRY else 8) as pool:
-            got = list(pool.map(lambda x: sk.corrupt(x, 1.5, 0.1, key=KEY), images))
-        synchronize()
-        for x, result in zip(images, got, strict=True):
-            assert torch.equal(result, sk.corrupt(x, 1.5, 0.1, key=KEY))
+
+    def corrupt(x):
+        # A thread has a choice of backend of its own.
+        with sk.use_backend(backend):
+            return sk.corrupt(x, 1.5, 0.1, key=KEY)
+
+    with ThreadPoolExecutor(1 if DRY else 8) as pool:
+        got = list(pool.map(corrupt, images))
+    synchronize()
+    for x, result in zip(images, got, strict=True):
+        assert torch.equal(result, corrupt(x))

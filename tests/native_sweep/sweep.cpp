@@ -188,7 +188,7 @@ bool sweep(const Shape& s, DType dtype, Layout layout, Layout written) {
 int main(int count, char** arguments) {
   std::vector<int64_t> sides;
   for (int i = 1; i < count; ++i) sides.push_back(std::atoll(arguments[i]));
-  if (sides.empty()) sides = {1, 2, 3, 5, 7, 17, 31, 33, 64, 99, 353, 706};
+  if (sides.empty()) sides = {1, 2, 3, 5, 7, 17, 28, 31, 33, 64, 99, 353, 706};
   const DType dtypes[] = {DType::float32, DType::bfloat16, DType::float16, DType::uint8};
   for (size_t i = 0; i < sides.size(); ++i) {
     // Each side with itself where small, and with another one.

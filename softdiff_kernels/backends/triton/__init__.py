@@ -9,7 +9,7 @@ the tests).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -100,6 +100,26 @@ def covers(op: str, device: torch.device, arguments: Sequence[Any]) -> bool:
     )
 
 
+def _launch() -> Any:
+    return import_module(f"{__name__}.launch")
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether calls on a device launch kernels that Triton compiles at first use. Imports Triton if so."""
+    here = interpreted() if device.type == "cpu" else _takes(device)
+    return here and status()[0] and not _launch().INTERPRETED
+
+
+def rehearse(call: Callable[[], object]) -> tuple[int, int]:
+    """Makes a call with its launches recorded instead of made, and compiles and loads what they need, on the
+    current device. Returns how many kernels were compiled, and how many were there or on the disk.
+    """
+    with _launch().recording() as recorded:
+        call()
+    compiled, found = _launch().compile_all(recorded)
+    return compiled, found
+
+
 def __getattr__(name: str) -> Any:
     """The ops, from `ops.py`, which imports Triton. They are kept here after the first use."""
     if name.startswith("_"):
@@ -107,5 +127,6 @@ def __getattr__(name: str) -> Any:
     module, reason = _load()
     if module is None:
         raise AttributeError(f"{name}: {reason}")
-    globals()[name] = getattr(module, name)
+    if name not in globals():  # else it is a submodule, which loading has put here
+        globals()[name] = getattr(module, name)
     return globals()[name]

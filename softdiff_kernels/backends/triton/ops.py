@@ -32,9 +32,11 @@ NORMALS = (32, 256)  # rows and columns of a program of `normal_kernel`
 
 
 def _key(key: Sequence[int], rows: Tensor | None) -> tuple[tuple[Argument, ...], int, bool]:
-    """((rows, seed, stream, draw), the rows' step, whether there is a key)."""
+    """What `device.key_of` takes, and whether there is a key: (seed, stream, draw) or (rows, step, count)."""
     if rows is not None:
-        return (rows.contiguous(), 0, 0, 0), 3 if rows.shape[0] > 1 else 0, True
+        # Numbers, so that a row each and one row for all, as in a batch of one, share a kernel.
+        each = rows.shape[0] > 1
+        return (rows.contiguous(), 3 if each else 0, 0 if each else 1, 0), 0, True
     return (None, *(key or (0, 0, 0))), -1, bool(key)
 
 
@@ -56,44 +58,46 @@ def number(c: Tensor) -> float | None:
     return c.item() if c.is_cpu and c.numel() == 1 else None
 
 
-def _pointer(c: Tensor) -> tuple[Tensor, int]:
-    """What is read on the device: the tensor, and its step from sample to sample."""
-    return c, c.stride(0) if c.shape[0] > 1 else 0
+def _pointer(c: Tensor, batch: int) -> tuple[Tensor, int]:
+    """What is read on the device: the tensor [1] or [batch], and its step from sample to sample. In a batch
+    of one it is the step of [batch], which larger batches have, so that they share a kernel.
+    """
+    return c, c.stride(0) if c.shape[0] == batch else 0
 
 
-def coefficient(c: Tensor | None) -> tuple[Argument, int]:
+def coefficient(c: Tensor | None, batch: int) -> tuple[Argument, int]:
     """What `device.coefficient` takes: (number, -1), (tensor, step) or (None, -1)."""
     if c is None:
         return None, -1
     value = number(c)
-    return _pointer(c) if value is None else (value, -1)
+    return _pointer(c, batch) if value is None else (value, -1)
 
 
-def tau(blur_std: Tensor) -> tuple[Argument, int]:
+def tau(blur_std: Tensor, batch: int) -> tuple[Argument, int]:
     """The same of blur_std^2 / 2; a tensor stays blur_std, which the kernel squares."""
     value = number(blur_std)
-    return _pointer(blur_std) if value is None else (0.5 * value * value, -1)
+    return _pointer(blur_std, batch) if value is None else (0.5 * value * value, -1)
 
 
-def blurs(std_t: Tensor, std_s: Tensor, device: torch.device) -> tuple[Argument, Argument, int, int]:
+def blurs(std_t: Tensor, std_s: Tensor, out: Tensor) -> tuple[Argument, Argument, int, int]:
     """Both blurs as `device.exponents` takes them; two numbers are combined here, in float64."""
     t, s = number(std_t), number(std_s)
     if t is None or s is None:
-        t_at, t_step = _pointer(args.on(std_t, device))
-        s_at, s_step = _pointer(args.on(std_s, device))
+        t_at, t_step = _pointer(args.on(std_t, out.device), out.shape[0])
+        s_at, s_step = _pointer(args.on(std_s, out.device), out.shape[0])
         return t_at, s_at, t_step, s_step
     weaker = min(t, s)
     return 0.5 * (t - s) * (t + s), 0.5 * weaker * weaker, -1, -1
 
 
 def weights(
-    first: Tensor, second: Tensor, rule: str, device: torch.device
+    first: Tensor, second: Tensor, rule: str, out: Tensor
 ) -> tuple[Argument, Argument, float, int, int]:
     """keep, inject and 1 - keep of two numbers, in float64; or where both stand on the device."""
     t, s = number(first), number(second)
     if t is None or s is None:
-        first_at, first_step = _pointer(args.on(first, device))
-        second_at, second_step = _pointer(args.on(second, device))
+        first_at, first_step = _pointer(args.on(first, out.device), out.shape[0])
+        second_at, second_step = _pointer(args.on(second, out.device), out.shape[0])
         return first_at, second_at, 0.0, first_step, second_step
     if rule == "given":
         return t, s, 1.0 - t, -1, -1
@@ -169,9 +173,10 @@ def _corrupt(
 ) -> None:
     split = _split(x) or residual is not None  # a residual may be far smaller than the image
     plan = _plan("corrupt", x, split)
-    std, std_step = tau(blur_std)
-    sigma, sigma_step = coefficient(noise_std)
-    factor, factor_step = coefficient(scale)
+    batch = x.shape[0]
+    std, std_step = tau(blur_std, batch)
+    sigma, sigma_step = coefficient(noise_std, batch)
+    factor, factor_step = coefficient(scale, batch)
     key_parts, key_step, keyed = _key(key, rows)
     arguments = (x, out, residual, noise, std, sigma, factor, *key_parts, float(floor))
     steps = (std_step, sigma_step, factor_step, key_step)
@@ -244,8 +249,8 @@ def _step(
     _check_step(blur_std_t, blur_std_s, first, second, rule)
     split = _split(out)
     plan = _plan("step", out, split)
-    std_t, std_s, t_step, s_step = blurs(blur_std_t, blur_std_s, out.device)
-    keep, inject, one_minus_keep, keep_step, inject_step = weights(first, second, rule, out.device)
+    std_t, std_s, t_step, s_step = blurs(blur_std_t, blur_std_s, out)
+    keep, inject, one_minus_keep, keep_step, inject_step = weights(first, second, rule, out)
     key_parts, key_step, keyed = _key(key, rows)
     weighted = (keep, inject, one_minus_keep)
     arguments = (x_t, x0_hat, out, noise, std_t, std_s, *weighted, *key_parts, float(floor))
@@ -271,8 +276,8 @@ def soft_score_loss(
     plan = _plan("soft_score_loss", prediction, split)
     gradient = torch.empty_like(prediction) if return_gradient else None
     energies = prediction.new_empty(energies_shape(plan, prediction), dtype=torch.float32)
-    std, std_step = tau(blur_std)
-    factor, factor_step = coefficient(weight)
+    std, std_step = tau(blur_std, prediction.shape[0])
+    factor, factor_step = coefficient(weight, prediction.shape[0])
     arguments = (prediction, target, gradient, std, factor, energies, float(floor), float(gradient_scale))
     layouts = (_layout(prediction), _layout(target), _layout(gradient))
     static = (plan.sizes, (std_step, factor_step), *layouts)

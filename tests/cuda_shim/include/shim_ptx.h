@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "shim_device.h"
+#include "shim_math.h"
 
 namespace softdiff_shim {
 
@@ -38,11 +39,25 @@ inline uint32_t movmatrix_trans(uint32_t x, SOFTDIFF_SHIM_HERE) {
   return softdiff_shim::movmatrix_trans({"movmatrix_trans", file, line}, x);
 }
 
-inline float sqrt_approx(float v) { return std::sqrt(v); }
-inline float lg2_approx(float v) { return std::log2(v); }
-inline float ex2_approx(float v) { return std::exp2(v); }
+// PTX ISA 9.1, sections 9.7.3.15 and 9.7.3.20: relative, but for log2 from 0.5 to 2.
+inline float sqrt_approx(float v) {
+  const double exact = std::sqrt(double{softdiff_shim::flushed(v)});
+  return softdiff_shim::pushed(exact, exact * 0x1p-23);
+}
+inline float lg2_approx(float v) {
+  const double exact = std::log2(double{softdiff_shim::flushed(v)});
+  return softdiff_shim::pushed(exact, std::fmax(1.0, std::fabs(exact)) * 0x1p-22);
+}
+
 inline double reciprocal(double v) { return 1.0 / v; }
-inline float rcp_approx(float v) { return 1.0f / v; }
+
+// CUDA C++ Programming Guide, single-precision functions, without -use_fast_math; roots and quotients are exact to the
+// last bit there. In this namespace they come before the C library's.
+inline float expf(float v) { return v == 0.0f ? 1.0f : softdiff_shim::pushed_ulps(std::exp(double{v}), 2); }
+inline float exp2f(float v) { return v == 0.0f ? 1.0f : softdiff_shim::pushed_ulps(std::exp2(double{v}), 2); }
+inline float expm1f(float v) {
+  return std::isinf(v) ? std::expm1(v) : softdiff_shim::pushed_ulps(std::expm1(double{v}), 1);
+}
 
 inline void cp_async16(void* shared, const void* global, SOFTDIFF_SHIM_HERE) {
   softdiff_shim::cp_async16({"cp_async16", file, line}, shared, global);

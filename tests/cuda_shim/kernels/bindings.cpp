@@ -22,6 +22,7 @@ PYBIND11_MODULE(shim_kernels, m) {
   m.def("to_half", &to_half);
   m.def("from_half", &from_half);
   m.def("bits", &bits);
+  m.def("functions", &functions);
   m.def("visit", &visit);
   m.def("atomics", &atomics);
   m.def("many", &many);

@@ -50,6 +50,7 @@ void offsets(Address in, int read, Address out, int write, int shared_at);
 void to_half(Address in, int n, Address out, Address portable, Address brain);
 void from_half(Address in, int n, Address out, Address portable, Address brain_in, Address brain);
 void bits(Address in, Address out);
+void functions(Address in, int n, Address out);
 void visit(Address marks);
 void atomics(Address f, Address d, Address u, Address i);
 void many(int count, Address out);

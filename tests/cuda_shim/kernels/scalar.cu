@@ -39,6 +39,17 @@ __global__ void bits_kernel(const unsigned* in, unsigned* out) {
   out[5] = static_cast<unsigned>(__float_as_int(__int_as_float(static_cast<int>(b & 0x3f000000u))));
 }
 
+__global__ void functions_kernel(const float* in, int n, float* out) {
+  using namespace softdiff;
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
+    out[i] = cuda::sqrt_approx(in[i]);
+    out[n + i] = cuda::lg2_approx(in[i]);
+    out[2 * n + i] = cuda::expf(-in[i]);
+    out[3 * n + i] = cuda::exp2f(-in[i]);
+    out[4 * n + i] = cuda::expm1f(-in[i]);
+  }
+}
+
 // One mark for each thread of each block, at its index counted x first, block after block.
 __global__ void visit_kernel(int* marks) {
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
@@ -79,6 +90,9 @@ void from_half(Address in, int n, Address out, Address portable, Address brain_i
          at<const __nv_bfloat16>(brain_in), at<float>(brain));
 }
 void bits(Address in, Address out) { launch(bits_kernel, 1, 32, 0, at<const unsigned>(in), at<unsigned>(out)); }
+void functions(Address in, int n, Address out) {
+  launch(functions_kernel, 1, 32, 0, at<const float>(in), n, at<float>(out));
+}
 void visit(Address marks) { launch(visit_kernel, dim3(2, 3, 5), dim3(8, 4, 2), 0, at<int>(marks)); }
 void atomics(Address f, Address d, Address u, Address i) {
   launch(atomic_kernel, 3, 64, 0, at<float>(f), at<double>(d), at<unsigned>(u), at<int>(i));

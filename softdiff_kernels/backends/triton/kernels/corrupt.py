@@ -60,7 +60,7 @@ def _finish(y, row, column, b, c, values, pointers, STATIC: tl.constexpr):
 @triton.jit
 def corrupt_kernel(
     x, out, residual, noise, blur_std, noise_std, scale, key_rows, seed, stream, draw, floor,
-    table_h, table_w, planes, scratch, downs,
+    table_h, table_w, planes, scratch, floats,
     STATIC: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """STATIC: sizes (H, W and both padded), steps (of blur_std, noise_std, scale, key: see `coefficient`;
@@ -78,6 +78,6 @@ def corrupt_kernel(
         filter_staged(
             x, None, table_h, table_w, None,
             (x, out, residual, noise, blur_std, noise_std, scale, key_rows, seed, stream, draw, floor),
-            STATIC, planes, scratch, downs, _prepare, _mask, _finish, C, TILING,
+            STATIC, planes, scratch, floats, _prepare, _mask, _finish, C, TILING,
             X, X, SPLIT, True,
         )  # fmt: skip

@@ -2,11 +2,11 @@
 """Device functions that the kernels share: the noise stream, split products, gains, images in memory.
 
 Products run on the tensor cores in float16. A float32 operand is the sum of two float16 numbers, high and
-low, which hold 22 of its 24 bits; three products (low high, high low, high high) into one float32
-accumulator then give what a float32 product gives, at half the cost of three TF32 products and with half
-their operand bytes (Ootomo & Yokota 2022). float16 reaches from 6e-8 to 65504, so each plane is first
-multiplied by the power of two that brings its largest magnitude into [8, 16), and tables hold 64 times
-their matrix (`TABLE_GAIN`).
+low, which hold 22 of its 24 bits; three products (low high, high low, high high) then give what a float32
+product gives, at half the cost of three TF32 products and with half their operand bytes (Ootomo & Yokota
+2022). float16 reaches from 6e-8 to 65504, so each plane, or each tile of a larger one, is first multiplied by
+the power of two that brings its largest magnitude into [8, 16), and its spectrum by another; tables hold 64
+times their matrix (`TABLE_GAIN`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-# What a table holds is this many times the matrix; what two products leave is its square times the result,
-# which UNGAIN undoes.
+# What a table holds is this many times the matrix; UNGAIN undoes it.
 TABLE_GAIN = 64
-UNGAIN = tl.constexpr(1.0 / TABLE_GAIN**2)
+UNGAIN = tl.constexpr(1.0 / TABLE_GAIN)
 _PI = tl.constexpr(3.141592653589793)
 _MOST = tl.constexpr(3.0e38)
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
@@ -97,14 +96,15 @@ def box_muller(r, q, FAST: tl.constexpr):
 def key_of(rows, seed, stream, draw, b, KEY_STEP: tl.constexpr):
     """(draw, stream low, stream high, seed low, seed high) of sample b, uint32.
 
-    KEY_STEP: -1, three numbers; 0, one row of the table, whose stream counts up; 3, a row each.
+    KEY_STEP: -1, three numbers; 0, a table: rows are `seed` apart (0: one for all), and from row to row the
+    stream counts up by `stream`.
     """
     if KEY_STEP >= 0:
-        at = rows + b.to(tl.int64) * KEY_STEP
+        at = rows + b.to(tl.int64) * seed
+        stream = tl.load(at + 1) + b * stream
         seed = tl.load(at)
-        stream = tl.load(at + 1)
         draw = tl.load(at + 2)
-    if KEY_STEP <= 0:
+    else:
         stream = stream + b
     return (
         draw.to(tl.uint32),
@@ -213,7 +213,7 @@ def total(x):
 def power(magnitude, SHIFT: tl.constexpr):
     """The power of two that brings `magnitude` into [1, 2) 2^SHIFT, as far as it and its inverse are normal.
 
-    Images take 3: the next product of a 512-px plane then stays below 32768.
+    Images and spectra take 3: the next product of a 64-px plane then stays below 16384; it is split as it is.
     """
     exponent = (magnitude.to(tl.int32, bitcast=True) >> 23) & 255
     up = tl.minimum(tl.maximum(254 + SHIFT - exponent, 1), 253)

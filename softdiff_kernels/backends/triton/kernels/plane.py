@@ -2,23 +2,24 @@
 """The filter that ops share: transform a plane, mask its spectrum, transform it back; in one of two forms.
 
 `filter_plane` takes planes up to 64 px a side: a whole plane is one tile, and all of it happens in
-registers. `filter_staged` takes larger ones, up to 512 px: four tiled products, with a scratch that stays in
-L2. A program takes a plane through three groups of products, strip by strip of TILE rows or columns:
+registers. `filter_staged` takes larger ones, up to 512 px: four tiled products, with a scratch in memory
+between them. A program takes a plane through three groups of products, strip by strip of TILE rows or
+columns:
 
-1. rows: pixels, scaled and split, then times D_W^T, into the plane's scratch;
+1. rows: pixels times D_W^T, into the plane's scratch;
 2. columns: D_H times the scratch, the mask, D_H^T times that, back into the same columns of the scratch;
 3. rows: the scratch times D_W, then the op's own end (`FINISH`).
 
-What one product leaves for the next is stored as float16 high and low parts: split once, loaded as operands.
-Programs walk over the planes, so that their scratch, one plane each, stays in L2. Above 128 px, a batch too
-small to fill the GPU that way runs the groups as three launches instead, with a program for each strip
-(GROUP 1, 2, 3).
+What one product leaves for the next is stored tile by tile as float16 high and low parts, each tile with a
+power of two of its own: split once, loaded as operands. Programs walk over the planes, so that the scratch is
+theirs, not the batch's (`launch.programs`). Above 128 px, a batch too small to fill the GPU that way runs the
+groups as three launches instead, with a program for each strip (GROUP 1, 2, 3).
 
 An op gives three functions. PREPARE(pointers, b, STATIC) makes the values that hold for sample b;
-MASK(u, k, l, down, values, STATIC) returns the masked spectrum and the energy in it (the loss's alone);
-FINISH(y, row, column, b, c, values, pointers, STATIC) makes the result from a tile of the image, whose first
-pixel is at (row, column), and stores it. `pointers` is a tuple of what lies in memory, `STATIC` one of what
-is known at compile time.
+MASK(u, k, l, down, values, STATIC), where u * down is the DCT, returns the masked u and the energy in it (the
+loss's alone); FINISH(y, row, column, b, c, values, pointers, STATIC) makes the result from a tile of the
+image, whose first pixel is at (row, column), and stores it. `pointers` is a tuple of what lies in memory,
+`STATIC` one of what is known at compile time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import image_pixels, largest, left, pixels, plane, power, right, split, table
+from .device import UNGAIN, image_pixels, largest, left, pixels, plane, power, right, split, table
 
 
 @triton.jit
@@ -34,7 +35,7 @@ def spectrum(
     x, y, b, c, table_h, table_w,
     SIZES: tl.constexpr, X: tl.constexpr, Y: tl.constexpr, SPLIT: tl.constexpr, INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """(u, down): u * down / 4096 is the DCT (or its inverse) of plane (b, c) of x, less y's if there is y."""
+    """(u, down): u * down is the DCT (or its inverse) of plane (b, c) of x, less y's if there is y."""
     BH: tl.constexpr = SIZES[2]
     BW: tl.constexpr = SIZES[3]
     EXACT: tl.constexpr = (y is None) and (x.dtype.element_ty.primitive_bitwidth == 16)
@@ -50,19 +51,26 @@ def spectrum(
     else:
         w_high, w_low = table(table_w, j[None, :], j[:, None], BW, SPLIT)
         h_high, h_low = table(table_h, i[:, None], i[None, :], BH, SPLIT)
-    return left(h_high, h_low, right(v * up, w_high, w_low, SPLIT, EXACT), SPLIT), down
+    u = left(h_high, h_low, right(v * up, w_high, w_low, SPLIT, EXACT), SPLIT)
+    return u, down * (UNGAIN * UNGAIN)
 
 
 @triton.jit
 def image(u, table_h, table_w, BH: tl.constexpr, BW: tl.constexpr, SPLIT: tl.constexpr):
-    """The image of a masked spectrum, before `down`."""
+    """The image of a masked spectrum."""
     i = tl.arange(0, BH)
     j = tl.arange(0, BW)
     h_high, h_low = table(table_h, i[None, :], i[:, None], BH, SPLIT)
     w_high, w_low = table(table_w, j[:, None], j[None, :], BW, SPLIT)
-    # 2^-13 brings 8 x 4096 u back to where the next two products stay in float16's range.
-    v = left(h_high, h_low, u * 0.0001220703125, SPLIT)
-    return right(v, w_high, w_low, SPLIT, False) * 0.00048828125
+    if SPLIT:
+        # A scale of its own: where one pixel is bright, the spectrum is flat and far below what it could be.
+        up, down = power(largest(u), 3)
+    else:
+        # What a spectrum of `spectrum` could be; bfloat16 has no use for the digits that its own would save.
+        up = 0.0001220703125
+        down = 8192.0
+    v = left(h_high, h_low, u * up, SPLIT)
+    return right(v, w_high, w_low, SPLIT, False) * (down * (UNGAIN * UNGAIN))
 
 
 @triton.jit
@@ -108,9 +116,18 @@ def operand(
 def product(
     a, A_ROW: tl.constexpr, A_COLUMN: tl.constexpr, A_LOW: tl.constexpr,
     b, B_ROW: tl.constexpr, B_COLUMN: tl.constexpr, B_LOW: tl.constexpr,
+    scales, STEP: tl.constexpr,
     K: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """A tile [TILE, TILE] of a product over K, both factors in memory as high and low parts."""
+    """A tile [TILE, TILE] of a product over K, both factors in memory as high and low parts. One of them is a
+    row or column of tiles, whose scales are STEP apart; the other is a table.
+
+    A tensor core truncates the sum of every MMA (Fasi et al. 2021). So the low products come first, where
+    that costs nothing, and each BK of K has an accumulator of its own, which ordinary arithmetic scales and
+    adds: one accumulator for all of K would be off by 2e-6 to 2e-5 from 128 px on, and one for each 64 by
+    1.3e-6 on sm_80, where constant images of 200 px may be by 1.1e-6.
+    """
+    tl.static_assert(BK <= 32 or not SPLIT)
     i = tl.arange(0, TILE)
     k = tl.arange(0, BK)
     total = tl.zeros([TILE, TILE], tl.float32)
@@ -118,22 +135,25 @@ def product(
         a_high, a_low = operand(a, i[:, None], first + k[None, :], A_ROW, A_COLUMN, A_LOW, SPLIT)
         b_high, b_low = operand(b, first + k[:, None], i[None, :], B_ROW, B_COLUMN, B_LOW, SPLIT)
         if SPLIT:
-            total = tl.dot(a_low, b_high, total)
-            total = tl.dot(a_high, b_low, total)
-        total = tl.dot(a_high, b_high, total)
+            part = tl.dot(a_high, b_high, tl.dot(a_high, b_low, tl.dot(a_low, b_high)))
+        else:
+            part = tl.dot(a_high, b_high)
+        total = tl.fma(part, tl.load(scales + first // TILE * STEP), total)
     return total
 
 
 @triton.jit
-def keep(ptr, x, ROW: tl.constexpr, LOW: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr):
-    """Stores a tile as high and low parts."""
+def keep(ptr, scale, x, ROW: tl.constexpr, LOW: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr):
+    """Stores a tile as high and low parts, and the scale that undoes its own and a table's."""
     at = ptr + tl.arange(0, TILE)[:, None] * ROW + tl.arange(0, TILE)[None, :]
+    up, down = power(largest(x), 3)
+    tl.store(scale, down * UNGAIN)
     if SPLIT:
-        high, low = split(x)
+        high, low = split(x * up)
         tl.store(at, high)
         tl.store(at + LOW, low)
     else:
-        tl.store(at, x.to(tl.float16))
+        tl.store(at, (x * up).to(tl.float16))
 
 
 @triton.jit
@@ -151,97 +171,120 @@ def difference(
 
 
 @triton.jit
-def scaling(
-    x, y, SIZES: tl.constexpr, TILE: tl.constexpr, X: tl.constexpr, Y: tl.constexpr
-):  # fmt: skip
-    """`power` of the plane's largest magnitude."""
-    most = tl.zeros([TILE, TILE], tl.float32)
-    for r in range(0, SIZES[2], TILE):
-        for l in range(0, SIZES[3], TILE):
-            most = tl.maximum(most, tl.abs(difference(x, y, r, l, SIZES, TILE, X, Y)))
-    return power(largest(most), 3)
-
-
-@triton.jit
 def forward_rows(
-    x, y, r, up, main, strip, table_w,
+    x, y, r, memory, table_w,
     SIZES: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr, X: tl.constexpr, Y: tl.constexpr,
     SPLIT: tl.constexpr, INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Group 1 for the rows from r: 64 times the strip's DCT along W (or its inverse) into `main`."""
+    """Group 1 for the rows from r: the strip's DCT along W (or its inverse) into the plane's scratch."""
     BH: tl.constexpr = SIZES[2]
     BW: tl.constexpr = SIZES[3]
+    main, scales, strip, strip_scales = memory
     for l in range(0, BW, TILE):
         v = difference(x, y, r, l, SIZES, TILE, X, Y)
-        keep(strip + l, v * up, BW, TILE * BW, TILE, SPLIT)
+        keep(strip + l, strip_scales + l // TILE, v, BW, TILE * BW, TILE, SPLIT)
     tl.debug_barrier()
+    ROW: tl.constexpr = BW if INVERSE else 1
+    COLUMN: tl.constexpr = 1 if INVERSE else BW
     for l in range(0, BW, TILE):
-        if INVERSE:
-            t = product(strip, BW, 1, TILE * BW, table_w + l, BW, 1, BW * BW, BW, TILE, BK, SPLIT)
-        else:
-            t = product(strip, BW, 1, TILE * BW, table_w + l * BW, 1, BW, BW * BW, BW, TILE, BK, SPLIT)
-        keep(main + r * BW + l, t, BW, BH * BW, TILE, SPLIT)
+        t = product(
+            strip, BW, 1, TILE * BW, table_w + l * COLUMN, ROW, COLUMN, BW * BW, strip_scales, 1,
+            BW, TILE, BK, SPLIT,
+        )  # fmt: skip
+        keep(main + r * BW + l, scale_at(scales, r, l, BW, TILE), t, BW, BH * BW, TILE, SPLIT)
     tl.debug_barrier()
+
+
+@triton.jit
+def scale_at(scales, r, l, BW: tl.constexpr, TILE: tl.constexpr):
+    """The address of the scale of the tile at (r, l)."""
+    return scales + r // TILE * (BW // TILE) + l // TILE
 
 
 @triton.jit
 def forward_columns(
-    main, r, l, table_h, BH: tl.constexpr, BW: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr,
+    memory, r, l, table_h, BH: tl.constexpr, BW: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr, INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the spectrum, 4096 times."""
-    if INVERSE:
-        return product(table_h + r, 1, BH, BH * BH, main + l, BW, 1, BH * BW, BH, TILE, BK, SPLIT)
-    return product(table_h + r * BH, BH, 1, BH * BH, main + l, BW, 1, BH * BW, BH, TILE, BK, SPLIT)
+    """A tile of the spectrum."""
+    main, scales, strip, strip_scales = memory
+    ROW: tl.constexpr = 1 if INVERSE else BH
+    COLUMN: tl.constexpr = BH if INVERSE else 1
+    return product(
+        table_h + r * ROW, ROW, COLUMN, BH * BH, main + l, BW, 1, BH * BW, scales + l // TILE, BW // TILE,
+        BH, TILE, BK, SPLIT,
+    )  # fmt: skip
 
 
 @triton.jit
 def backward_columns(
-    main, strip, l, table_h, BH: tl.constexpr, BW: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr,
+    memory, l, table_h, BH: tl.constexpr, BW: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The masked columns from l, in `strip`, back along H, into `main`."""
+    """The masked columns from l, in the strip, back along H, into the plane's scratch."""
+    main, scales, strip, strip_scales = memory
     tl.debug_barrier()
     for r in range(0, BH, TILE):
-        v = product(table_h + r, 1, BH, BH * BH, strip, TILE, 1, BH * TILE, BH, TILE, BK, SPLIT)
-        keep(main + r * BW + l, v, BW, BH * BW, TILE, SPLIT)
+        v = product(
+            table_h + r, 1, BH, BH * BH, strip, TILE, 1, BH * TILE, strip_scales, 1, BH, TILE, BK, SPLIT
+        )
+        keep(main + r * BW + l, scale_at(scales, r, l, BW, TILE), v, BW, BH * BW, TILE, SPLIT)
     tl.debug_barrier()
 
 
 @triton.jit
 def backward_rows(
-    main, r, l, table_w, BH: tl.constexpr, BW: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr,
+    memory, r, l, table_w, BH: tl.constexpr, BW: tl.constexpr, TILE: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the image, before `down`."""
-    y = product(main + r * BW, BW, 1, BH * BW, table_w + l, BW, 1, BW * BW, BW, TILE, BK, SPLIT)
-    return y * 0.00048828125
+    """A tile of the image."""
+    main, scales, strip, strip_scales = memory
+    return product(
+        main + r * BW, BW, 1, BH * BW, table_w + l, BW, 1, BW * BW, scale_at(scales, r, 0, BW, TILE), 1,
+        BW, TILE, BK, SPLIT,
+    )  # fmt: skip
 
 
 @triton.jit
-def place(planes, scratch, SIZES: tl.constexpr, TILING: tl.constexpr):
-    """(plane, step to the next plane, its scratch, its strip's scratch, the strip's first row or column)."""
+def place(
+    planes, scratch, floats, SIZES: tl.constexpr, TILING: tl.constexpr, SPLIT: tl.constexpr,
+    TOTALS: tl.constexpr,
+):  # fmt: skip
+    """(plane, step to the next plane, its memory, its strip's first row or column, its TOTALS floats).
+
+    Memory: the plane's scratch and its tiles' scales, a strip's scratch and its tiles' scales.
+    `launch.scratch` has the sizes.
+    """
     TILE: tl.constexpr = TILING[0]
-    PLANE: tl.constexpr = 2 * SIZES[2] * SIZES[3]
+    PARTS: tl.constexpr = 2 if SPLIT else 1
     SIDE: tl.constexpr = SIZES[2] if SIZES[2] > SIZES[3] else SIZES[3]
+    PLANE: tl.constexpr = PARTS * SIZES[2] * SIZES[3]
+    STRIP: tl.constexpr = PARTS * SIDE * TILE
+    STRIPS: tl.constexpr = 1 if TILING[2] == 0 else SIDE // TILE
+    TILES: tl.constexpr = (SIZES[2] // TILE) * (SIZES[3] // TILE)
+    s = 0
     if TILING[2] == 0:
         p = tl.program_id(0).to(tl.int64)
-        main = scratch + p * (PLANE + 2 * SIDE * TILE)
-        return p, tl.num_programs(0).to(tl.int64), main, main + PLANE, 0
-    p = tl.program_id(1).to(tl.int64)
-    main = scratch + p * (PLANE + 2 * SIDE * SIDE)
-    return p, planes, main, main + PLANE + tl.program_id(0) * (2 * SIDE * TILE), tl.program_id(0) * TILE
+        step = tl.num_programs(0).to(tl.int64)
+    else:
+        p = tl.program_id(1).to(tl.int64)
+        step = planes
+        s = tl.program_id(0)
+    main = scratch + p * (PLANE + STRIPS * STRIP)
+    total = floats + p * (TOTALS + 128)
+    scales = total + TOTALS
+    memory = (main, scales, main + PLANE + s * STRIP, scales + TILES + s * (SIDE // TILE))
+    return p, step, memory, s * TILE, total
 
 
 @triton.jit
 def filter_staged(
-    x, y, table_h, table_w, energies, pointers, STATIC: tl.constexpr, planes, scratch, downs,
+    x, y, table_h, table_w, energies, pointers, STATIC: tl.constexpr, planes, scratch, floats,
     PREPARE: tl.constexpr, MASK: tl.constexpr, FINISH: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr,
     X: tl.constexpr, Y: tl.constexpr, SPLIT: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     """GROUP 0: program n takes planes n, n + programs, ... through all groups. GROUP 1, 2, 3: program
-    (strip, plane) takes one strip through one group; `downs` [planes] then holds each plane's scale, and
-    `energies` is [planes, strips].
+    (strip, plane) takes one strip through one group, and `energies` is [planes, strips].
     """
     SIZES: tl.constexpr = STATIC[0]
     BH: tl.constexpr = SIZES[2]
@@ -249,39 +292,32 @@ def filter_staged(
     TILE: tl.constexpr = TILING[0]
     BK: tl.constexpr = TILING[1]
     GROUP: tl.constexpr = TILING[2]
-    p, step, main, strip, first = place(planes, scratch, SIZES, TILING)
+    p, step, memory, first, _ = place(planes, scratch, floats, SIZES, TILING, SPLIT, 0)
     RUN_ROWS: tl.constexpr = BH if GROUP == 0 else TILE
     RUN_COLUMNS: tl.constexpr = BW if GROUP == 0 else TILE
     while p < planes:
         b = p // C
         c = p % C
         values = PREPARE(pointers, b, STATIC)
-        px = plane(x, b, c, X)
-        py = y
-        if y is not None:
-            py = plane(y, b, c, Y)
         if GROUP <= 1:
-            up, down = scaling(px, py, SIZES, TILE, X, Y)
-            if GROUP == 1:
-                tl.store(downs + p, down)
+            px = plane(x, b, c, X)
+            py = y
+            if y is not None:
+                py = plane(y, b, c, Y)
             for r in range(0, RUN_ROWS, TILE):
-                forward_rows(
-                    px, py, first + r, up, main, strip, table_w, SIZES, TILE, BK, X, Y, SPLIT, False
-                )  # fmt: skip
-        else:
-            down = tl.load(downs + p)
+                forward_rows(px, py, first + r, memory, table_w, SIZES, TILE, BK, X, Y, SPLIT, False)
         if GROUP == 0 or GROUP == 2:
             energy = 0.0
             for l in range(0, RUN_COLUMNS, TILE):
                 for r in range(0, BH, TILE):
-                    u = forward_columns(main, r, first + l, table_h, BH, BW, TILE, BK, SPLIT, False)
+                    u = forward_columns(memory, r, first + l, table_h, BH, BW, TILE, BK, SPLIT, False)
                     k = r + tl.arange(0, TILE)[:, None]
-                    u, part = MASK(u, k, first + l + tl.arange(0, TILE)[None, :], down, values, STATIC)
+                    u, part = MASK(u, k, first + l + tl.arange(0, TILE)[None, :], 1.0, values, STATIC)
                     energy += part
                     if BACK:
-                        keep(strip + r * TILE, u * 0.0001220703125, TILE, BH * TILE, TILE, SPLIT)
+                        keep(memory[2] + r * TILE, memory[3] + r // TILE, u, TILE, BH * TILE, TILE, SPLIT)
                 if BACK:
-                    backward_columns(main, strip, first + l, table_h, BH, BW, TILE, BK, SPLIT)
+                    backward_columns(memory, first + l, table_h, BH, BW, TILE, BK, SPLIT)
             if energies is not None:
                 if GROUP == 0:
                     tl.store(energies + p, energy)
@@ -290,7 +326,7 @@ def filter_staged(
         if BACK and (GROUP == 0 or GROUP == 3):
             for r in range(0, RUN_ROWS, TILE):
                 for l in range(0, BW, TILE):
-                    z = backward_rows(main, first + r, l, table_w, BH, BW, TILE, BK, SPLIT)
-                    FINISH(z * down, first + r, l, b, c, values, pointers, STATIC)
+                    z = backward_rows(memory, first + r, l, table_w, BH, BW, TILE, BK, SPLIT)
+                    FINISH(z, first + r, l, b, c, values, pointers, STATIC)
         tl.debug_barrier()
         p += step

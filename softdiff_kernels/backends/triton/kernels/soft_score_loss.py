@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import UNGAIN, coefficient, heat, put, total
+from .device import coefficient, heat, put, total
 from .plane import filter_plane, filter_staged
 
 
@@ -28,7 +28,7 @@ def _mask(u, k, l, down, values, STATIC: tl.constexpr):
     tau, weight, floor, gradient_scale = values
     gain = (1.0 - floor) * (heat(k, tau, SIZES[0]) * heat(l, tau, SIZES[1])) + floor
     u = u * gain
-    true = u * (down * UNGAIN)
+    true = u * down
     return u * gain, weight * total(true * true)
 
 
@@ -45,7 +45,7 @@ def _finish(y, row, column, b, c, values, pointers, STATIC: tl.constexpr):
 @triton.jit
 def soft_score_loss_kernel(
     prediction, target, gradient, blur_std, weight, energies, floor, gradient_scale,
-    table_h, table_w, planes, scratch, downs,
+    table_h, table_w, planes, scratch, floats,
     STATIC: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """STATIC: sizes, steps (of blur_std, weight), layouts (prediction, target, gradient; None: no gradient).
@@ -64,5 +64,5 @@ def soft_score_loss_kernel(
         filter_staged(
             prediction, target, table_h, table_w, energies,
             (gradient, blur_std, weight, floor, gradient_scale),
-            STATIC, planes, scratch, downs, _prepare, _mask, _finish, C, TILING, A, B, SPLIT, BACK,
+            STATIC, planes, scratch, floats, _prepare, _mask, _finish, C, TILING, A, B, SPLIT, BACK,
         )  # fmt: skip

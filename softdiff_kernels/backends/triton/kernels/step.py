@@ -82,7 +82,7 @@ def _finish(y, row, column, b, c, values, pointers, STATIC: tl.constexpr):
 @triton.jit
 def step_kernel(
     x_t, x0_hat, out, noise, std_t, std_s, first, second, one_minus_keep, key_rows, seed, stream, draw, floor,
-    table_h, table_w, planes, scratch, downs,
+    table_h, table_w, planes, scratch, floats,
     STATIC: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """STATIC: sizes, steps (of std_t, std_s, first, second, key), layouts (x_t, x0_hat, out, noise), whether
@@ -106,5 +106,5 @@ def step_kernel(
                 x_t, x0_hat, out, noise, std_t, std_s, first, second, one_minus_keep,
                 key_rows, seed, stream, draw, floor,
             ),
-            STATIC, planes, scratch, downs, _prepare, _mask, _finish, C, TILING, CLEAN, CLEAN, SPLIT, True,
+            STATIC, planes, scratch, floats, _prepare, _mask, _finish, C, TILING, CLEAN, CLEAN, SPLIT, True,
         )  # fmt: skip

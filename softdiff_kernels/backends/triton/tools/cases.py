@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,24 +49,24 @@ class Case:
     extra: bool = False
 
 
-def call(case: Case, x: Tensor, z: Tensor, std: Tensor, mask: Tensor) -> None:
-    """Calls the op on images [B, C, H, W], coefficients [B] and a mask [H, W]."""
+def call(case: Case, x: Tensor, z: Tensor, std: Tensor, mask: Tensor, backend: Any = ops) -> None:
+    """Calls a backend's op on images [B, C, H, W], coefficients [B] and a mask [H, W]."""
     key = [1, 2, 3]
     if case.op == "corrupt":
         if case.option == "blur":
-            ops.blur(x, std, std, 0.1)
+            backend.blur(x, std, std, 0.1)
         else:
-            ops.corrupt(x, std, std, None, 0.0, key, None, None, case.option == "residual")
+            backend.corrupt(x, std, std, None, 0.0, key, None, None, case.option == "residual")
     elif case.op == "step":
-        ops.step(x, z, std, std, std, std, case.option or "large", 0.0, key, None, None)
+        backend.step(x, z, std, std, std, std, case.option or "large", 0.0, key, None, None)
     elif case.op == "soft_score_loss":
-        ops.soft_score_loss(x, z, std, std, 0.0, 1.0, case.option != "forward")
+        backend.soft_score_loss(x, z, std, std, 0.0, 1.0, case.option != "forward")
     elif case.op == "dct2":
-        ops.dct2(x, case.option == "inverse")
+        backend.dct2(x, case.option == "inverse")
     elif case.op == "spectral_mix":
-        ops.spectral_mix([x, z], [mask, mask], mask, key, None)
+        backend.spectral_mix([x, z], [mask, mask], mask, key, None)
     else:
-        ops.normal(x.shape, key, None, x.dtype, x.device)
+        backend.normal(x.shape, key, None, x.dtype, x.device)
 
 
 def launches(case: Case) -> list[Launch]:
@@ -110,7 +111,9 @@ def entry(case: Case) -> str:
 def choices(case: Case) -> list[configs.Config]:
     """What is tried for a case."""
     form = entry(case).rsplit("/", 1)[1]
-    candidates = [configs.Config(*choice) for choice in CHOICES[form]]
+    split = "/split/" in entry(case)
+    # Split products take no deeper steps: `plane.product` says why.
+    candidates = [configs.Config(*choice) for choice in CHOICES[form] if not split or choice[2] <= 32]
     if case.op == "spectral_mix" and form == "4096":
         # Staged: two spectra of 64 x 64 overfill sm_80's registers.
         candidates.append(configs.Config(4, 2, 32))
