@@ -22,7 +22,7 @@ OPS_TESTS := tests/ops
 TRITON_TESTS := $(OPS_TESTS) $(addprefix tests/backends/test_,triton_interpreted.py chip_arithmetic.py)
 # ... and with the CUDA kernels executed on the CPU (tests/cuda_shim), the sanitizer's run among them.
 EMULATED := SOFTDIFF_CUDA_SHIM=1 OMP_NUM_THREADS=1
-CUDA_TESTS := $(OPS_TESTS) $(addprefix tests/backends/test_cuda_,emulated.py clusters.py mistakes.py)
+CUDA_TESTS := $(OPS_TESTS) $(addprefix tests/backends/test_cuda_,emulated.py lines.py mistakes.py)
 # What measures time runs by itself; all else two processes at once with one thread each, which takes half as long
 # as two threads: those of a small op mostly wait for each other. tests/backends/test_threads.py sets its own numbers.
 TIMED_TESTS := tests/bench $(addprefix tests/backends/test_,threads.py triton_launches.py)

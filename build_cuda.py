@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODES = ("auto", "0", "1")
-# Machine code runs on GPUs of the same major version and an equal or later minor one: these are Ampere
-# (A100, then GeForce), Ada, Hopper and Blackwell (B200, then GeForce). PTX of the last serves later ones.
-ARCHS = (80, 86, 89, 90, 100, 120)
+# Machine code runs on GPUs of the same major version and an equal or later minor one: these are Ampere and
+# Ada (8.0, 8.6, 8.9), Hopper and Blackwell (B200, then GeForce). PTX of the last serves later ones.
+ARCHS = (80, 90, 100, 120)
 OLDEST_NVCC = (12, 8)  # the first that compiles for sm_120
 # The largest file took nvcc 13.0 0.23 GiB, one process at a time; the rest is room for other versions.
 BYTES_PER_JOB = 1 << 30

@@ -145,15 +145,7 @@ struct Unrolled {
     if constexpr (N % 2 == 1) {
       odd_two(x);
     } else {
-      SD_UNROLL
-      for (int i = 0; i < (h + 1) / 2; ++i) {
-        const int j = h - 1 - i;
-        const T a = x[i], b = x[N - 1 - i], c = x[j], d = x[N - 1 - j];
-        x[i] = a + b;
-        x[j] = c + d;
-        x[h + i] = a - b;
-        x[h + j] = c - d;
-      }
+      fold(x);
       Unrolled<T, h>::two(x);
       Unrolled<T, h>::four(x + h);
     }
@@ -165,15 +157,25 @@ struct Unrolled {
     } else {
       Unrolled<T, h>::two_t(x);
       Unrolled<T, h>::four_t(x + h);
-      SD_UNROLL
-      for (int i = 0; i < (h + 1) / 2; ++i) {
-        const int j = h - 1 - i;
-        const T a = x[i], b = x[h + i], c = x[j], d = x[h + j];
-        x[i] = a + b;
-        x[j] = c + d;
-        x[N - 1 - i] = a - b;
-        x[N - 1 - j] = c - d;
-      }
+      unfold(x);
+    }
+  }
+
+  // The DCT-II, `mask(place, count)` for all places, and its transpose: one part of the spectrum after the other, there,
+  // masked and back, so that the compiler finds fewer registers in use at a time.
+  template <class Mask>
+  static SD_INLINE void filter(T* x, int place, Mask mask) {
+    if constexpr (N % 2 == 1 || N <= 16) {
+      two(x);
+      mask(place, N);
+      two_t(x);
+    } else {
+      fold(x);
+      Unrolled<T, h>::filter(x, place, mask);
+      Unrolled<T, h>::four(x + h);
+      mask(place + h, h);
+      Unrolled<T, h>::four_t(x + h);
+      unfold(x);
     }
   }
 
@@ -228,6 +230,30 @@ struct Unrolled {
   }
 
  private:
+  // Sums and differences of mirrored numbers, and their transpose.
+  static SD_INLINE void fold(T* x) {
+    SD_UNROLL
+    for (int i = 0; i < (h + 1) / 2; ++i) {
+      const int j = h - 1 - i;
+      const T a = x[i], b = x[N - 1 - i], c = x[j], d = x[N - 1 - j];
+      x[i] = a + b;
+      x[j] = c + d;
+      x[h + i] = a - b;
+      x[h + j] = c - d;
+    }
+  }
+  static SD_INLINE void unfold(T* x) {
+    SD_UNROLL
+    for (int i = 0; i < (h + 1) / 2; ++i) {
+      const int j = h - 1 - i;
+      const T a = x[i], b = x[h + i], c = x[j], d = x[h + j];
+      x[i] = a + b;
+      x[j] = c + d;
+      x[N - 1 - i] = a - b;
+      x[N - 1 - j] = c - d;
+    }
+  }
+
   // y = M x for a matrix [kRows][kRows], or its transpose.
   template <int kRows, bool kTransposed>
   static SD_INLINE void product(const float* m, const T* x, T* y) {

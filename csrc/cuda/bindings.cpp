@@ -37,8 +37,7 @@ Plan plan_from(const py::tuple& fields) {
   return plan;
 }
 
-// op: its name. `clusters`: whether to take them where the device has them.
-py::tuple plan(const std::string& op, const py::tuple& sizes, int64_t inputs, int device, bool clusters) {
+py::tuple plan(const std::string& op, const py::tuple& sizes, int64_t inputs, int device) {
   const Shape s = shape(sizes);
   const auto ask = [&](cudaDeviceAttr attribute) {
     int value = 0;
@@ -47,9 +46,6 @@ py::tuple plan(const std::string& op, const py::tuple& sizes, int64_t inputs, in
   };
   Machine machine;
   machine.l2_bytes = ask(cudaDevAttrL2CacheSize), machine.multiprocessors = ask(cudaDevAttrMultiProcessorCount);
-  machine.shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  // A GPU may run code that was compiled for an older one without clusters.
-  machine.clusters = clusters && ptx_architecture() >= 90 && ask(cudaDevAttrClusterLaunch) != 0;
   const Plan p = plan_of(kind_of(op), s, inputs, machine);
   return py::make_tuple(static_cast<int>(p.engine), p.side_h, p.side_w, p.chunk, p.scratch, p.parts);
 }

@@ -60,8 +60,7 @@ cudaError_t allow_shared(int device, size_t bytes) {
   return error;
 }
 
-// In clusters of kCluster blocks that follow one another.
-template <auto kKernel, unsigned kCluster = 1, class... Args>
+template <auto kKernel, class... Args>
 void launch(const char* what, const Shape& shape, const Place& place, int64_t blocks, int threads, size_t shared,
             const Args&... args) {
   if (blocks == 0) return;
@@ -72,13 +71,6 @@ void launch(const char* what, const Shape& shape, const Place& place, int64_t bl
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(place.stream);
-  cudaLaunchAttribute attribute{};
-  if constexpr (kCluster > 1) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = kCluster, attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-  }
   check(what, shape, cudaLaunchKernelEx(&config, kKernel, args...));
 }
 

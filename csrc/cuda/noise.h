@@ -35,12 +35,15 @@ SOFTDIFF_DEVICE void box_muller(uint32_t r, uint32_t q, float& z0, float& z1) {
   z1 = __uint_as_float(__float_as_uint(radius) | (q & 0x80000000u)) * cosine;
 }
 
-// The four normals of one block.
-SOFTDIFF_DEVICE void normals(const ImageKey& key, uint32_t block, float (&z)[4]) {
-  const Words counter = {{block, key.draw, static_cast<uint32_t>(key.stream), static_cast<uint32_t>(key.stream >> 32)}};
-  const Words words = philox(counter, static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32));
+// The four normals of one block: of Philox's counter, with the seed's two halves.
+SOFTDIFF_DEVICE void normals(const Words& counter, uint32_t k0, uint32_t k1, float (&z)[4]) {
+  const Words words = philox(counter, k0, k1);
   box_muller(words.w[0], words.w[1], z[0], z[1]);
   box_muller(words.w[2], words.w[3], z[2], z[3]);
+}
+SOFTDIFF_DEVICE void normals(const ImageKey& key, uint32_t block, float (&z)[4]) {
+  normals({{block, key.draw, static_cast<uint32_t>(key.stream), static_cast<uint32_t>(key.stream >> 32)}},
+          static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32), z);
 }
 
 // The normals of elements e to e + 3. Two blocks are drawn where they straddle.

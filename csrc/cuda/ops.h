@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the engines (small.h, plane.h, cluster.h, lines.h) know of an op. They are templates over a struct Op, which
+// What the engines (small.h, square.h, lines.h) know of an op. They are templates over a struct Op, which
 // each op's .cu file defines:
 //
 //   Args              the kernel's argument: args.h's struct, or one with its arrays inside
@@ -18,7 +18,28 @@
 #include "noise.h"
 #include "pixels.h"
 
+#define SOFTDIFF_ISA cuda
+#ifdef SOFTDIFF_CUDA_SHIM
+#define SD_INLINE inline  // forced, it would take a host compiler minutes
+#else
+#define SD_INLINE __host__ __device__ __forceinline__  // tables in memory are made by the host's compiler
+#endif
+#define SD_UNROLL _Pragma("unroll")
+#include "../dct_small.h"
+
 namespace softdiff::cuda {
+
+// `Places` of a codelet in memory, for indices that the compiler does not know.
+template <int N>
+struct PlaceTable {
+  uint8_t two[N] = {}, four[N] = {};
+  SD_INLINE constexpr PlaceTable() {
+    constexpr Places<N> place{};
+    for (int k = 0; k < N; ++k) two[k] = static_cast<uint8_t>(place.two[k]), four[k] = static_cast<uint8_t>(place.four[k]);
+  }
+};
+template <int N>
+__device__ const PlaceTable<N> place_table{};
 
 enum class Shift { filter, forward, inverse };
 

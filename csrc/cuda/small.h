@@ -157,8 +157,12 @@ __global__ void __launch_bounds__(kSmallThreads, 5)
     const int share = kSmallThreads / planes, local = thread / share;
     if (local < count) {
       const Values& v = values[local];
-      fill_axis(v, gain[0] + local * kN, gain[1] + local * kN, h, 0, h, 0, true, thread % share, share);
-      fill_axis(v, gain[2] + local * kN, gain[3] + local * kN, w, 0, w, 0, false, thread % share, share);
+      const auto fill = [&](bool rows, int n, float* one, float* other) {
+        const float unit = 3.14159265358979f / static_cast<float>(n);
+        for (int k = thread % share; k < n; k += share) gain_at(v, unit * static_cast<float>(k), rows, one[k], other[k]);
+      };
+      fill(true, h, gain[0] + local * kN, gain[1] + local * kN);
+      fill(false, w, gain[2] + local * kN, gain[3] + local * kN);
     }
   }
   if constexpr (Op::kShift != Shift::inverse) rows_forward();

@@ -2,28 +2,29 @@
 // soft_score_loss and its gradient.
 #include "cuda_ops.h"
 #include "engines.h"
+#include "lines.h"
 
 namespace softdiff::cuda {
 
-struct SoftScoreLossOp {
+// kWithGradient: for square.h's plain kernels.
+template <bool kWithGradient>
+struct LossOp {
   using Args = SoftScoreLossArgs;
   static constexpr Shift kShift = Shift::filter;
-  static constexpr int kSources = 2;
-  static constexpr bool kMix = false, kEnergy = true;
+  static constexpr int kSources = 2, kTerms = 1;
+  static constexpr bool kMix = false, kEnergy = true, kPlain = kWithGradient, kAdd = false, kNoise = false;
   const Args& a;
 
   SOFTDIFF_DEVICE const Image& source(int, int i) const { return i == 0 ? a.prediction : a.target; }
   SOFTDIFF_DEVICE Values values(int b) const {
-    Heat heat;
-    const double s = a.blur_std.at(b);
-    heat.tau = 0.5 * s * s;
-    heat.floor = a.floor;
-    Values v = values_of(heat);
+    Values v = values_of(a.blur_std.at(b), static_cast<float>(a.floor));
     v.identity = 0;
     v.scale = static_cast<float>(2.0 * a.weight.at(b) * a.gradient_scale);
     return v;
   }
-  SOFTDIFF_DEVICE bool backward() const { return static_cast<bool>(a.gradient); }
+  SOFTDIFF_DEVICE bool backward() const { return kWithGradient || a.gradient; }
+  SOFTDIFF_DEVICE const Image& result() const { return a.gradient; }
+  SOFTDIFF_DEVICE float factor(const Values& v) const { return v.scale; }
   SOFTDIFF_DEVICE float apply(float u, float m, float& energy) const {
     const float masked = u * m;
     energy = fmaf(masked, masked, energy);
@@ -36,6 +37,8 @@ struct SoftScoreLossOp {
     write(Plane(a.gradient, b, c), y, x, first, last, value);
   }
 };
+
+using SoftScoreLossOp = LossOp<false>;
 
 namespace {
 
@@ -57,19 +60,28 @@ void run(const char* what, const SoftScoreLossArgs& args, const Place& place, co
   const OnDevice here(what, args.shape, place.device);
   SoftScoreLossArgs a = args;
   a.plane_loss = place.parts;
-  if (plan.engine == Engine::small) {
+  if (plan.engine == Engine::square) {
+    if (plain(a.shape, a.prediction) && plain(a.shape, a.target) && plain(a.shape, a.gradient)) {
+      launch_square<LossOp<true>>(what, a, place);
+    } else {
+      launch_square<SoftScoreLossOp>(what, a, place);
+    }
+  } else if (plan.engine == Engine::small) {
     launch_small<SoftScoreLossOp>(what, a, place, plan.side_h);
-  } else if (plan.engine == Engine::plane) {
-    launch_plane<SoftScoreLossOp>(what, a, place);
-  } else if (plan.engine == Engine::cluster) {
-    launch_cluster<SoftScoreLossOp>(what, a, place);
   } else {
-    Lines<SoftScoreLossOp>(what, a, place, plan).each_chunk([&](const auto& lines) {
-      lines.rows(lines.pass(Stage::forward, 0, false, false));
-      LineParameters masked = lines.pass(Stage::filter, 0, true, false);
-      masked.whole_mask = true;
+    CorruptArgs lined;
+    lined.shape = a.shape, lined.out = a.gradient;
+    lined.blur_std_s = a.blur_std, lined.scale = a.weight, lined.floor = a.floor;
+    Lines(what, lined, place, plan).each_chunk([&](const Lines& lines) {
+      LineParameters first = lines.first(Stage::forward, a.prediction), masked = lines.masked();
+      first.less = a.target;
+      lines.rows(first);
+      masked.energy = true, masked.backward = static_cast<bool>(a.gradient);
       lines.columns(masked);
-      if (a.gradient) lines.rows(lines.pass(Stage::inverse, 0, true, true));
+      if (!a.gradient) return;
+      LineParameters last = lines.last(Stage::inverse);
+      last.factor = static_cast<float>(2.0 * a.gradient_scale);
+      lines.rows(last);
     });
   }
   launch<&sum_kernel>("soft_score_loss (sum)", a.shape, place, (a.shape.b + kSumThreads - 1) / kSumThreads, kSumThreads,

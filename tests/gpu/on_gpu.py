@@ -238,8 +238,8 @@ def kernels_of(function: Callable[[], Any]) -> list[str]:
 def launches_of(backend: str, op: str, shape: Sequence[int]) -> int:
     """The most launches of its own that a backend may take for `call` of an op; scratch is the caller's.
 
-    CUDA: one up to 128 px, 64 px wide for spectral_mix, and up to 256 px where the GPU has clusters; a loss
-    has a second, which adds its planes up. Beyond, each of a call's passes along rows or columns is one for
+    CUDA: one for square planes of usual sizes up to 128 px and for any up to 24 px; a loss has a second, that
+    adds its planes up. Beyond, each of a call's passes along rows or columns is one for
     each chunk of planes: by axis for what is separable, there and back around a mask that is not, and for
     spectral_mix two an input.
     """
@@ -256,7 +256,7 @@ def launches_of(backend: str, op: str, shape: Sequence[int]) -> int:
 def _plan(op: str, shape: Sequence[int]) -> tuple[int, ...]:
     module = import_module("softdiff_kernels._cuda")
     inputs = 2 if op == "spectral_mix" else 1
-    return module.plan(op, tuple(shape), inputs, DEVICE.index or 0, True)
+    return module.plan(op, tuple(shape), inputs, DEVICE.index or 0)
 
 
 def forget() -> None:

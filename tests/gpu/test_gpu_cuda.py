@@ -59,21 +59,6 @@ def test_up_to_1024_px(shape, dtype):
     check("cuda", "spectral_mix", [x, y, x], [mask, mask, 0.5 * mask], noise_mask=mask, key=KEY)
 
 
-@pytest.mark.parametrize("shape", sizes([(2, 3, 256, 250), (3, 1, 130, 40)], [(1, 1, 8, 6)]), ids=name_of)
-def test_the_passes_where_clusters_are_taken(shape):
-    # GPUs with clusters take these sizes by them in all other tests.
-    from softdiff_kernels.backends.cuda import launch
-
-    x, y = image(*shape), image(*shape, seed=1)
-    std = spread(shape[0])
-    with launch.clusters(False):
-        check("cuda", "dct2", x)
-        check("cuda", "idct2", x)
-        check("cuda", "blur", x, std)
-        check("cuda", "reverse_step", x, y, blur_std_t=std, blur_std_s=0.7 * std, a=0.4, b=0.2, key=KEY)
-        check("cuda", "soft_score_loss", x, y, std, reduction="none")
-
-
 FIRST = """
     import torch, softdiff_kernels as sk
     import on_gpu

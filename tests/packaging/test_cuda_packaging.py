@@ -101,9 +101,7 @@ class TestSwitches:
         """Rule: oldest first, each once, all known to nvcc; the default is what the wheels have."""
         toolkit = build.find_toolkit({"CUDA_HOME": str(fake_nvcc(tmp_path / "cuda"))})
         assert toolkit.tag == "cu130" and toolkit.release == "13.0"
-        assert (
-            build.parse_archs(None, toolkit) == build.parse_archs("", toolkit) == (80, 86, 89, 90, 100, 120)
-        )
+        assert build.parse_archs(None, toolkit) == build.parse_archs("", toolkit) == (80, 90, 100, 120)
         assert build.parse_archs("120;90, 90", toolkit) == (90, 120)
         with pytest.raises(build.CannotBuild, match=r"compiles for 80, .*, 120, but not for 70 as asked"):
             build.parse_archs("70;80", toolkit)

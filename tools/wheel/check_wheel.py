@@ -50,7 +50,6 @@ LEFT_OUT = {
     "test_examples.py": "the examples are part of the repository",
     "test_gpu_": "the GPU report is part of the repository",
     "test_baselines.py": "the baselines are part of the repository",
-    "test_cuda_clusters.py": "compiles CUDA sources for the CPU",
     "test_cuda_resources.py": "reads ptxas's report, with binutils",
     "test_measured.py": "what was measured is part of the repository",
     "test_quality.py": "the experiments are part of the repository",

@@ -6,9 +6,6 @@ Among that memory are the transform's matrices, as the kernels read them: folded
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -20,9 +17,6 @@ from ...caches import Tables
 from ..gpu import dct_basis
 
 _cuda: Any = import_module("softdiff_kernels._cuda")
-
-_SMALL, _CLUSTER = 0, 3  # engines of csrc/cuda/plan.h
-_GAIN = 64.0  # kTableGain of csrc/cuda/products.h
 
 
 def _parities(n: int, side: int, device: torch.device) -> Tensor:
@@ -46,48 +40,13 @@ def _plain(n: int, side: int, device: torch.device) -> Tensor:
     return _both(n, side, device).float().contiguous()
 
 
-def _fragments(n: int, side: int, device: torch.device) -> Tensor:
-    """64 D as float16 high and low parts, in the order of the tensor cores' first operand (PTX's m16n8k16).
-
-    Lane 4 g + t of a 16 x 16 tile holds rows g and g + 8, columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9, as words
-    (g, 2 t), (g + 8, 2 t), (g, 2 t + 8), (g + 8, 2 t + 8).
-    """
-    both = _both(n, side, device) * _GAIN
-    high = both.half()
-    parts = torch.stack((high, (both - high.double()).half()))
-    tiles = side // 16
-    shaped = parts.view(2, 2, 2, tiles, 2, 8, tiles, 2, 4, 2)
-    # (part, transposed, parity, row tile, lower half, g, column tile, right half, t, pair)
-    return shaped.permute(1, 2, 3, 6, 0, 5, 8, 7, 4, 9).contiguous()
-
-
 plain = Tables("cuda tables", _plain)
-fragments = Tables("cuda fragments", _fragments)
-
-# Whether planes of 129 to 256 px go to clusters of two blocks where a GPU has them; else passes take them.
-_clusters = os.environ.get("SOFTDIFF_CUDA_CLUSTERS", "1") != "0"
-
-
-@contextmanager
-def clusters(wanted: bool) -> Iterator[None]:
-    """With or without clusters inside the block, to compare both."""
-    global _clusters
-    before, _clusters = _clusters, wanted
-    try:
-        yield
-    finally:
-        _clusters = before
 
 
 @lru_cache(maxsize=4096)  # six numbers: some 600 bytes an entry with its key, 3 MiB in all
-def _plan(kernel: str, shape: tuple[int, ...], inputs: int, device: int, clusters: bool) -> tuple[int, ...]:
+def _plan(kernel: str, shape: tuple[int, ...], inputs: int, device: int) -> tuple[int, ...]:
     """(engine, table sides of H and W, planes at a time, floats of scratch, parts of a loss): plan.h."""
-    return _cuda.plan(kernel, shape, inputs, device, clusters)
-
-
-def takes_clusters(height: int, width: int, device: int) -> bool:
-    """Whether clusters take planes of this size on a device (except for spectral_mix)."""
-    return _plan("corrupt", (1, 1, height, width), 1, device, True)[0] == _CLUSTER
+    return _cuda.plan(kernel, shape, inputs, device)
 
 
 class _Call:
@@ -95,12 +54,12 @@ class _Call:
 
     def __init__(self, kernel: str, x: Tensor, inputs: int) -> None:
         device, shape = x.device, tuple(x.shape)
-        plan = _plan(kernel, shape, inputs, device.index or 0, _clusters)
-        engine, side_h, side_w, _, scratch, parts = plan
-        table = plain if engine == _SMALL else fragments
-        along_h = table(shape[2], side_h, device)
+        plan = _plan(kernel, shape, inputs, device.index or 0)
+        _, side_h, side_w, _, scratch, parts = plan
+        # No side, no table: the fast DCT has its numbers in its code.
+        along_h = plain(shape[2], side_h, device) if side_h else None
         square = shape[2] == shape[3] and side_h == side_w
-        along_w = along_h if square else table(shape[3], side_w, device)
+        along_w = along_h if square else plain(shape[3], side_w, device) if side_w else None
         count = shape[0] * parts if kernel == "soft_score_loss" else 0
         self.memory = (
             along_h,

@@ -49,6 +49,8 @@ inline float lg2_approx(float v) {
   return softdiff_shim::pushed(exact, std::fmax(1.0, std::fabs(exact)) * 0x1p-22);
 }
 
+inline double reciprocal(double v) { return 1.0 / v; }
+
 // CUDA C++ Programming Guide, single-precision functions, without -use_fast_math; roots and quotients are exact to the
 // last bit there. In this namespace they come before the C library's.
 inline float expf(float v) { return v == 0.0f ? 1.0f : softdiff_shim::pushed_ulps(std::exp(double{v}), 2); }
