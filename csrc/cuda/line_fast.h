@@ -130,7 +130,7 @@ size_t fast_lines_shared(int n, int lines) {
 }
 
 template <bool kColumns, int kLength>
-__global__ void __launch_bounds__(kLineThreads, 2)
+__global__ void __launch_bounds__(kLineThreads, kLength == 112 ? 1 : 2)  // 112: one register short with two blocks
     fast_lines_kernel(const __grid_constant__ CorruptArgs a, const __grid_constant__ LineParameters p) {
   const int levels = p.levels, n = kLength << levels, half_n = n / 2;
   const int lines_here = static_cast<int>(kColumns ? a.shape.w : a.shape.h);

@@ -24,7 +24,11 @@
 #else
 #define SD_INLINE __host__ __device__ __forceinline__  // tables in memory are made by the host's compiler
 #endif
+#ifdef __CUDA_ARCH__
 #define SD_UNROLL _Pragma("unroll")
+#else
+#define SD_UNROLL  // a host compiler does not know it
+#endif
 #include "../dct_small.h"
 
 namespace softdiff::cuda {

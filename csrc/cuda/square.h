@@ -93,8 +93,8 @@ struct SquareLine {
     }
   }
 
-  // A column of an image, or what is left of this one without it. The dtype is chosen once around all loads.
-  template <bool kSpectrum, bool kMinus>
+  // A column of an image. The dtype is chosen once around all loads.
+  template <bool kSpectrum>
   SOFTDIFF_DEVICE void load(const Plane& plane, int x) {
     constexpr Places<N> places{};
     with_pixels(plane, [&](auto type) {
@@ -103,11 +103,24 @@ struct SquareLine {
       const int64_t step = plane.image.stride[2] * T::kSize;
       SD_UNROLL
       for (int y = 0; y < N; ++y, from += step) {
-        const float value = T::value(*reinterpret_cast<const typename T::One*>(from));
-        float& to = at[kSpectrum ? places.two[y] : y];
-        to = kMinus ? to - value : value;
+        at[kSpectrum ? places.two[y] : y] = T::value(*reinterpret_cast<const typename T::One*>(from));
       }
     });
+  }
+  // What is left of it without another image's, which comes by way of the thread's own column in shared memory: all of it
+  // in registers at once would be more than there are.
+  SOFTDIFF_DEVICE void subtract(const Plane& plane, int x, float* column) {
+    with_pixels(plane, [&](auto type) {
+      using T = decltype(type);
+      const char* from = plane.base + x * plane.image.stride[3] * T::kSize;
+      const int64_t step = plane.image.stride[2] * T::kSize;
+#pragma unroll 4
+      for (int y = 0; y < N; ++y, from += step) {
+        column[y * kStride] = T::value(*reinterpret_cast<const typename T::One*>(from));
+      }
+    });
+    SD_UNROLL
+    for (int y = 0; y < N; ++y) at[y] -= column[y * kStride];
   }
 };
 
@@ -224,8 +237,8 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::bloc
   } else {
     const uint32_t plane = block.plane();
     const int b = plane / channels, c = plane % channels;
-    line.template load<kInverse, false>(Plane(op.source(0, 0), b, c), block.t());
-    if constexpr (Op::kSources == 2) line.template load<false, true>(Plane(op.source(0, 1), b, c), block.t());
+    line.template load<kInverse>(Plane(op.source(0, 0), b, c), block.t());
+    if constexpr (Op::kSources == 2) line.subtract(Plane(op.source(0, 1), b, c), block.t(), block.column());
   }
   if (const int thread = threadIdx.x; thread < Form::kPlanes) {
     const uint32_t own = min(block.first() + thread, planes - 1), b = own / channels;
@@ -409,7 +422,7 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::bloc
   SquareLine<N> line;
 #pragma unroll 1
   for (int input = 0; input < a.count; ++input) {
-    line.template load<false, false>(Plane(op.source(input, 0), b, c), k);
+    line.template load<false>(Plane(op.source(input, 0), b, c), k);
     line.two();
     __syncthreads();  // the last input's rows have been taken
     line.template write_column<true>(block.column());
