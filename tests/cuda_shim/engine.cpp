@@ -5,6 +5,7 @@
 #include <exception>
 #include <stdexcept>
 
+#include "include/shim_ptx.h"
 #include "kernel_name.h"
 
 namespace softdiff_shim {
@@ -25,8 +26,7 @@ std::string text(Site site) {
   return std::string(site.what) + " (" + file.substr(file.rfind('/') + 1) + ":" + std::to_string(site.line) + ")";
 }
 
-void Engine::run(const void* kernel, const std::function<void()>& body, size_t shared_bytes, Schedule schedule,
-                 unsigned cluster) {
+void Engine::run(const void* kernel, const std::function<void()>& body, size_t shared_bytes, Schedule schedule) {
   const dim3 grid = indices.grid_dim, threads = indices.block_dim;
   if (current_ != nullptr) throw std::runtime_error("CUDA shim: a kernel launched a kernel");
   if (threads.x * threads.y * threads.z % 32 != 0) {
@@ -34,72 +34,55 @@ void Engine::run(const void* kernel, const std::function<void()>& body, size_t s
                              std::to_string(threads.x * threads.y * threads.z) +
                              " threads; the shim executes whole warps, multiples of 32");
   }
-  if (threads.x * threads.y * threads.z * cluster > 1024) {
-    throw std::runtime_error("CUDA shim: kernel " + kernel_name(kernel) +
-                             " was launched with clusters of more than 1024 threads, which the shim does not execute");
-  }
   kernel_ = kernel;
   body_ = &body;
   shared_limit_ = shared_bytes;
   schedule_ = schedule;
   error_.clear();
-  const uint64_t clusters = static_cast<uint64_t>(grid.x) * grid.y * grid.z / cluster;
-  for (uint64_t i = 0; i < clusters && error_.empty(); ++i) run_cluster(schedule_.block(i, clusters) * cluster, cluster);
+  const uint64_t plane = static_cast<uint64_t>(grid.x) * grid.y, blocks = plane * grid.z;
+  for (uint64_t i = 0; i < blocks && error_.empty(); ++i) {
+    const uint64_t block = schedule_.block(i, blocks);
+    indices.block = {static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block % plane / grid.x),
+                     static_cast<unsigned>(block / plane)};
+    run_block();
+  }
   body_ = nullptr;
   current_ = nullptr;
-  blocks_.clear();
+  shared_.clear();
   if (error_.empty()) return;
   for (auto& thread : threads_) thread->fiber.dropped();
   throw std::runtime_error(error_);
 }
 
-void Engine::prepare(int threads, int blocks) {
+void Engine::prepare(int threads) {
   const dim3 block = indices.block_dim;
-  const int all = threads * blocks;
-  while (threads_.size() < static_cast<size_t>(all)) threads_.push_back(std::make_unique<Thread>());
-  warps_.assign(all / 32, Warp{});
-  ready_ = Ready{};
-  for (int i = 0; i < all; ++i) {
+  while (threads_.size() < static_cast<size_t>(threads)) threads_.push_back(std::make_unique<Thread>());
+  for (int i = 0; i < threads; ++i) {
     Thread& t = *threads_[i];
-    const unsigned u = static_cast<unsigned>(i % threads);
+    const unsigned u = static_cast<unsigned>(i);
     t.index = {u % block.x, u / block.x % block.y, u / (block.x * block.y)};
-    t.block = i / threads;
     t.warp = i / 32;
     t.lane = i % 32;
     t.record = nullptr;
-    t.copies.clear();
-    t.group = 0;
-    t.arrived = t.passed = false;
-    t.fiber.prepare(&Engine::entry, static_cast<unsigned>(i) * 7);
-    make_runnable(t);
+    t.fiber.prepare(&Engine::entry, u * 7);
   }
-  count_ = threads;
-  live_ = all;
-  arrived_ = 0;
+  warps_.assign(threads / 32, Warp{});
+  shared_.clear();
+  shared_used_ = 0;
+  ready_ = Ready{};
+  for (int i = 0; i < threads; ++i) make_runnable(*threads_[i]);
+  count_ = live_ = threads;
+  at_barrier_ = 0;
 }
 
-void Engine::run_cluster(uint64_t first, unsigned blocks) {
-  const dim3 block = indices.block_dim, grid = indices.grid_dim;
-  const uint64_t plane = static_cast<uint64_t>(grid.x) * grid.y;
-  blocks_.clear();
-  blocks_.resize(blocks);
-  prepare(static_cast<int>(block.x * block.y * block.z), static_cast<int>(blocks));
-  for (unsigned i = 0; i < blocks; ++i) {
-    const uint64_t at = first + i;
-    blocks_[i].index = {static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at % plane / grid.x),
-                        static_cast<unsigned>(at / plane)};
-    blocks_[i].live = count_;
-  }
+void Engine::run_block() {
+  const dim3 block = indices.block_dim;
+  prepare(static_cast<int>(block.x * block.y * block.z));
   schedule_.epoch();
-  Thread& next = *pick();
-  enter(next);
-  Fiber::switch_to(host_, next.fiber, false);
-}
-
-void Engine::enter(Thread& next) {
-  current_ = &next;
-  indices.thread = next.index;
-  indices.block = blocks_[static_cast<size_t>(next.block)].index;
+  Thread& first = *pick();
+  current_ = &first;
+  indices.thread = first.index;
+  Fiber::switch_to(host_, first.fiber, false);
 }
 
 SOFTDIFF_SHIM_BARE void Engine::entry() {
@@ -118,19 +101,16 @@ SOFTDIFF_SHIM_BARE void Engine::leave() {
   if (!error_.empty()) abandon();
   Thread& me = *current_;
   const Site exit{"the kernel's end", "", 0};
-  Block& block = blocks_[static_cast<size_t>(me.block)];
-  if (warps_[me.warp].waiting > 0) fail_missing(exit, State::kWarpCollective, me.block, me.warp);
-  if (block.at_barrier > 0) fail_missing(exit, State::kBarrier, me.block, -1);
+  if (warps_[me.warp].waiting > 0) fail_missing(exit, State::kWarpCollective, me.warp);
+  if (at_barrier_ > 0) fail_missing(exit, State::kBarrier, -1);
   me.state = State::kExited;
   ++warps_[me.warp].exited;
-  if (me.arrived) --arrived_;
-  me.arrived = false;
-  if (--block.live == 0) end_block(block);
-  if (--live_ == 0) abandon();
-  if (arrived_ == live_) open_cluster_barrier();  // a barrier does not wait for threads that have ended
+  --live_;
+  if (live_ == 0) abandon();
   Thread* next = pick();
   if (next == nullptr) fail(exit, "no thread can go on");
-  enter(*next);
+  current_ = next;
+  indices.thread = next->index;
   Fiber::switch_to(me.fiber, next->fiber, true);
   std::abort();
 }
@@ -151,7 +131,8 @@ SOFTDIFF_SHIM_BARE void Engine::suspend() {
   Thread* next = pick();
   if (next == nullptr) fail(me.site, "no thread can go on");
   if (next == &me) return;
-  enter(*next);
+  current_ = next;
+  indices.thread = next->index;
   Fiber::switch_to(me.fiber, next->fiber, false);
 }
 
@@ -174,8 +155,8 @@ void Engine::fail(Site site, const std::string& what) {
 }
 
 // Some thread's state shows that not all of those who have to will ever be at `site` together.
-void Engine::fail_missing(Site site, State state, int block, int warp) {
-  for (int i = block * count_; i < (block + 1) * count_; ++i) {
+void Engine::fail_missing(Site site, State state, int warp) {
+  for (int i = 0; i < count_; ++i) {
     const Thread& t = *threads_[i];
     if (&t == current_ || t.state != state || (warp >= 0 && t.warp != warp)) continue;
     fail(site, "thread " + triple(t.index) + (state == State::kExited ? " has ended" : " waits at " + text(t.site)));
@@ -196,12 +177,12 @@ void Engine::warp_collective(Site site, unsigned mask, void* record, Compute com
   Thread& me = *current_;
   Warp& warp = warps_[me.warp];
   if (mask != 0xffffffffu) fail(site, "the mask names some lanes only; the shim executes full masks");
-  if (warp.exited > 0) fail_missing(site, State::kExited, me.block, me.warp);
-  if (warp.in_barrier > 0) fail_missing(site, State::kBarrier, me.block, me.warp);
+  if (warp.exited > 0) fail_missing(site, State::kExited, me.warp);
+  if (warp.in_barrier > 0) fail_missing(site, State::kBarrier, me.warp);
   if (warp.waiting == 0) {
     warp.site = site;
   } else if (!same(warp.site, site)) {
-    fail_missing(site, State::kWarpCollective, me.block, me.warp);
+    fail_missing(site, State::kWarpCollective, me.warp);
   }
   const int first = me.warp * 32;
   me.state = State::kWarpCollective;
@@ -210,42 +191,55 @@ void Engine::warp_collective(Site site, unsigned mask, void* record, Compute com
   if (++warp.waiting == 32) {
     void* records[32];
     for (int i = 0; i < 32; ++i) records[i] = threads_[first + i]->record;
-    if (compute != nullptr) compute(records);
+    compute(records);
     warp.waiting = 0;
     for (int i = first; i < first + 32; ++i) make_runnable(*threads_[i]);
   }
   suspend();
 }
 
-int Engine::barrier(Site site, int vote) {
+void Engine::barrier(Site site) {
   Thread& me = *current_;
-  Block& block = blocks_[static_cast<size_t>(me.block)];
-  if (block.live < count_) fail_missing(site, State::kExited, me.block, -1);
-  if (warps_[me.warp].waiting > 0) fail_missing(site, State::kWarpCollective, me.block, me.warp);
-  if (block.at_barrier == 0) {
-    block.barrier_site = site;
-    block.vote = 0;
-  } else if (!same(block.barrier_site, site)) {
-    fail_missing(site, State::kBarrier, me.block, -1);
+  if (live_ < count_) fail_missing(site, State::kExited, -1);
+  if (warps_[me.warp].waiting > 0) fail_missing(site, State::kWarpCollective, me.warp);
+  if (at_barrier_ == 0) {
+    barrier_site_ = site;
+  } else if (!same(barrier_site_, site)) {
+    fail_missing(site, State::kBarrier, -1);
   }
   me.state = State::kBarrier;
   me.site = site;
-  block.vote |= vote;
   ++warps_[me.warp].in_barrier;
-  int result = 0;
-  me.record = &result;
-  if (++block.at_barrier == count_) {
-    block.at_barrier = 0;
-    for (int i = me.block * count_; i < (me.block + 1) * count_; ++i) {
-      Thread& t = *threads_[i];
-      warps_[t.warp].in_barrier = 0;
-      *static_cast<int*>(t.record) = block.vote;
-      make_runnable(t);
-    }
+  if (++at_barrier_ == count_) {
+    at_barrier_ = 0;
+    for (Warp& warp : warps_) warp.in_barrier = 0;
+    for (int i = 0; i < count_; ++i) make_runnable(*threads_[i]);
     schedule_.epoch();
   }
   suspend();
-  return result;
 }
+
+// A heap block for each array, of exactly its size, so that ASan's redzones lie between them.
+void* Engine::take_shared(Site site, int index, size_t bytes) {
+  const size_t i = static_cast<size_t>(index);
+  if (bytes == SIZE_MAX) fail(site, "a negative count");
+  if (i < shared_.size()) {
+    if (shared_[i].bytes != bytes) {
+      fail(site, "array " + std::to_string(index) + " of shared memory has " + std::to_string(bytes) +
+                     " bytes here and " + std::to_string(shared_[i].bytes) + " in another thread");
+    }
+    return shared_[i].memory.get();
+  }
+  const size_t used = shared_used_ + (bytes + 15) / 16 * 16;
+  if (used > shared_limit_) {
+    fail(site, "the arrays take " + std::to_string(used) +
+                   " bytes of shared memory, the launch gave dynamicSmemBytes = " + std::to_string(shared_limit_));
+  }
+  shared_used_ = used;
+  shared_.push_back({{std::malloc(bytes), &std::free}, bytes});
+  return std::memset(shared_.back().memory.get(), 0xff, bytes);
+}
+
+void* take_shared(Site site, int index, size_t bytes) { return engine.take_shared(site, index, bytes); }
 
 }  // namespace softdiff_shim

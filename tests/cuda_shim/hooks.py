@@ -13,7 +13,6 @@ class Launch:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int
-    cluster: int = 1  # blocks, along x
 
 
 class Hooks:
@@ -30,19 +29,15 @@ class Hooks:
         """cudaDevAttrMaxSharedMemoryPerBlockOptin, in bytes (227 KiB at the start)."""
         self._library.softdiff_shim_set_shared_optin(size)
 
-    def set_clusters(self, there: bool) -> None:
-        """cudaDevAttrClusterLaunch; without it a launch of clusters is an error."""
-        self._library.softdiff_shim_set_clusters(int(there))
-
     def forget_launches(self) -> None:
         self._library.softdiff_shim_forget_launches()
 
     def launches(self) -> list[Launch]:
         """Every launch that ran since the module was loaded or `forget_launches`, in order."""
-        sizes, name = (ctypes.c_longlong * 8)(), ctypes.create_string_buffer(1024)
+        sizes, name = (ctypes.c_longlong * 7)(), ctypes.create_string_buffer(1024)
         result = []
         for i in range(self._library.softdiff_shim_launches()):
             self._library.softdiff_shim_launch(i, sizes, name, len(name))
-            a, b, c, d, e, f, shared, cluster = sizes
-            result.append(Launch(name.value.decode(), (a, b, c), (d, e, f), shared, cluster))
+            a, b, c, d, e, f, shared = sizes
+            result.append(Launch(name.value.decode(), (a, b, c), (d, e, f), shared))
         return result

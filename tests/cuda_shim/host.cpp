@@ -16,22 +16,18 @@
 namespace softdiff_shim {
 namespace {
 
-constexpr int kDefaultShared = 48 << 10, kSharedReserved = 1 << 10;
-constexpr unsigned kMostCluster = 8;  // what every GPU with clusters has
-constexpr int kThreadsPerProcessor = 2048, kBlocksPerProcessor = 32;
+constexpr int kDefaultShared = 48 << 10;
 
 struct Launch {
   const void* kernel;
   dim3 grid, block;
   size_t shared_bytes;
-  unsigned cluster;
 };
 
 std::recursive_mutex mutex;  // one launch at a time, whichever host thread it comes from
 thread_local cudaError_t last_error = cudaSuccess;
 cudaError_t next_launch = cudaSuccess;
-int shared_optin = 227 << 10;  // with clusters, as compute capability 9.0 has them
-bool clusters = true;
+int shared_optin = 227 << 10;  // as compute capability 9.0 has them
 std::unordered_map<const void*, int> shared_allowed;
 std::vector<Launch> launches;
 
@@ -48,38 +44,24 @@ bool sizes_allowed(dim3 grid, dim3 block) {
          static_cast<uint64_t>(block.x) * block.y * block.z <= 1024;
 }
 
-// Blocks of a cluster, which lie along x; 0 where the attributes ask for something else.
-unsigned cluster_of(const cudaLaunchConfig_t& config) {
-  if (config.numAttrs == 0) return 1;
-  const cudaLaunchAttribute& attribute = config.attrs[0];
-  const auto& dim = attribute.val.clusterDim;
-  const bool known = config.numAttrs == 1 && attribute.id == cudaLaunchAttributeClusterDimension;
-  return known && dim.y == 1 && dim.z == 1 ? dim.x : 0;
-}
-
 }  // namespace
 
 cudaError_t launch(const cudaLaunchConfig_t* config, const void* kernel, const std::function<void()>& body) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   if (next_launch != cudaSuccess) return result(std::exchange(next_launch, cudaSuccess));
   if (kernel == nullptr) return result(cudaErrorInvalidDeviceFunction);
-  const unsigned cluster = cluster_of(*config);
-  if (cluster == 0) return result(cudaErrorInvalidValue);
-  if (cluster > 1 && (!clusters || cluster > kMostCluster || config->gridDim.x % cluster != 0)) {
-    return result(cudaErrorInvalidClusterSize);
-  }
   if (!sizes_allowed(config->gridDim, config->blockDim)) return result(cudaErrorInvalidConfiguration);
   const auto allowed = shared_allowed.find(kernel);
   const int limit = allowed == shared_allowed.end() ? kDefaultShared : allowed->second;
   if (config->dynamicSmemBytes > static_cast<size_t>(std::min(limit, shared_optin))) {
     return result(cudaErrorInvalidValue);
   }
-  launches.push_back({kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes, cluster});
+  launches.push_back({kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes});
   const Schedule schedule = Schedule::from_environment();
   read_side();
   indices.grid_dim = config->gridDim;
   indices.block_dim = config->blockDim;
-  engine.run(kernel, body, config->dynamicSmemBytes, schedule, cluster);
+  engine.run(kernel, body, config->dynamicSmemBytes, schedule);
   return cudaSuccess;
 }
 
@@ -90,15 +72,6 @@ cudaError_t set_max_shared(const void* kernel, cudaFuncAttribute attribute, int 
     return result(cudaErrorInvalidValue);
   }
   shared_allowed[kernel] = bytes;
-  return cudaSuccess;
-}
-
-cudaError_t max_active_blocks(int* count, int block_size, size_t shared_bytes) {
-  if (count == nullptr || block_size < 1) return result(cudaErrorInvalidValue);
-  const int by_threads = block_size > 1024 ? 0 : kThreadsPerProcessor / ((block_size + 31) / 32 * 32);
-  const size_t processor = static_cast<size_t>(shared_optin + kSharedReserved);
-  const size_t by_shared = processor / (shared_bytes + kSharedReserved);
-  *count = std::min({by_threads, kBlocksPerProcessor, static_cast<int>(by_shared)});
   return cudaSuccess;
 }
 
@@ -124,13 +97,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = shared_optin; return cudaSuccess;
-    case cudaDevAttrClusterLaunch: *value = clusters; return cudaSuccess;
   }
   return result(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
-cudaError_t cudaPeekAtLastError() { return last_error; }
 
 namespace {
 
@@ -155,7 +126,6 @@ constexpr Named kErrors[] = {
     {cudaErrorIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
     {cudaErrorLaunchOutOfResources, "cudaErrorLaunchOutOfResources", "too many resources requested for launch"},
     {cudaErrorLaunchFailure, "cudaErrorLaunchFailure", "unspecified launch failure"},
-    {cudaErrorInvalidClusterSize, "cudaErrorInvalidClusterSize", "invalid cluster size"},
     {cudaErrorUnknown, "cudaErrorUnknown", "unknown error"},
 };
 
@@ -181,26 +151,15 @@ cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t) {
-  std::memset(address, value, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
-
 SOFTDIFF_SHIM_HOOK void softdiff_shim_fail_next(int code) { next_launch = static_cast<cudaError_t>(code); }
 SOFTDIFF_SHIM_HOOK void softdiff_shim_set_shared_optin(int bytes) { shared_optin = bytes; }
-SOFTDIFF_SHIM_HOOK void softdiff_shim_set_clusters(int there) { clusters = there != 0; }
 SOFTDIFF_SHIM_HOOK int softdiff_shim_launches() { return static_cast<int>(launches.size()); }
 SOFTDIFF_SHIM_HOOK void softdiff_shim_forget_launches() { launches.clear(); }
-// sizes: grid x, y, z, block x, y, z, dynamic shared memory, blocks of a cluster; the name is cut to fit.
+// sizes: grid x, y, z, block x, y, z, dynamic shared memory; the name is cut to fit.
 SOFTDIFF_SHIM_HOOK void softdiff_shim_launch(int index, long long* sizes, char* name, int name_bytes) {
   const Launch& l = launches.at(static_cast<size_t>(index));
   const long long values[] = {l.grid.x, l.grid.y, l.grid.z, l.block.x, l.block.y, l.block.z,
-                              static_cast<long long>(l.shared_bytes), l.cluster};
+                              static_cast<long long>(l.shared_bytes)};
   std::memcpy(sizes, values, sizeof values);
   std::strncpy(name, kernel_name(l.kernel).c_str(), static_cast<size_t>(name_bytes) - 1);
   name[name_bytes - 1] = '\0';

@@ -62,9 +62,9 @@ inline float half_value(uint16_t bits) {
 
 }  // namespace softdiff_shim
 
-inline __half __float2half_rn(float v) { return {softdiff_shim::half_bits(v)}; }
-inline float __half2float(__half v) { return softdiff_shim::half_value(v.bits); }
-inline __half2 __floats2half2_rn(float low, float high) { return {__float2half_rn(low), __float2half_rn(high)}; }
-inline float __low2float(__half2 v) { return __half2float(v.x); }
-inline float __high2float(__half2 v) { return __half2float(v.y); }
-inline float2 __half22float2(__half2 v) { return {__low2float(v), __high2float(v)}; }
+inline __half2 __floats2half2_rn(float low, float high) {
+  return {{softdiff_shim::half_bits(low)}, {softdiff_shim::half_bits(high)}};
+}
+inline float2 __half22float2(__half2 v) {
+  return {softdiff_shim::half_value(v.x.bits), softdiff_shim::half_value(v.y.bits)};
+}

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPU stand-ins for the part of CUDA's runtime that the launch code uses. A launch runs to its end before it returns.
+// CPU stand-ins for the part of CUDA's runtime that the launch code uses: a call or a setting that is absent here does
+// not compile. A launch runs to its end before it returns.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +24,6 @@ enum cudaError_t {
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchOutOfResources = 701,
   cudaErrorLaunchFailure = 719,
-  cudaErrorInvalidClusterSize = 912,
   cudaErrorUnknown = 999,
 };
 
@@ -33,43 +33,22 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
-  cudaDevAttrClusterLaunch = 120,
 };
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
-enum cudaStreamCaptureStatus {
-  cudaStreamCaptureStatusNone = 0,
-  cudaStreamCaptureStatusActive = 1,
-  cudaStreamCaptureStatusInvalidated = 2,
-};
-
 using cudaStream_t = struct CUstream_st*;
-
-// The one attribute that is known here; a launch with another is refused.
-enum cudaLaunchAttributeID { cudaLaunchAttributeIgnore = 0, cudaLaunchAttributeClusterDimension = 4 };
-struct cudaLaunchAttribute {
-  cudaLaunchAttributeID id = cudaLaunchAttributeIgnore;
-  struct {
-    struct {
-      unsigned x, y, z;
-    } clusterDim;
-  } val{};
-};
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
-  cudaLaunchAttribute* attrs = nullptr;
-  unsigned numAttrs = 0;
 };
 
 namespace softdiff_shim {
 
 cudaError_t launch(const cudaLaunchConfig_t* config, const void* kernel, const std::function<void()>& body);
 cudaError_t set_max_shared(const void* kernel, cudaFuncAttribute attribute, int bytes);
-cudaError_t max_active_blocks(int* count, int block_size, size_t shared_bytes);
 
 }  // namespace softdiff_shim
 
@@ -78,13 +57,10 @@ cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaGetLastError();
-cudaError_t cudaPeekAtLastError();
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaDriverGetVersion(int* version);
-cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t stream = nullptr);
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 
 template <class... Exp, class... Act>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Exp...), Act&&... args) {
@@ -96,9 +72,4 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 template <class T>
 cudaError_t cudaFuncSetAttribute(T* kernel, cudaFuncAttribute attribute, int value) {
   return softdiff_shim::set_max_shared(reinterpret_cast<const void*>(kernel), attribute, value);
-}
-
-template <class T>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* count, T*, int block_size, size_t shared_bytes) {
-  return softdiff_shim::max_active_blocks(count, block_size, shared_bytes);
 }

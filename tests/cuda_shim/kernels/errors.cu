@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One mistake a case, by name. test_cuda_shim.py names the sentence that each must raise.
+// One mistake a case, by name. test_cuda_shim_mistakes.py names the sentence that each must raise.
 #include <cuda_runtime.h>
 #include <shim_ptx.h>
 
@@ -54,19 +54,19 @@ __global__ void barrier_and_warp(int*) {
   if (threadIdx.x % 32 < 16) {
     __syncthreads();
   } else {
-    __syncwarp();
+    __any_sync(kAll, 1);
   }
 }
 
 __global__ void warp_and_barrier(int*) {
   if (threadIdx.x % 32 < 16) {
-    __syncwarp();
+    __any_sync(kAll, 1);
   } else {
     __syncthreads();
   }
 }
 
-__global__ void half_a_mask(int*) { __syncwarp(0xffffu); }
+__global__ void half_a_mask(int*) { __any_sync(0xffffu, 1); }
 
 __global__ void shared_too_big(int*) {
   ptx::Arena arena;
@@ -79,39 +79,12 @@ __global__ void shared_mismatch(int*) {
   arena.take<float>(threadIdx.x == 40 ? 9 : 8);
 }
 
-__global__ void ldmatrix_misaligned(int*) {
-  ptx::Arena arena;
-  uint32_t r[4];
-  ptx::ldmatrix_x4(r, arena.take<uint16_t>(200) + 4);
-}
-
-__global__ void ldmatrix_past_the_end(int*) {
-  ptx::Arena arena;
-  uint32_t r[4];
-  ptx::ldmatrix_x4_trans(r, arena.take<uint16_t>(100) + 96);
-}
-
-__global__ void ldmatrix_of_global(int* out) {
-  uint32_t r[4];
-  ptx::ldmatrix_x4(r, out);
-}
-
-__global__ void copy_misaligned(int* out) {
-  ptx::Arena arena;
-  ptx::cp_async16(arena.take<float>(8), out + 1);
-}
-
-__global__ void copy_past_the_end(int* out) {
-  ptx::Arena arena;
-  ptx::cp_async16(arena.take<float>(6) + 4, out);
-}
-
 __global__ void negative_count(int*) {
   ptx::Arena arena;
   arena.take<float>(-1);
 }
 
-__global__ void odd_width(int* out) { out[threadIdx.x] = __shfl_sync(kAll, 1, 0, 12); }
+__global__ void beyond_the_warp(int* out) { out[threadIdx.x] = __shfl_xor_sync(kAll, 1, 32); }
 
 __global__ void thrown(int*) { throw std::out_of_range("a table's end"); }
 
@@ -122,11 +95,10 @@ struct Case {
 
 #define CASE(kernel) {#kernel, kernel}
 constexpr Case kCases[] = {
-    CASE(diverged_shuffles),   CASE(lane_left),             CASE(lane_left_first),    CASE(barrier_missed),
-    CASE(two_barriers),        CASE(barrier_and_warp),      CASE(warp_and_barrier),   CASE(half_a_mask),
-    CASE(shared_too_big),      CASE(shared_mismatch),       CASE(ldmatrix_misaligned), CASE(ldmatrix_past_the_end),
-    CASE(ldmatrix_of_global),  CASE(copy_misaligned),       CASE(copy_past_the_end),  CASE(barrier_missed_by_first),
-    CASE(negative_count),      CASE(odd_width),             CASE(thrown),
+    CASE(diverged_shuffles), CASE(lane_left),        CASE(lane_left_first), CASE(barrier_missed),
+    CASE(two_barriers),      CASE(barrier_and_warp), CASE(warp_and_barrier), CASE(half_a_mask),
+    CASE(shared_too_big),    CASE(shared_mismatch),  CASE(negative_count),  CASE(barrier_missed_by_first),
+    CASE(beyond_the_warp),   CASE(thrown),
 };
 
 }  // namespace

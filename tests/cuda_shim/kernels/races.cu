@@ -36,41 +36,6 @@ __global__ void rounds_kernel(int rounds, bool synchronised, int* out) {
   out[t] = sum;
 }
 
-// ldmatrix of rows that other lanes of the warp wrote.
-__global__ void warp_rows_kernel(bool synchronised, uint32_t* out) {
-  ptx::Arena arena;
-  auto* rows = arena.take<uint4>(32);
-  const unsigned t = threadIdx.x, word = t * 0x10001u;
-  rows[t] = make_uint4(word, word, word, word);
-  if (synchronised) __syncwarp();
-  uint32_t r[4];
-  ptx::ldmatrix_x4(r, rows + (t ^ 1u));
-  for (int i = 0; i < 4; ++i) out[t * 4 + i] = r[i];
-}
-
-// Two stages of copies in flight; each stage comes out backwards. `early` waits for one group too few; `barrier` keeps
-// the next copy from starting before all have read what it overwrites.
-__global__ void copy_kernel(const float4* in, int stages, bool early, bool barrier, float4* out) {
-  ptx::Arena arena;
-  const unsigned n = blockDim.x, t = threadIdx.x;
-  float4* shared = arena.take<float4>(static_cast<int>(2 * n));
-  ptx::cp_async16(shared + t, in + t);
-  ptx::cp_async_commit();
-  for (int stage = 0; stage < stages; ++stage) {
-    const unsigned next = static_cast<unsigned>(stage) + 1;
-    if (next < static_cast<unsigned>(stages)) ptx::cp_async16(shared + next % 2 * n + t, in + next * n + t);
-    ptx::cp_async_commit();
-    if (early) {
-      ptx::cp_async_wait<2>();
-    } else {
-      ptx::cp_async_wait<1>();
-    }
-    __syncthreads();
-    out[static_cast<unsigned>(stage) * n + t] = shared[static_cast<unsigned>(stage) % 2 * n + (n - 1 - t)];
-    if (barrier) __syncthreads();
-  }
-}
-
 // Global and shared accesses at a chosen offset, for ASan.
 __global__ void offset_kernel(const float* in, int read, float* out, int write, int shared_at) {
   ptx::Arena arena;
@@ -90,13 +55,6 @@ void neighbour(int step, bool synchronised, Address out, int threads) {
 }
 void rounds(int count, bool synchronised, Address out, int threads) {
   launch(rounds_kernel, 1, static_cast<unsigned>(threads), 4 * threads, count, synchronised, at<int>(out));
-}
-void warp_rows(bool synchronised, Address out) {
-  launch(warp_rows_kernel, 1, 32, 512, synchronised, at<uint32_t>(out));
-}
-void copies(Address in, int stages, bool early, bool barrier, Address out, int threads) {
-  launch(copy_kernel, 1, static_cast<unsigned>(threads), 32 * threads, at<const float4>(in), stages, early,
-         barrier, at<float4>(out));
 }
 void offsets(Address in, int read, Address out, int write, int shared_at) {
   launch(offset_kernel, 1, 32, 256, at<const float>(in), read, at<float>(out), write, shared_at);

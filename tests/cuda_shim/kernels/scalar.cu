@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Conversions, bit functions, indices, atomics.
-#include <cuda_bf16.h>
+// Conversions, bit functions, indices, launches.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <shim_ptx.h>
@@ -9,34 +8,27 @@
 
 namespace {
 
-__global__ void to_half_kernel(const float* in, int n, __half2* out, uint16_t* portable, __nv_bfloat16* brain) {
+__global__ void to_half_kernel(const float* in, int n, __half2* out, uint16_t* portable) {
   for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
     out[i] = __floats2half2_rn(in[i], -in[i]);
     portable[i] = softdiff_shim::half_bits_portable(in[i]);
-    brain[i] = __float2bfloat16_rn(in[i]);
   }
 }
 
-__global__ void from_half_kernel(const __half2* in, int n, float* out, float* portable, const __nv_bfloat16* brain_in,
-                                 float* brain) {
+__global__ void from_half_kernel(const __half2* in, int n, float* out, float* portable) {
   for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
     const float2 pair = __half22float2(in[i]);
     out[2 * i] = pair.x;
-    out[2 * i + 1] = __high2float(in[i]);
+    out[2 * i + 1] = pair.y;
     portable[2 * i] = softdiff_shim::half_value_portable(in[i].x.bits);
     portable[2 * i + 1] = softdiff_shim::half_value_portable(in[i].y.bits);
-    brain[i] = __bfloat162float(brain_in[i]);
   }
 }
 
 __global__ void bits_kernel(const unsigned* in, unsigned* out) {
-  const unsigned a = in[0], b = in[1], shift = in[2];
+  const unsigned a = in[0], b = in[1];
   out[0] = __umulhi(a, b);
-  out[1] = static_cast<unsigned>(__clz(static_cast<int>(a)));
-  out[2] = static_cast<unsigned>(__popc(a));
-  out[3] = __funnelshift_l(a, b, shift);
-  out[4] = __float_as_uint(__uint_as_float(a & 0x7f000000u));
-  out[5] = static_cast<unsigned>(__float_as_int(__int_as_float(static_cast<int>(b & 0x3f000000u))));
+  out[1] = __float_as_uint(__uint_as_float(a & 0x7f000000u));
 }
 
 __global__ void functions_kernel(const float* in, int n, float* out) {
@@ -44,9 +36,8 @@ __global__ void functions_kernel(const float* in, int n, float* out) {
   for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
     out[i] = cuda::sqrt_approx(in[i]);
     out[n + i] = cuda::lg2_approx(in[i]);
-    out[2 * n + i] = cuda::expf(-in[i]);
-    out[3 * n + i] = cuda::exp2f(-in[i]);
-    out[4 * n + i] = cuda::expm1f(-in[i]);
+    out[2 * n + i] = cuda::exp2f(-in[i]);
+    out[3 * n + i] = cuda::expm1f(-in[i]);
   }
 }
 
@@ -58,22 +49,11 @@ __global__ void visit_kernel(int* marks) {
   marks[block * blockDim.x * blockDim.y * blockDim.z + thread] += static_cast<int>(1 + threadIdx.z + 10 * blockIdx.y);
 }
 
-__global__ void atomic_kernel(float* f, double* d, unsigned* u, int* i) {
-  const int t = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  atomicAdd(f, 1.0f);
-  atomicAdd(d, 0.5);
-  atomicAdd(u, 2u);
-  atomicMax(u + 1, static_cast<unsigned>(t));
-  atomicAdd(i, -1);
-  atomicMax(i + 1, t - 1000);
-}
-
-// A kernel of the usual weight: `count` products in a row for each warp of 256 threads.
+// `count` collectives in a row for each warp of 256 threads.
 __global__ void many_kernel(int count, float* out) {
-  float d[4] = {};
-  const uint32_t one = 0x3c003c00u, a[4] = {one, one, one, one};
-  for (int i = 0; i < count; ++i) softdiff::cuda::mma_f16(d, a, one, one);
-  out[threadIdx.x] = d[0];
+  float sum = 0.0f;
+  for (int i = 0; i < count; ++i) sum += __shfl_xor_sync(0xffffffffu, 1.0f, 16);
+  out[threadIdx.x] = sum;
 }
 
 __global__ void empty_kernel() {}
@@ -81,22 +61,17 @@ __global__ void plain_kernel() {}
 
 }  // namespace
 
-void to_half(Address in, int n, Address out, Address portable, Address brain) {
-  launch(to_half_kernel, 1, 32, 0, at<const float>(in), n, at<__half2>(out), at<uint16_t>(portable),
-         at<__nv_bfloat16>(brain));
+void to_half(Address in, int n, Address out, Address portable) {
+  launch(to_half_kernel, 1, 32, 0, at<const float>(in), n, at<__half2>(out), at<uint16_t>(portable));
 }
-void from_half(Address in, int n, Address out, Address portable, Address brain_in, Address brain) {
-  launch(from_half_kernel, 1, 32, 0, at<const __half2>(in), n, at<float>(out), at<float>(portable),
-         at<const __nv_bfloat16>(brain_in), at<float>(brain));
+void from_half(Address in, int n, Address out, Address portable) {
+  launch(from_half_kernel, 1, 32, 0, at<const __half2>(in), n, at<float>(out), at<float>(portable));
 }
 void bits(Address in, Address out) { launch(bits_kernel, 1, 32, 0, at<const unsigned>(in), at<unsigned>(out)); }
 void functions(Address in, int n, Address out) {
   launch(functions_kernel, 1, 32, 0, at<const float>(in), n, at<float>(out));
 }
 void visit(Address marks) { launch(visit_kernel, dim3(2, 3, 5), dim3(8, 4, 2), 0, at<int>(marks)); }
-void atomics(Address f, Address d, Address u, Address i) {
-  launch(atomic_kernel, 3, 64, 0, at<float>(f), at<double>(d), at<unsigned>(u), at<int>(i));
-}
 void many(int count, Address out) { launch(many_kernel, 1, 256, 0, count, at<float>(out)); }
 
 int empty(unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, size_t shared_bytes,
@@ -107,7 +82,7 @@ int empty(unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsig
   config.dynamicSmemBytes = shared_bytes;
   cudaError_t error = cudaFuncSetAttribute(empty_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, empty_kernel);
-  return cudaGetLastError() == error && cudaPeekAtLastError() == cudaSuccess ? error : -1;
+  return cudaGetLastError() == error && cudaGetLastError() == cudaSuccess ? error : -1;
 }
 
 int never_allowed(int shared_bytes) {
@@ -122,10 +97,4 @@ int attribute(int which) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, static_cast<cudaDeviceAttr>(which), 0));
   return value;
-}
-
-int occupancy(int threads, size_t shared_bytes) {
-  int blocks = -1;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, many_kernel, threads, shared_bytes));
-  return blocks;
 }
