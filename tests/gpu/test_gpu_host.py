@@ -42,7 +42,8 @@ def ours(backend, names):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("shape", SMALL, ids=name_of)
 def test_one_launch_up_to_64_px(backend, shape, op):
-    # One kernel and nothing else, with numbers and with coefficients on the device. A CUDA loss has one more.
+    # One kernel and nothing else, with numbers and with coefficients on the device. A CUDA loss has one more,
+    # and planes that are not square pass through scratch above 24 px.
     x, y = image(*shape), image(*shape, seed=1)
     with sk.use_backend(backend):
         for std, level in ((1.5, 0.25), (on([1.5] * shape[0]), on([0.25] * shape[0]))):
@@ -65,7 +66,7 @@ def test_one_launch_up_to_64_px(backend, shape, op):
 @pytest.mark.parametrize("side", FULL, ids=name_of)
 def test_one_launch_for_a_batch_that_fills_the_gpu(backend, side, op):
     # Beyond 64 px Triton's loss has a partial sum for each channel, which torch adds up: one kernel more.
-    # Beyond 128 px a CUDA call takes a few launches for each chunk of planes, and nothing of torch's.
+    # A CUDA call takes a few launches for each chunk of planes that no block holds, and nothing of torch's.
     batch = -(-multiprocessors() // 3) + 1
     x = image(1, 3, *side).expand(batch, 3, *side).contiguous()
     with sk.use_backend(backend):
