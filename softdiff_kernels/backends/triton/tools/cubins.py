@@ -104,7 +104,7 @@ _RUNTIME = r"""
 #include <map>
 #include <string>
 namespace {
-using Told = void (*)(const char*, const unsigned*, unsigned, size_t, unsigned, void**);
+using Told = void (*)(const char*, const unsigned*, unsigned, size_t, void**);
 Told told = nullptr;
 int capability = 90;
 std::map<const void*, std::string>& kernels() { static std::map<const void*, std::string> all; return all; }
@@ -128,18 +128,14 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStr
 unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, cudaStream_t) { return 0; }
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaSuccess; }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* host, void** arguments) {
-  unsigned cluster = 1;
-  for (unsigned n = 0; n < c->numAttrs; ++n)
-    if (c->attrs[n].id == cudaLaunchAttributeClusterDimension) cluster = c->attrs[n].val.clusterDim.x;
   const unsigned grid[3] = {c->gridDim.x, c->gridDim.y, c->gridDim.z};
-  if (told) told(kernels()[host].c_str(), grid, c->blockDim.x, c->dynamicSmemBytes, cluster, arguments);
+  if (told) told(kernels()[host].c_str(), grid, c->blockDim.x, c->dynamicSmemBytes, arguments);
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
   *value = what == cudaDevAttrL2CacheSize ? 50 << 20 : what == cudaDevAttrMultiProcessorCount ? 132
          : what == cudaDevAttrComputeCapabilityMajor ? capability / 10
          : what == cudaDevAttrComputeCapabilityMinor ? capability % 10
-         : what == cudaDevAttrClusterLaunch ? capability >= 90
          : what == cudaDevAttrMaxSharedMemoryPerBlockOptin
              ? (capability == 90 || capability == 100 ? 232448 : capability == 80 ? 166912 : 101376) : 0;
   return cudaSuccess;
@@ -162,7 +158,6 @@ _TOLD = ctypes.CFUNCTYPE(
     ctypes.POINTER(ctypes.c_uint),
     ctypes.c_uint,
     ctypes.c_size_t,
-    ctypes.c_uint,
     ctypes.POINTER(ctypes.c_void_p),
 )
 
@@ -210,7 +205,7 @@ class CudaModule:
         self.module = module_from_spec(spec)
         spec.loader.exec_module(self.module)
 
-    def _hear(self, name: bytes, grid: Any, threads: int, shared: int, cluster: int, given: Any) -> None:
+    def _hear(self, name: bytes, grid: Any, threads: int, shared: int, given: Any) -> None:
         kernel = name.decode()
         cubin = self.cubins[kernel]
         sizes = cubin.parameters[kernel]
@@ -221,7 +216,7 @@ class CudaModule:
             Recorded(
                 kernel,
                 cubin,
-                Launch(tuple(grid[:3]), threads, bytes(data), cubin.bases[kernel], cluster, shared),
+                Launch(tuple(grid[:3]), threads, bytes(data), cubin.bases[kernel], shared),
             )
         )
 

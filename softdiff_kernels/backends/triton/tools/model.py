@@ -160,26 +160,23 @@ class Row:
 
 
 def count(recorded: Iterable[Recorded], pixels: int) -> Count:
-    """Sums up the launches of one call on `pixels` pixels; of each, the first block or cluster is walked."""
+    """Sums up the launches of one call on `pixels` pixels; of each, the first block is walked."""
     total: Counter[str] = Counter()
     result = Count({}, [])
     weights = []
     for r in recorded:
         code, blocks = r.cubin.code(r.name), r.launch.grid[0] * r.launch.grid[1] * r.launch.grid[2]
-        issued = 0.0
-        for block in range(r.launch.cluster):
-            walked = sass.walk(code, r.launch, block)
-            for pipe, much in walked.costs.items():
-                total[pipe] += much * blocks / r.launch.cluster  # type: ignore[assignment]
-            issued += walked.costs["issue"] * blocks
-            result.open += len(walked.open)
-            result.assumed += len(walked.assumed)
+        walked = sass.walk(code, r.launch)
+        for pipe, much in walked.costs.items():
+            total[pipe] += much * blocks
+        result.open += len(walked.open)
+        result.assumed += len(walked.assumed)
         usage = r.cubin.usage[r.name]
         shared = usage.shared + r.launch.shared
         result.kernels.append(
             Kernel(_short(r.name), usage.registers, usage.stack, shared, -(-r.launch.threads // sass.LANES))
         )
-        weights.append(issued)
+        weights.append(walked.costs["issue"] * blocks)
     order = sorted(range(len(weights)), key=lambda n: -weights[n])
     result.kernels = [result.kernels[n] for n in order]
     result.per_pixel = {
@@ -190,7 +187,7 @@ def count(recorded: Iterable[Recorded], pixels: int) -> Count:
 
 
 def _short(mangled: str) -> str:
-    """plane_kernel of a whole mangled name."""
+    """square_kernel of a whole mangled name."""
     found = re.search(r"\d+([a-z][a-z0-9_]*_kernel)", mangled)
     return found[1] if found else mangled
 
@@ -235,7 +232,7 @@ def triton_count(case: cases.Case) -> Count:
             path.write_bytes(built.asm["cubin"])
             cubin, name = Cubin(path), built.metadata.name
             launch = sass.Launch(
-                (*grid, 1), 32 * warps, _packed(kinds, values), cubin.bases[name], 1, built.metadata.shared
+                (*grid, 1), 32 * warps, _packed(kinds, values), cubin.bases[name], built.metadata.shared
             )
             # cuobjdump counts Triton's shared memory as none: it is given at the launch.
             recorded.append(Recorded(name, cubin, launch))

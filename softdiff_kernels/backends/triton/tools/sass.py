@@ -476,14 +476,13 @@ def _later(register: str, by: int) -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel's launch: blocks, threads of a block, blocks of a cluster, and its parameters' bytes, which
-    stand in constant bank 0 from `base` on."""
+    """A kernel's launch: blocks, threads of a block, and its parameters' bytes, which stand in constant
+    bank 0 from `base` on."""
 
     grid: tuple[int, int, int]
     threads: int
     parameters: bytes
     base: int
-    cluster: int = 1
     shared: int = 0  # dynamic, bytes a block
 
     def constant(self, offset: int) -> int:
@@ -543,8 +542,8 @@ def _special(w: _Warp, i: Instruction) -> list[Values]:
         "SR_CTAID.X": _constant(w.block % x),
         "SR_CTAID.Y": _constant(w.block // x % y),
         "SR_CTAID.Z": _constant(w.block // x // y % z),
-        "SR_CgaCtaId": _constant(w.block % w.launch.cluster),
-        "SR_CTA_RANK": _constant(w.block % w.launch.cluster),
+        "SR_CgaCtaId": _constant(0),  # its number in a cluster: no launch here has any
+        "SR_CTA_RANK": _constant(0),
         "SRZ": _constant(0),
     }
     v = numbers.get(name, _NOTHING)
