@@ -33,7 +33,7 @@ def sources(root: Path = ROOT) -> str:
 
 
 def short(demangled: str) -> str:
-    """plane_kernel<CorruptOp, 2> of a kernel's whole name."""
+    """square_kernel<CorruptOp, 64> of a kernel's whole name."""
     name = re.sub(r"\(anonymous namespace\)::|softdiff::cuda::|softdiff::|\((?:int|bool)\)", "", demangled)
     name = re.sub(r"^void |\(.*$", "", name).replace("> >", ">>")
     return re.sub(r"\bfalse\b", "rows", re.sub(r"\btrue\b", "columns", name))

@@ -12,7 +12,7 @@ import pytest
 LOGS = sorted(Path(__file__).resolve().parents[2].glob("build/cuda-*/ptxas.log"))
 RECORD = Path(__file__).resolve().parents[2] / "softdiff_kernels" / "_build.json"
 
-NAME = "_ZN8softdiff4cuda12plane_kernelINS0_9CorruptOpELi2EEEvNT_4ArgsE"
+NAME = "_ZN8softdiff4cuda13square_kernelINS0_9CorruptOpELi64EEEvNT_4ArgsE"
 LINES = f"""\
 ptxas info    : Compiling entry function '{NAME}' for 'sm_90'
     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
@@ -21,7 +21,7 @@ ptxas info    : Used 118 registers, used 1 barriers
 
 
 def test_cuda_resources_are_read():
-    assert cuda_resources.read(LINES) == {"plane_kernel<CorruptOp, 2>": {"90": [118, 8]}}
+    assert cuda_resources.read(LINES) == {"square_kernel<CorruptOp, 64>": {"90": [118, 8]}}
 
 
 def problems(got, table, archs):
