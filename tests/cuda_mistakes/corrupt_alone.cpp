@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Stands in for the other ops' launches, so that tests can build corrupt.cu alone.
+// Stands in for the other ops' launches and for those of lines.cu, so that tests can build corrupt.cu alone.
 #include "../../csrc/cuda/cuda_ops.h"
+#include "../../csrc/cuda/lines.h"
 
 #include <stdexcept>
 
 namespace softdiff::cuda {
 namespace {
 
-[[noreturn]] void absent() { throw std::logic_error("only blur, corrupt and the steps are in this build"); }
+[[noreturn]] void absent() { throw std::logic_error("only blur, corrupt and the steps of planes that a block holds are in this build"); }
 
 }  // namespace
 
@@ -17,5 +18,6 @@ namespace {
 SOFTDIFF_KERNELS(SOFTDIFF_ABSENT)
 #undef SOFTDIFF_ABSENT
 void run(const NormalArgs&, const Place&) { absent(); }
+void launch_lines(bool, const char*, const CorruptArgs&, const Place&, int64_t, LineParameters) { absent(); }
 
 }  // namespace softdiff::cuda
