@@ -48,7 +48,7 @@ SOFTDIFF_DEVICE void dense_product(const float* matrix, int side, const float* f
 }
 
 template <bool kColumns>
-__global__ void __launch_bounds__(kDenseThreads)
+__global__ void __launch_bounds__(kDenseThreads, 5)  // left alone, ptxas stops at 80 registers, and spills
     dense_lines_kernel(const __grid_constant__ CorruptArgs a, const __grid_constant__ LineParameters p) {
   constexpr int kLines = kDenseLines;
   const LineSpot spot(a, p, static_cast<int>(blockIdx.x));

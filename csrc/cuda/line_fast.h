@@ -129,8 +129,13 @@ size_t fast_lines_shared(int n, int lines) {
   return room<Values>(1) + room<float>(kLineThreads / 32) + 2 * room<float>(32) + room<float>(fast_lines_tile<kColumns>(n, lines) + 3 * n);
 }
 
+// Blocks on a multiprocessor, for the registers' bound: two where a thread's 168 registers suffice.
+constexpr int fast_lines_blocks(bool columns, int length) {
+  return length == 112 || (length == 128 && columns && kArchitecture >= 100) ? 1 : 2;
+}
+
 template <bool kColumns, int kLength>
-__global__ void __launch_bounds__(kLineThreads, kLength == 112 ? 1 : 2)  // 112: one register short with two blocks
+__global__ void __launch_bounds__(kLineThreads, fast_lines_blocks(kColumns, kLength))
     fast_lines_kernel(const __grid_constant__ CorruptArgs a, const __grid_constant__ LineParameters p) {
   const int levels = p.levels, n = kLength << levels, half_n = n / 2;
   const int lines_here = static_cast<int>(kColumns ? a.shape.w : a.shape.h);

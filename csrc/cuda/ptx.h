@@ -10,6 +10,15 @@
 
 #define SOFTDIFF_DEVICE __device__ __forceinline__
 
+namespace softdiff::cuda {
+// What is being compiled for, 90 for sm_90; 0 on the host. For register bounds, which ptxas keeps better on some than others.
+#ifdef __CUDA_ARCH__
+constexpr int kArchitecture = __CUDA_ARCH__ / 10;
+#else
+constexpr int kArchitecture = 0;
+#endif
+}  // namespace softdiff::cuda
+
 #ifdef SOFTDIFF_CUDA_SHIM
 #include <shim_ptx.h>
 #else

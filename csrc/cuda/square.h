@@ -34,6 +34,9 @@ struct SquareShape {
     const int registers = N <= 32 ? 64 : N <= 48 ? 80 : N <= 64 ? (more ? 104 : 96) : N <= 96 ? 144 : more ? 176 : 168;
     return 65536 / ((kThreads + 127) / 128 * 128 * registers);
   }
+  // The loss on sm_120 and spectral_mix at 16 and 32 px are a register short with as many.
+  static constexpr int blocks_for_loss() { return blocks(true) - (kArchitecture == 120 && N % 28 == 0 ? 1 : 0); }
+  static constexpr int blocks_for_mix() { return blocks(false) - (N <= 32 ? 1 : 0); }
   // From row to row in shared memory: an odd number of fours, so that columns, and rows by fours, meet no bank twice.
   static constexpr int kStride = N % 8 == 0 ? N + 4 : N;
   static size_t shared(bool mix) {
@@ -209,7 +212,8 @@ SOFTDIFF_DEVICE float square_factor(const Op& op, const Values& v) {
 }
 
 template <class Op, int N>
-__global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::blocks(Op::kTerms == 2 || Op::kEnergy))
+__global__ void __launch_bounds__(SquareShape<N>::kThreads,
+                                  Op::kEnergy ? SquareShape<N>::blocks_for_loss() : SquareShape<N>::blocks(Op::kTerms == 2))
     square_kernel(const __grid_constant__ typename Op::Args a, uint32_t planes) {
   using Form = SquareShape<N>;
   constexpr bool kPlain = Op::kPlain, kFilter = Op::kShift == Shift::filter, kInverse = Op::kShift == Shift::inverse;
@@ -410,7 +414,7 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::bloc
 
 // spectral_mix: the inputs' masked spectra add up in a second plane of shared memory, where a thread has a row.
 template <class Op, int N>
-__global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::blocks(false))
+__global__ void __launch_bounds__(SquareShape<N>::kThreads, SquareShape<N>::blocks_for_mix())
     square_mix_kernel(const __grid_constant__ typename Op::Args a, uint32_t planes) {
   using Form = SquareShape<N>;
   const Op op{a};
