@@ -8,7 +8,9 @@
 namespace softdiff::cuda {
 namespace {
 
-[[noreturn]] void absent() { throw std::logic_error("only blur, corrupt and the steps of planes that a block holds are in this build"); }
+[[noreturn]] void absent() {
+  throw std::logic_error("only blur, corrupt and the steps are in this build, of planes that a block holds");
+}
 
 }  // namespace
 

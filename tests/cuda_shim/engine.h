@@ -55,7 +55,6 @@ class Engine {
   [[noreturn]] static void entry();
   void run_block();
   void prepare(int threads);
-  void resume(Thread& next);
   void suspend();
   [[noreturn]] void leave();
   Thread* pick();

@@ -27,7 +27,7 @@ struct Launch {
 std::recursive_mutex mutex;  // one launch at a time, whichever host thread it comes from
 thread_local cudaError_t last_error = cudaSuccess;
 cudaError_t next_launch = cudaSuccess;
-int shared_optin = 227 << 10;  // as compute capability 9.0 has them
+int shared_optin = 227 << 10;  // as compute capability 9.0 has
 std::unordered_map<const void*, int> shared_allowed;
 std::vector<Launch> launches;
 
