@@ -149,8 +149,12 @@ class Report:
         command = [sys.executable, *start, *words, *options]
         command += ["--seconds", f"{share - min(12.0, share / 5):.0f}"]
         with self.lock:
-            print(f"{name}: up to {share:.0f} s", flush=True)
-            self.running[name] = time.monotonic()
+            stopped = bool(self.reason) or self.left() <= 0  # while this waited for the lock
+            if not stopped:
+                print(f"{name}: up to {share:.0f} s", flush=True)
+                self.running[name] = time.monotonic()
+        if stopped:
+            return self.add(Outcome(name, "left out", detail=self.reason or "no time was left"))
         where = {"folder": self.overlay, "environment": {**self.variables, **variables}}
         log = self.folder / "log.txt"
         outcome = parts.run(name, command, seconds=share, log=log, scratch=self.scratch, **where)

@@ -49,7 +49,8 @@ SOFTDIFF_DEVICE Values step_values(const CorruptArgs& a, int b) {
     v.keep = static_cast<float>(first), v.one_minus_keep = static_cast<float>(1.0 - first);
     v.noise_std = static_cast<float>(second);
   } else {
-    const double less = first == 0.0 ? 0.0 : (first - second) * reciprocal(first), ratio = 1.0 - less;
+    const double inverse = first == 0.0 ? 0.0 : reciprocal(first);
+    const double less = (first - second) * inverse, ratio = first == 0.0 ? 1.0 : second * inverse;
     v.one_minus_keep = static_cast<float>(less * (1.0 + ratio));
     v.keep = static_cast<float>(ratio * ratio);
     v.noise_std = static_cast<float>(first) * sqrt_approx(fmaxf(v.one_minus_keep, 0.0f));

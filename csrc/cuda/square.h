@@ -144,7 +144,8 @@ struct SquareGains {
     const float root = unit * static_cast<float>(k), lambda = root * root, decay = lambda * v.tau;
     SquareGains g;
     g.kept = v.floor != 0.0f || !(decay >= 30.0f);  // a NaN stays
-    const float e = exp2f(decay * -1.4426950408889634f) * norm, blurred = 1.0f - v.floor;
+    // Zero, too, where a warp takes the row along with others: what an image gets does not depend on its neighbours.
+    const float e = g.kept ? exp2f(decay * -1.4426950408889634f) * norm : 0.0f, blurred = 1.0f - v.floor;
     g.h[0] = e, g.w[0] = e * blurred;
     g.h[1] = g.w[1] = 0.0f;
     if constexpr (kTwo) {

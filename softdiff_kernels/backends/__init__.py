@@ -64,8 +64,8 @@ def backends() -> dict[str, Backend]:
     """
     found = {name: Backend(name, *_probe(name)) for name in NAMES}
     if all(found[name].usable for name in _PREFERENCE["cuda"]):
-        for name in _PREFERENCE["cuda"]:
-            reasons = filter(None, (found[name].reason, _measured.reason(name)))
+        for i, name in enumerate(_PREFERENCE["cuda"]):
+            reasons = filter(None, (found[name].reason, _measured.reason(name, others=i == 0)))
             found[name] = replace(found[name], reason="; ".join(reasons))
     return found
 

@@ -53,12 +53,12 @@ def _rows() -> Mapping[tuple[str, int, str, str, str], Mapping[str, Any]]:
 
 @lru_cache(maxsize=1)
 def _predicted() -> _Choices:
-    """Where both backends have a row, the one that its limits hold back less; if neither is, the one that is
-    expected to come nearer to a copy."""
+    """Where both backends have a row, the one that is expected to come nearer to a copy; of equal ones, the
+    one that its limits hold back less."""
     by_case: dict[tuple[str, int, str], dict[str, tuple[float, float]]] = {}
     for (op, px, dtype, backend, arch), r in _rows().items():
         if arch == _ARCHITECTURE:
-            by_case.setdefault((op, px, dtype), {})[backend] = r["percent"], r["expected"]
+            by_case.setdefault((op, px, dtype), {})[backend] = r["expected"], r["percent"]
     found: dict[str, dict[str, list[tuple[int, str]]]] = {}
     for (op, px, dtype), each in by_case.items():
         if len(each) > 1:
@@ -99,24 +99,31 @@ def fastest(op: str, shape: Sequence[int], dtype: torch.dtype) -> str | None:
     """The backend that was faster, or is predicted to be, at the size that is nearest in the logarithm of the
     larger side; what was measured comes first. None for an op that neither knows.
     """
-    return _nearest(op, max(1, *shape[-2:]), dtype)
+    if len(shape) < 2:  # of `normal`
+        return None
+    return _nearest(op, max(1, shape[-2], shape[-1]), dtype)
 
 
-def reason(backend: str) -> str:
-    """For which images `auto` takes a backend on a GPU that both can use, and how that is known, in words."""
+def reason(backend: str, *, others: bool) -> str:
+    """For which images `auto` takes a backend on a GPU that both can use, and how that is known, in words.
+
+    others: whether it takes the ops that no table has.
+    """
     gpu, measured = _measured()
     left = {op: dtypes for op, dtypes in _predicted().items() if op not in measured}
     parts = []
-    if measured:
-        parts.append(f"{_listed(measured, backend)}, as measured on {gpu}")
-    if left:
+    if images := _listed(measured, backend):
+        parts.append(f"{images}, as measured on {gpu}")
+    if images := _listed(left, backend):
         known = "the other ops were not measured" if measured else "nothing was measured on a GPU"
-        parts.append(f"{_listed(left, backend)}, by a model of the machine code: {known}")
+        parts.append(f"{images}, by a model of the machine code ({known})")
+    if others:
+        parts.append("ops that are in no table")
     return f"auto takes it for {'; for '.join(parts)}" if parts else ""
 
 
 def _listed(choices: _Choices, backend: str) -> str:
-    """ "float32, bfloat16 at 128 and 256 px", with the ops in front where they differ."""
+    """ "float32 at all sizes and bfloat16 at 128 and 256 px", with the ops in front where they differ."""
     phrases = []
     for dtype in dict.fromkeys(dtype for dtypes in choices.values() for dtype in dtypes):
         ops_of: dict[tuple[int, ...], list[str]] = {}
@@ -128,9 +135,9 @@ def _listed(choices: _Choices, backend: str) -> str:
         for taken, ops in ops_of.items():
             if taken:
                 named = "" if len(ops_of) == 1 else f"{_joined(ops)} of "
-                at = "" if len(taken) == len(sizes) else f" at {_joined([str(px) for px in taken])} px"
-                phrases.append(f"{named}{dtype}{at}")
-    return ", ".join(phrases) or "no images"
+                px = f"{_joined([str(px) for px in taken])} px"
+                phrases.append(f"{named}{dtype} at {'all sizes' if len(taken) == len(sizes) else px}")
+    return _joined(phrases) if phrases else ""
 
 
 def _joined(words: Sequence[str]) -> str:

@@ -90,7 +90,7 @@ def test_square_planes_are_exact(side):
         assert float(relative_l2(got, truth).max()) <= EXACT
 
 
-@pytest.mark.parametrize("side", [16, 48, 64, 96])
+@pytest.mark.parametrize("side", [16, 28, 48, 56, 64, 96])
 def test_every_option_on_square_planes(side):
     # Each of these takes the general kernel, or another plain one: the same image, the same numbers.
     x, y, z = (picture(3, 2, side, side, seed=i) for i in range(3))

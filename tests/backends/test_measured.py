@@ -240,24 +240,23 @@ def test_backends_says_what_auto_takes_and_how_that_is_known(monkeypatch, tmp_pa
     predicted(monkeypatch, tmp_path, {case: each for case, each in CASES.items() if case[0] == "corrupt"})
     reasons = {name: BACKENDS.backends()[name].reason for name in ("triton", "cuda")}
     assert reasons == {
-        "triton": "made up; auto takes it for bfloat16 at 64 px, by a model of the machine code: nothing "
-        "was measured on a GPU",
-        "cuda": "made up; auto takes it for float32, bfloat16 at 128 px, by a model of the machine code: "
-        "nothing was measured on a GPU",
+        "triton": "made up; auto takes it for bfloat16 at 64 px, by a model of the machine code (nothing "
+        "was measured on a GPU); for ops that are in no table",
+        "cuda": "made up; auto takes it for float32 at all sizes and bfloat16 at 128 px, by a model of the "
+        "machine code (nothing was measured on a GPU)",
     }
     predicted(monkeypatch, tmp_path, CASES)
     measured(monkeypatch, tmp_path, {"corrupt": {"64": "cuda", "128": "triton"}})
     _measured.forget()
     assert BACKENDS.backends()["cuda"].reason == (
-        "made up; auto takes it for float32 at 64 px, as measured on made up; for no images, by a model of "
-        "the machine code: the other ops were not measured"
+        "made up; auto takes it for float32 at 64 px, as measured on made up"
     )
 
 
 def test_ops_are_named_where_they_differ(monkeypatch, tmp_path):
     predicted(monkeypatch, tmp_path, CASES)
-    assert _measured.reason("triton").startswith(
-        "auto takes it for momentum_step of float32, corrupt of bfloat16 at 64 px, by a model"
+    assert _measured.reason("triton", others=False).startswith(
+        "auto takes it for momentum_step of float32 at all sizes and corrupt of bfloat16 at 64 px, by a model"
     )
 
 
@@ -268,4 +267,5 @@ def test_backends_says_nothing_of_auto_where_there_is_no_choice(monkeypatch, tmp
     gpu_backends(monkeypatch)
     (tmp_path / "predicted.json").write_text(json.dumps({"rows": []}))
     _measured.forget()
-    assert BACKENDS.backends()["triton"].reason == "made up"
+    assert BACKENDS.backends()["triton"].reason == "made up; auto takes it for ops that are in no table"
+    assert BACKENDS.backends()["cuda"].reason == "made up"

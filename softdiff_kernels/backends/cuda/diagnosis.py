@@ -163,13 +163,16 @@ def gather() -> Facts:
     if module is None:
         return Facts(**facts)
     sees = torch.version.cuda is not None and torch.cuda.is_available()
+    driver, runtime = module.driver_version(), module.runtime_version()
+    # A driver that is too old for the module's runtime cannot be asked for its GPUs.
+    asks = sees and not driver_problem(driver, runtime)
     return Facts(
         **facts,
         torch_sees_gpu=sees,
-        devices=tuple(tuple(pair) for pair in module.devices()) if sees else (),
+        devices=tuple(tuple(pair) for pair in module.devices()) if asks else (),
         architectures=tuple(module.architectures()),
         ptx=module.ptx_architecture(),
-        runtime=module.runtime_version(),
-        driver=module.driver_version(),
+        runtime=runtime,
+        driver=driver,
         emulated=module.emulated(),
     )

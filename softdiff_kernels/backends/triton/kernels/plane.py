@@ -128,6 +128,7 @@ def product(
     1.3e-6 on sm_80, where constant images of 200 px may be by 1.1e-6.
     """
     tl.static_assert(BK <= 32 or not SPLIT)
+    tl.static_assert(TILE % BK == 0)  # a step has one scale
     i = tl.arange(0, TILE)
     k = tl.arange(0, BK)
     total = tl.zeros([TILE, TILE], tl.float32)
