@@ -239,7 +239,7 @@ def launches_of(backend: str, op: str, shape: Sequence[int]) -> int:
     CUDA: one for square planes of usual sizes up to 128 px and for any up to 24 px; a loss has a second, that
     adds its planes up. Beyond, each of a call's passes along rows or columns is one for
     each chunk of planes: by axis for what is separable, there and back around a mask that is not, and for
-    spectral_mix two an input, the mix, and two back.
+    spectral_mix two an input (of two here), the mix, and two back.
     """
     if backend == "triton":
         return 1
@@ -247,7 +247,7 @@ def launches_of(backend: str, op: str, shape: Sequence[int]) -> int:
     engine, _, _, chunk, _, _ = (0, 0, 0, 1, 0, 0) if op == "normal" else _plan(op, shape)
     if engine != 2:
         return 1 + sums
-    passes = {"reverse_step": 3, "momentum_step": 3, "soft_score_loss": 3, "spectral_mix": 2 * 2 + 3}.get(op, 2)
+    passes = {"reverse_step": 3, "momentum_step": 3, "soft_score_loss": 3, "spectral_mix": 7}.get(op, 2)
     return passes * -(-shape[0] * shape[1] // chunk) + sums
 
 
