@@ -114,8 +114,8 @@ MISTAKES = {
     "columns beyond the image": (
         "kernels_portable",
         "passes.h",
-        "if (from != nullptr && j + VL <= p.w) {",
-        "if (from != nullptr) {",
+        "if (j + VL <= p.w) {",
+        "if (j >= 0) {",
         "5",
         "AddressSanitizer: heap-buffer-overflow",
     ),
