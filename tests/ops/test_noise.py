@@ -204,7 +204,8 @@ def test_noise_does_not_depend_on_the_memory_format(name):
 )
 def test_every_op_draws_the_noise_that_normal_names(name, shape):
     # Planes begin anywhere in a block of four, and rows anywhere in a run: what corrupt, both steps and a mix
-    # add is normal's noise, element by element, and bit for bit where nothing else is added.
+    # add is normal's noise, element by element, and bit for bit where nothing else is added. The CUDA kernels'
+    # momentum_step takes its weight, 1, from an approximate root: within two roundings.
     largest = {"triton": 512, "cuda": 1024}.get(name, shape[3])  # beyond, another backend draws
     shape = (*shape[:3], min(shape[3], largest))
     zero, key = torch.zeros(shape), sk.NoiseKey(2**40, 9, 2)
@@ -214,7 +215,8 @@ def test_every_op_draws_the_noise_that_normal_names(name, shape):
         assert torch.equal(sk.corrupt(zero, 3.0, 1.0, key=key), expected)
         given = {"blur_std_t": 2.0, "blur_std_s": 1.0, "key": key}
         assert torch.equal(sk.reverse_step(zero, zero, a=0.5, b=1.0, **given), expected)
-        assert torch.equal(sk.momentum_step(zero, zero, noise_std_t=1.0, noise_std_s=0.0, **given), expected)
+        step = sk.momentum_step(zero, zero, noise_std_t=1.0, noise_std_s=0.0, **given)
+        assert bool(((step - expected).abs() <= (2.0**-22 if name == "cuda" else 0.0) * expected.abs()).all())
         mixed = sk.spectral_mix([zero], [torch.zeros(1)], noise_mask=torch.ones(1), key=key)
         # dct2 undoes the mix's inverse transform: each is right to 1e-6 relative.
         assert float((sk.dct2(mixed) - expected).norm() / expected.norm()) < 2e-6
