@@ -204,8 +204,8 @@ def test_noise_does_not_depend_on_the_memory_format(name):
 )
 def test_every_op_draws_the_noise_that_normal_names(name, shape):
     # Planes begin anywhere in a block of four, and rows anywhere in a run: what corrupt, both steps and a mix
-    # add is normal's noise, element by element, and bit for bit where nothing else is added. The CUDA kernels'
-    # momentum_step takes its weight, 1, from an approximate root: within two roundings.
+    # add is normal's noise, element by element, and bit for bit where nothing else is added.
+    # On CUDA, momentum_step takes its weight, 1, from an approximate root: within two roundings.
     largest = {"triton": 512, "cuda": 1024}.get(name, shape[3])  # beyond, another backend draws
     shape = (*shape[:3], min(shape[3], largest))
     zero, key = torch.zeros(shape), sk.NoiseKey(2**40, 9, 2)
