@@ -124,14 +124,20 @@ struct CorruptArgs {
   }
 };
 
-// loss[b] = weight * sum (m * DCT2(prediction - target))^2; gradient = 2 weight IDCT2(m^2 DCT2(...)).
-struct SoftScoreLossArgs {
+// loss[b] = weight * sum (m * DCT2(prediction - target))^2; gradient = 2 weight IDCT2(m^2 DCT2(...)) gradient_scale.
+// What the losses share; each has its own m.
+struct LossArgs {
   Shape shape;
   Image prediction, target, gradient;  // gradient may be absent
-  Coefficient blur_std, weight;
-  double floor = 0.0;
+  Coefficient weight;
   double gradient_scale = 1.0;
   double* plane_loss = nullptr;  // [B * C]
+};
+
+// m: the gains of a blur.
+struct SoftScoreLossArgs : LossArgs {
+  Coefficient blur_std;
+  double floor = 0.0;
 
   // (shape, prediction, target, blur_std, weight, floor, gradient_scale, gradient), then the loss
   template <class Call>
@@ -141,6 +147,23 @@ struct SoftScoreLossArgs {
     a.prediction = call.image(), a.target = call.image();
     a.blur_std = call.coefficient("blur_std"), a.weight = call.coefficient("weight");
     a.floor = call.number(), a.gradient_scale = call.number();
+    a.gradient = call.image();
+    return a;
+  }
+};
+
+// m: any, of which broadcast axes have stride 0.
+struct SpectralLossArgs : LossArgs {
+  Image mask;
+
+  // (shape, prediction, target, mask, weight, gradient_scale, gradient), then the loss
+  template <class Call>
+  static SpectralLossArgs read(Call& call) {
+    SpectralLossArgs a;
+    a.shape = call.shape();
+    a.prediction = call.image(), a.target = call.image();
+    a.mask = call.image(), a.weight = call.coefficient("weight");
+    a.gradient_scale = call.number();
     a.gradient = call.image();
     return a;
   }
@@ -179,16 +202,17 @@ struct IdentityArgs {
   }
 };
 
-// out = IDCT2(sum_k mask_k * DCT2(in_k) + noise_mask * n); a mask's broadcast axes have stride 0.
+// out = IDCT2(sum_k mask_k * DCT2(in_k) + noise_mask * n); a mask's broadcast axes have stride 0. n: `noise`, or what
+// `key` names, or nothing.
 struct SpectralMixArgs {
   Shape shape;
   int64_t count = 0;
   const Image* in = nullptr;
   const Image* mask = nullptr;
-  Image noise_mask, out;
+  Image noise_mask, noise, out;
   Key key;
 
-  // (shape, inputs, masks, noise_mask, key, out), as many masks as inputs
+  // (shape, inputs, masks, noise_mask, key, noise, out), as many masks as inputs
   template <class Call>
   static SpectralMixArgs read(Call& call) {
     SpectralMixArgs a;
@@ -196,7 +220,7 @@ struct SpectralMixArgs {
     a.in = call.images(a.count), a.mask = call.images(a.count);
     a.noise_mask = call.image();
     a.key = call.key();
-    a.out = call.image();
+    a.noise = call.image(), a.out = call.image();
     return a;
   }
 };
@@ -207,6 +231,7 @@ struct SpectralMixArgs {
 #define SOFTDIFF_KERNELS(KERNEL)               \
   KERNEL(corrupt, CorruptArgs)                 \
   KERNEL(soft_score_loss, SoftScoreLossArgs)   \
+  KERNEL(spectral_loss, SpectralLossArgs)      \
   KERNEL(dct2, Dct2Args)                       \
   KERNEL(spectral_mix, SpectralMixArgs)        \
   KERNEL(identity, IdentityArgs)

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace softdiff {
@@ -67,25 +68,9 @@ void launch(const std::string& op, const Args& args, int threads) {
   }
 }
 
+// Runs, and writes the loss of each image to `out`.
 template <class Args>
-void run_call(const char* op, int threads, const py::tuple& fields) {
-  CheckedCall call(op, fields);
-  const Args args = Args::read(call);
-  launch(call.op(), args, threads);
-}
-
-void step(int threads, const py::tuple& fields) {
-  CheckedCall call("step", fields);
-  const CorruptArgs args = CorruptArgs::read_step(call);
-  launch(call.op(), args, threads);
-}
-
-// Writes the loss of each image to the last field's address (float32, [B]).
-template <>
-void run_call<SoftScoreLossArgs>(const char* op, int threads, const py::tuple& fields) {
-  CheckedCall call(op, fields);
-  SoftScoreLossArgs a = SoftScoreLossArgs::read(call);
-  auto* out = static_cast<float*>(address(call.next()));
+void launch_loss(const std::string& op, Args& a, float* out, int threads) {
   std::vector<double> planes(static_cast<size_t>(a.shape.b * a.shape.c));
   a.plane_loss = planes.data();
   launch(op, a, threads);
@@ -94,6 +79,24 @@ void run_call<SoftScoreLossArgs>(const char* op, int threads, const py::tuple& f
     for (int64_t c = 0; c < a.shape.c; ++c) sum += planes[static_cast<size_t>(b * a.shape.c + c)];
     out[b] = static_cast<float>(sum);
   }
+}
+
+// A loss has one field more: the address of each image's loss (float32, [B]).
+template <class Args>
+void run_call(const char* op, int threads, const py::tuple& fields) {
+  CheckedCall call(op, fields);
+  Args args = Args::read(call);
+  if constexpr (std::is_base_of_v<LossArgs, Args>) {
+    launch_loss(call.op(), args, static_cast<float*>(address(call.next())), threads);
+  } else {
+    launch(call.op(), args, threads);
+  }
+}
+
+void step(int threads, const py::tuple& fields) {
+  CheckedCall call("step", fields);
+  const CorruptArgs args = CorruptArgs::read_step(call);
+  launch(call.op(), args, threads);
 }
 
 void normal(int threads, const py::tuple& fields) {

@@ -13,7 +13,7 @@ takes the context, for the other style inspects a signature at every call (100 u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ def share(reduction: str, batch: int) -> float:
     return 1.0 / max(batch, 1) if reduction == "mean" else 1.0
 
 
-def reduce(loss: Tensor, reduction: str) -> Tensor:
+def reduce(op: str, loss: Tensor, reduction: str) -> Tensor:
     """[..., B] to what `reduction` says."""
-    args.choice("softdiff::soft_score_loss", "reduction", reduction, ("none", "mean", "sum"))
+    args.choice(f"softdiff::{op}", "reduction", reduction, ("none", "mean", "sum"))
     return loss if reduction == "none" else loss.mean(-1) if reduction == "mean" else loss.sum(-1)
 
 
@@ -93,13 +93,14 @@ def _state(keys: Any) -> _State:
 class _Rule(_SingleLevelFunction):
     """A Function over (state of the call, the op's arguments), with what the rules share.
 
-    op: its name; direct: what it does below autograd, set where it is registered. coefficients: position
-    among the Function's arguments, and name, of each that has no derivative.
+    op: its name; direct: what it does below autograd, set where it is registered. coefficients, masks:
+    position among the Function's arguments, and name, of each that has no derivative.
     """
 
     op: str
     direct: Callable[..., Any]
     coefficients: tuple[tuple[int, str], ...] = ()
+    masks: tuple[tuple[int, str], ...] = ()
 
     @classmethod
     def kernel(cls) -> Callable[..., Any]:
@@ -173,9 +174,10 @@ class _Rule(_SingleLevelFunction):
     @classmethod
     def refuse(cls, marks: Sequence[Any], how: str) -> None:
         """marks: for each argument of the Function True or a tangent where it asks for a derivative."""
-        for position, name in cls.coefficients:
-            if marks[position] is not None and marks[position] is not False:
-                raise args.not_differentiable(cls.op, name, how, "coefficients")
+        for what, places in (("coefficients", cls.coefficients), ("masks", cls.masks)):
+            for position, name in places:
+                if marks[position] is not None and marks[position] is not False:
+                    raise args.not_differentiable(cls.op, name, how, what)
 
 
 class Dct2(_Rule):
@@ -344,108 +346,153 @@ class Step(_Rule):
         return out
 
 
-class StepOut(_Rule):
+class _Out(_Rule):
     """No derivative: the result is written where another tensor was."""
-
-    op = "step_out"
 
     @classmethod
     def record(cls, keys: Any, *arguments: Any) -> Any:
         if torch.is_grad_enabled() and _any_requires_grad(*arguments):
-            raise _out_refused("requires grad")
+            raise cls.refused("requires grad")
         # Only a Function is told, at every level, whether one of its arguments carries a tangent.
-        super().record(keys, *(a for a in arguments if isinstance(a, Tensor)))
+        super().record(keys, *_tensors(arguments))
         return cls.run(_state(keys), *arguments)
 
     @staticmethod
     def forward(ctx: Any, state: _State, *tensors: Tensor) -> None:
         """Nothing: a tensor made here would be one more node of a graph, which inductor counts."""
 
-    @staticmethod
-    def moved(ctx: Any, *tangents: Any) -> Any:
-        raise _out_refused(_TANGENT)
+    @classmethod
+    def moved(cls, ctx: Any, *tangents: Any) -> Any:
+        raise cls.refused(_TANGENT)
+
+    @classmethod
+    def refused(cls, how: str) -> ValueError:
+        return ValueError(
+            f"{cls.op}: an argument {how}, but out= cannot be differentiated; drop it, or work under "
+            "torch.no_grad()"
+        )
 
 
-def _out_refused(how: str) -> ValueError:
-    return ValueError(
-        f"step_out: an argument {how}, but out= cannot be differentiated; drop it, or work under "
-        "torch.no_grad()"
-    )
+def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, and in their lists."""
+    for a in arguments:
+        if isinstance(a, Tensor):
+            yield a
+        elif isinstance(a, (list, tuple)):
+            yield from _tensors(a)
 
 
-class LossAndGradient(_Rule):
-    """The loss, and its gradient for the prediction, which the same pass computes.
+class StepOut(_Out):
+    op = "step_out"
+
+
+class SpectralMixOut(_Out):
+    op = "spectral_mix_out"
+
+
+class _LossAndGradient(_Rule):
+    """A loss w |C (prediction - target)|^2, and its gradient for the prediction, from the same pass.
 
     With L = 2 w C^2, times an image's share, the gradient is L (prediction - target): linear in both images.
-    As an output of the op it is itself differentiable where `backward` multiplies by it.
+    As an output of the op it is itself differentiable where `backward` multiplies by it. A subclass has C in
+    `filtered`. Its Function takes (state, shown, prediction, target, what gives C, weight, options of C,
+    reduction). shown: whether the caller gets to see the gradient; else it is for `backward` alone.
     """
 
-    op = "soft_score_loss_and_gradient"
-    coefficients = ((3, "blur_std"), (4, "weight"))
+    @classmethod
+    def record(cls, keys: Any, *arguments: Any, shown: bool = True) -> Any:
+        return super().record(keys, shown, *arguments)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        state: _State,
-        prediction: Tensor,
-        target: Tensor,
-        blur_std: Tensor,
-        weight: Tensor | None,
-        floor: float,
-        reduction: str,
-        shown: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """shown: whether the caller gets to see the gradient; else it is for `backward` alone."""
-        loss, gradient = LossAndGradient.run(state, prediction, target, blur_std, weight, floor, reduction)
-        LossAndGradient.begin(ctx, gradient, blur_std, weight)
-        ctx.save_for_forward(prediction, target, blur_std, weight)
-        ctx.floor, ctx.reduction, ctx.shown = floor, reduction, shown
+    @classmethod
+    def forward(cls, ctx: Any, state: _State, shown: bool, *arguments: Any) -> tuple[Tensor, Tensor]:
+        prediction, target, given, weight, *options, reduction = arguments
+        loss, gradient = cls.run(state, *arguments)
+        cls.begin(ctx, gradient, given, weight)
+        ctx.save_for_forward(prediction, target, given, weight)
+        ctx.options, ctx.reduction, ctx.shown = options, reduction, shown
         ctx.target_dtype = target.dtype
         if not shown and not any(ctx.needs_input_grad):
             ctx.mark_non_differentiable(gradient)
         return loss, gradient
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_gradient: Tensor | None) -> Any:
-        gradient, blur_std, weight = ctx.saved_tensors
+    @classmethod
+    def backward(cls, ctx: Any, g: Tensor | None, g_gradient: Tensor | None) -> Any:
+        gradient, given, weight = ctx.saved_tensors
         total = None if g is None else _times(gradient, g, alone=not ctx.shown and g_gradient is None)
         if g_gradient is not None:
-            once = _ops.blur.default(g_gradient, blur_std, None, ctx.floor)
-            total = _sum(total, LossAndGradient._curvature(ctx, once, blur_std, weight))
-        g_prediction = total if ctx.needs_input_grad[1] else None
-        g_target = None if total is None or not ctx.needs_input_grad[2] else -total.to(ctx.target_dtype)
-        # As many as `apply` was given: without `shown` where the op itself was called.
-        return None, g_prediction, g_target, *[None] * (len(ctx.needs_input_grad) - 3)
+            once = cls.filtered(g_gradient, given, *ctx.options)
+            total = _sum(total, cls._curvature(ctx, once, given, weight))
+        g_prediction = total if ctx.needs_input_grad[2] else None
+        g_target = None if total is None or not ctx.needs_input_grad[3] else -total.to(ctx.target_dtype)
+        return None, None, g_prediction, g_target, *[None] * (len(ctx.needs_input_grad) - 4)
 
-    @staticmethod
-    def moved(ctx: Any, *tangents: Any) -> Any:
-        LossAndGradient.refuse(tangents, _TANGENT)
-        prediction, target, blur_std, weight = ctx.saved_tensors
+    @classmethod
+    def moved(cls, ctx: Any, *tangents: Any) -> Any:
+        cls.refuse(tangents, _TANGENT)
+        prediction, target, given, weight = ctx.saved_tensors
         dtype = _wide(prediction)
         moved = _sum(
-            None if tangents[1] is None else tangents[1].to(dtype),
-            None if tangents[2] is None else -tangents[2].to(dtype),
+            None if tangents[2] is None else tangents[2].to(dtype),
+            None if tangents[3] is None else -tangents[3].to(dtype),
         )
         assert moved is not None
-        # Between blurred images: <gradient, moved> loses digits where the blur removes most of `moved`.
-        once = _ops.blur.default(moved, blur_std, None, ctx.floor)
-        error = _primal(prediction).to(dtype) - _primal(target).to(dtype)
-        error = _ops.blur.default(error, blur_std, None, ctx.floor)
+        # Between filtered images: <gradient, moved> loses digits where the filter removes most of `moved`.
+        once = cls.filtered(moved, given, *ctx.options)
+        error = cls.filtered(_primal(prediction).to(dtype) - _primal(target).to(dtype), given, *ctx.options)
         each = 2.0 * (error * once).sum(dim=(1, 2, 3))
         if weight is not None:
             each = each * args.on(weight, each.device).to(dtype)
         gradient = None
         if ctx.shown or any(ctx.needs_input_grad):
-            gradient = LossAndGradient._curvature(ctx, once, blur_std, weight).to(prediction.dtype)
-        return reduce(each, ctx.reduction), gradient
+            gradient = cls._curvature(ctx, once, given, weight).to(prediction.dtype)
+        return reduce(cls.op.removesuffix("_and_gradient"), each, ctx.reduction), gradient
 
-    @staticmethod
-    def _curvature(ctx: Any, once: Tensor, blur_std: Tensor, weight: Tensor | None) -> Tensor:
+    @classmethod
+    def _curvature(cls, ctx: Any, once: Tensor, given: Tensor, weight: Tensor | None) -> Tensor:
         """L v of once = C v."""
         factor = 2.0 * share(ctx.reduction, once.shape[0])
-        scale = torch.full_like(blur_std[:1], factor) if weight is None else weight * factor
-        out: Tensor = _ops.blur.default(once, blur_std, scale, ctx.floor)
+        return cls.scaled(once, given, weight, factor, *ctx.options)
+
+    @staticmethod
+    def filtered(v: Tensor, given: Tensor, *options: Any) -> Tensor:
+        """C v."""
+        raise NotImplementedError
+
+    @staticmethod
+    def scaled(v: Tensor, given: Tensor, weight: Tensor | None, factor: float, *options: Any) -> Tensor:
+        """factor * weight * C v."""
+        raise NotImplementedError
+
+
+class SoftScoreLossAndGradient(_LossAndGradient):
+    op = "soft_score_loss_and_gradient"
+    coefficients = ((4, "blur_std"), (5, "weight"))
+
+    @staticmethod
+    def filtered(v: Tensor, given: Tensor, *options: Any) -> Tensor:
+        out: Tensor = _ops.blur.default(v, given, None, *options)
         return out
+
+    @staticmethod
+    def scaled(v: Tensor, given: Tensor, weight: Tensor | None, factor: float, *options: Any) -> Tensor:
+        scale = torch.full_like(given[:1], factor) if weight is None else weight * factor
+        out: Tensor = _ops.blur.default(v, given, scale, *options)
+        return out
+
+
+class SpectralLossAndGradient(_LossAndGradient):
+    op = "spectral_loss_and_gradient"
+    coefficients = ((5, "weight"),)
+    masks = ((4, "mask"),)
+
+    @staticmethod
+    def filtered(v: Tensor, given: Tensor, *options: Any) -> Tensor:
+        return SpectralMix.mixed([v], [given])
+
+    @staticmethod
+    def scaled(v: Tensor, given: Tensor, weight: Tensor | None, factor: float, *options: Any) -> Tensor:
+        once = SpectralMix.mixed([v], [given])
+        return once * factor if weight is None else _scaled(weight * factor, once, once.dtype)
 
 
 def _times(gradient: Tensor, g: Tensor, alone: bool) -> Tensor:
@@ -472,11 +519,22 @@ class SoftScoreLoss(_Rule):
 
     @classmethod
     def record(cls, keys: Any, *arguments: Any) -> Any:
-        return LossAndGradient.record(keys, *arguments, False)[0]
+        return SoftScoreLossAndGradient.record(keys, *arguments, shown=False)[0]
+
+
+class SpectralLoss(_Rule):
+    """As `SoftScoreLoss`."""
+
+    op = "spectral_loss"
+
+    @classmethod
+    def record(cls, keys: Any, *arguments: Any) -> Any:
+        return SpectralLossAndGradient.record(keys, *arguments, shown=False)[0]
 
 
 class SpectralMix(_Rule):
-    """Its Function takes the lists spread out: (state, count, noise_mask, key, key_rows, *inputs, *masks)."""
+    """Its Function takes the lists spread out: (state, count, noise_mask, key, key_rows, noise, *inputs,
+    *masks)."""
 
     op = "spectral_mix"
 
@@ -487,51 +545,79 @@ class SpectralMix(_Rule):
 
     @staticmethod
     def forward(
-        ctx: Any, state: _State, count: int, noise_mask: Tensor | None, key: Any, rows: Any, *spread: Tensor
+        ctx: Any,
+        state: _State,
+        count: int,
+        noise_mask: Tensor | None,
+        key: Any,
+        rows: Any,
+        noise: Tensor | None,
+        *spread: Tensor,
     ) -> Tensor:
         inputs, masks = spread[:count], spread[count:]
         SpectralMix.refuse_masks(ctx.needs_input_grad, count, "requires grad")
-        SpectralMix.begin(ctx, *masks)
+        SpectralMix.begin(ctx, None if noise is None else noise_mask, *masks)
         ctx.count, ctx.dtypes = count, [x.dtype for x in inputs]
-        out: Tensor = SpectralMix.run(state, list(inputs), list(masks), noise_mask, key, rows)
+        ctx.noise_dtype = None if noise is None else noise.dtype
+        out: Tensor = SpectralMix.run(state, list(inputs), list(masks), noise_mask, key, rows, noise)
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
+        noise_mask, *masks = ctx.saved_tensors
+        needed = ctx.needs_input_grad
         grads = [
-            SpectralMix._mixed([g], [mask]).to(dtype) if needed else None
-            for mask, dtype, needed in zip(
-                ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[5 : 5 + ctx.count], strict=True
-            )
+            SpectralMix.mixed([g], [mask]).to(dtype) if wanted else None
+            for mask, dtype, wanted in zip(masks, ctx.dtypes, needed[6 : 6 + ctx.count], strict=True)
             if g is not None
         ]
-        return (None,) * 5 + (*(grads or [None] * ctx.count), *[None] * ctx.count)
+        g_noise = None
+        if g is not None and needed[5]:
+            dtype = _wide(g)
+            g_noise = (noise_mask.to(dtype) * _ops.dct2.default(g.to(dtype), False)).to(ctx.noise_dtype)
+        return (None,) * 5 + (g_noise, *(grads or [None] * ctx.count), *[None] * ctx.count)
 
     @staticmethod
     def moved(ctx: Any, *tangents: Any) -> Any:
         SpectralMix.refuse_masks(tangents, ctx.count, _TANGENT)
-        images = tangents[5 : 5 + ctx.count]
-        moved = [(x, m) for x, m in zip(images, ctx.saved_tensors, strict=True) if x is not None]
+        noise_mask, *masks = ctx.saved_tensors
+        noise, images = tangents[5], tangents[6 : 6 + ctx.count]
+        moved = [(x, m) for x, m in zip(images, masks, strict=True) if x is not None]
         # The op's result has its first input's dtype: the widest loses nothing before the last rounding.
         moved.sort(key=lambda pair: -pair[0].dtype.itemsize)
-        return SpectralMix._mixed(*zip(*moved, strict=True)).to(ctx.dtypes[0])
+        inputs, others = zip(*moved, strict=True) if moved else ((), ())
+        return SpectralMix.mixed(inputs, others, None if noise is None else noise_mask, noise).to(
+            ctx.dtypes[0]
+        )
 
     @staticmethod
-    def _mixed(inputs: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
-        """The op without noise; of the first input's dtype."""
-        if torch.compiler.is_compiling() or not any(map(_C._functorch.is_legacy_batchedtensor, inputs)):
-            out: Tensor = _ops.spectral_mix.default(list(inputs), list(masks), None, [], None)
+    def mixed(
+        inputs: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        noise_mask: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """The op without a key; there may be no inputs. Of the first input's dtype, or `_wide`."""
+        images = inputs if noise is None else (*inputs, noise)
+        batched = not torch.compiler.is_compiling() and any(
+            map(_C._functorch.is_legacy_batchedtensor, images)
+        )
+        if inputs and not batched:
+            out: Tensor = _ops.spectral_mix.default(list(inputs), list(masks), noise_mask, [], None, noise)
             return out
         # Several gradients or tangents at once, of torch.autograd: that has no rule for lists of tensors.
-        dtype = _wide(*inputs)
-        total = _sum(
-            *(m.to(dtype) * _ops.dct2.default(x.to(dtype), False) for x, m in zip(inputs, masks, strict=True))
-        )
-        return _ops.dct2.default(total, True).to(inputs[0].dtype)
+        dtype = _wide(*images)
+        spectra = [
+            m.to(dtype) * _ops.dct2.default(x.to(dtype), False) for x, m in zip(inputs, masks, strict=True)
+        ]
+        if noise is not None and noise_mask is not None:
+            spectra.append(noise_mask.to(dtype) * noise.to(dtype))
+        mixture: Tensor = _ops.dct2.default(_sum(*spectra), True)
+        return mixture.to(inputs[0].dtype) if inputs else mixture
 
     @staticmethod
     def refuse_masks(marks: Sequence[Any], count: int, how: str) -> None:
-        marked = [("noise_mask", marks[2]), *((f"masks[{i}]", m) for i, m in enumerate(marks[5 + count :]))]
+        marked = [("noise_mask", marks[2]), *((f"masks[{i}]", m) for i, m in enumerate(marks[6 + count :]))]
         for name, mark in marked:
             if mark is not None and mark is not False:
                 raise args.not_differentiable("spectral_mix", name, how, "masks")
@@ -545,6 +631,9 @@ RULES: tuple[type[_Rule], ...] = (
     Step,
     StepOut,
     SoftScoreLoss,
-    LossAndGradient,
+    SoftScoreLossAndGradient,
+    SpectralLoss,
+    SpectralLossAndGradient,
     SpectralMix,
+    SpectralMixOut,
 )

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every op's torch.library schema, fake and batching rule, and the registration of all that belongs to an op.
 
-The ops are pure functions of tensors (except `step_out`, which declares its mutation). Their derivatives
-(`_autograd.py`) are registered with them. A coefficient is a float32 or float64 tensor [1] or [B]. A key is
-three host integers (seed, stream, draw), or int64 rows [1, 3] or [B, 3] on the device, or absent.
+The ops are pure functions of tensors, but for those named `_out`, which declare their mutation. Their
+derivatives (`_autograd.py`) are registered with them. A coefficient is a float32 or float64 tensor [1] or
+[B]. A key is three host integers (seed, stream, draw), or int64 rows [1, 3] or [B, 3] on the device, or
+absent.
 
 One Python function serves all dispatch keys below autograd: it asks `backends` which implementation
 takes the call, so that a choice of backend holds under torch.compile as well.
@@ -31,6 +32,8 @@ _softdiff = torch.ops.softdiff
 _KEY = "SymInt[] key, Tensor? key_rows"
 
 _LOSS = "Tensor prediction, Tensor target, Tensor blur_std, Tensor? weight, float floor, str reduction"
+_SPECTRAL_LOSS = "Tensor prediction, Tensor target, Tensor mask, Tensor? weight, str reduction"
+_MIX = f"Tensor[] inputs, Tensor[] masks, Tensor? noise_mask, {_KEY}, Tensor? noise"
 
 _SCHEMAS = {
     "dct2": "(Tensor x, bool inverse) -> Tensor",
@@ -53,7 +56,10 @@ _SCHEMAS = {
     # The loss, reduced to [] or [B]; the gradient of its sum for the prediction.
     "soft_score_loss": f"({_LOSS}) -> Tensor",
     "soft_score_loss_and_gradient": f"({_LOSS}) -> (Tensor, Tensor)",
-    "spectral_mix": f"(Tensor[] inputs, Tensor[] masks, Tensor? noise_mask, {_KEY}) -> Tensor",
+    "spectral_loss": f"({_SPECTRAL_LOSS}) -> Tensor",
+    "spectral_loss_and_gradient": f"({_SPECTRAL_LOSS}) -> (Tensor, Tensor)",
+    "spectral_mix": f"({_MIX}) -> Tensor",
+    "spectral_mix_out": f"({_MIX}, Tensor(a!) out) -> ()",
     "normal": f"(SymInt[] shape, {_KEY}, ScalarType dtype, Device device) -> Tensor",
 }
 
@@ -80,7 +86,7 @@ def _fake_step(x_t: Tensor | None, x0_hat: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(x0_hat if x_t is None else x_t)
 
 
-def _fake_step_out(*args: Any) -> None:
+def _fake_out(*args: Any) -> None:
     return None
 
 
@@ -109,10 +115,13 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "blur": _fake_blur,
     "corrupt": _fake_corrupt,
     "step": _fake_step,
-    "step_out": _fake_step_out,
+    "step_out": _fake_out,
     "soft_score_loss": _fake_loss,
     "soft_score_loss_and_gradient": _fake_loss_and_gradient,
+    "spectral_loss": _fake_loss,
+    "spectral_loss_and_gradient": _fake_loss_and_gradient,
     "spectral_mix": _fake_mix,
+    "spectral_mix_out": _fake_out,
     "normal": _fake_normal,
 }
 
@@ -216,42 +225,50 @@ def _vmap_step(info: Any, dims: Any, x_t: Tensor | None, x0_hat: Tensor, *others
     return _apart(size, batch, x_s), 0
 
 
-def _vmap_step_out(info: Any, dims: Any, *arguments: Any) -> Any:
-    out, dim = arguments[-1], dims[-1]
-    if dim is None:
-        raise ValueError(
-            "step_out: expected out= with the axis that vmap maps over, got one tensor for all slices; "
-            "drop out=, or map over it too"
-        )
-    # Written at once, when every slice has been read: out may be one of the images.
-    x_s, _ = _vmap_step(info, dims[:-1], *arguments[:-1])
-    out.movedim(dim, 0).copy_(x_s)
-    return None, None
+def _vmap_out(op: str, fresh: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule of an op that writes to its last argument, by that of the one that returns a new tensor."""
+
+    def rule(info: Any, dims: Any, *arguments: Any) -> Any:
+        out, dim = arguments[-1], dims[-1]
+        if dim is None:
+            raise ValueError(
+                f"{op}: expected out= with the axis that vmap maps over, got one tensor for all slices; "
+                "drop out=, or map over it too"
+            )
+        # Written at once, when every slice has been read: out may be one of the images.
+        result, _ = fresh(info, dims[:-1], *arguments[:-1])
+        out.movedim(dim, 0).copy_(result)
+        return None, None
+
+    return rule
 
 
-def _vmap_loss(info: Any, dims: Any, *arguments: Any) -> Any:
-    size = info.batch_size
-    folded, batch, reduction = _loss_arguments(size, dims, *arguments)
-    return _autograd.reduce(
-        _apart(size, batch, _softdiff.soft_score_loss.default(*folded, "none")), reduction
-    ), 0
+def _vmap_losses(op: str, fold: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The rules of a loss and of it with its gradient. fold: of what filters the error, `_coefficient` for a
+    blur_std, `_mask` for a mask."""
+    both = f"{op}_and_gradient"
 
+    def folded(size: int, dims: Any, arguments: Any) -> tuple[list[Any], int, str]:
+        prediction, target, given, weight, *options, reduction = arguments
+        images = [_image(size, d, x) for d, x in zip(dims[:2], (prediction, target), strict=True)]
+        batch = _batch(dims[0], prediction)
+        filtered, factor = fold(size, dims[2], given, batch), _coefficient(size, dims[3], weight, batch)
+        return [*images, filtered, factor, *options], batch, reduction
 
-def _vmap_loss_and_gradient(info: Any, dims: Any, *arguments: Any) -> Any:
-    size = info.batch_size
-    folded, batch, reduction = _loss_arguments(size, dims, *arguments)
-    loss, gradient = _softdiff.soft_score_loss_and_gradient.default(*folded, "none")
-    loss, gradient = _apart(size, batch, loss), _apart(size, batch, gradient)
-    each = _autograd.share(reduction, batch)
-    return (_autograd.reduce(loss, reduction), gradient if each == 1.0 else gradient * each), (0, 0)
+    def loss(info: Any, dims: Any, *arguments: Any) -> Any:
+        size = info.batch_size
+        values, batch, reduction = folded(size, dims, arguments)
+        each = _apart(size, batch, getattr(_softdiff, op).default(*values, "none"))
+        return _autograd.reduce(op, each, reduction), 0
 
+    def loss_and_gradient(info: Any, dims: Any, *arguments: Any) -> Any:
+        size = info.batch_size
+        values, batch, reduction = folded(size, dims, arguments)
+        each, gradient = (_apart(size, batch, x) for x in getattr(_softdiff, both).default(*values, "none"))
+        share = _autograd.share(reduction, batch)
+        return (_autograd.reduce(op, each, reduction), gradient if share == 1.0 else gradient * share), (0, 0)
 
-def _loss_arguments(size: int, dims: Any, *arguments: Any) -> tuple[list[Any], int, str]:
-    prediction, target, blur_std, weight, floor, reduction = arguments
-    images = [_image(size, d, x) for d, x in zip(dims[:2], (prediction, target), strict=True)]
-    batch = _batch(dims[0], prediction)
-    factors = [_coefficient(size, d, c, batch) for d, c in zip(dims[2:4], (blur_std, weight), strict=True)]
-    return [*images, *factors, floor], batch, reduction
+    return loss, loss_and_gradient
 
 
 def _vmap_mix(
@@ -262,13 +279,16 @@ def _vmap_mix(
     noise_mask: Tensor | None,
     key: Sequence[int],
     rows: Tensor | None,
+    noise: Tensor | None,
 ) -> Any:
     size = info.batch_size
     images = [_image(size, d, x) for d, x in zip(dims[0], inputs, strict=True)]
     batch = _batch(dims[0][0], inputs[0])
     folded = [_mask(size, d, m, batch) for d, m in zip(dims[1], masks, strict=True)]
     table = _key(size, dims[4], key, rows, batch, images[0].device)
-    mixed = _softdiff.spectral_mix.default(images, folded, _mask(size, dims[2], noise_mask, batch), [], table)
+    mixed = _softdiff.spectral_mix.default(
+        images, folded, _mask(size, dims[2], noise_mask, batch), [], table, _image(size, dims[5], noise)
+    )
     return _apart(size, batch, mixed), 0
 
 
@@ -293,38 +313,38 @@ _BATCHING: dict[str, Callable[..., Any]] = {
     "blur": _vmap_blur,
     "corrupt": _vmap_corrupt,
     "step": _vmap_step,
-    "step_out": _vmap_step_out,
-    "soft_score_loss": _vmap_loss,
-    "soft_score_loss_and_gradient": _vmap_loss_and_gradient,
+    "step_out": _vmap_out("step_out", _vmap_step),
     "spectral_mix": _vmap_mix,
+    "spectral_mix_out": _vmap_out("spectral_mix_out", _vmap_mix),
     "normal": _vmap_normal,
 }
+_LOSSES: dict[str, Callable[..., Any]] = {"soft_score_loss": _coefficient, "spectral_loss": _mask}
+for _name, _fold in _LOSSES.items():
+    _BATCHING[_name], _BATCHING[f"{_name}_and_gradient"] = _vmap_losses(_name, _fold)
 
 
-def _losses() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Both ops of the loss, by the backends' function: each image's loss, and the gradient times a factor."""
-    each = dispatcher("soft_score_loss")
+def _losses(op: str) -> dict[str, Callable[..., Any]]:
+    """Both ops of a loss, by the backends' function: each image's loss, and the gradient times a factor."""
+    each = dispatcher(op)
 
-    def loss(
-        prediction: Tensor, target: Tensor, std: Tensor, weight: Tensor | None, floor: float, reduction: str
-    ) -> Tensor:
-        losses, _ = each(prediction, target, std, weight, floor, 1.0, False)
-        return _autograd.reduce(losses, reduction)
+    def loss(*arguments: Any) -> Tensor:
+        *given, reduction = arguments
+        losses, _ = each(*given, 1.0, False)
+        return _autograd.reduce(op, losses, reduction)
 
-    def loss_and_gradient(
-        prediction: Tensor, target: Tensor, std: Tensor, weight: Tensor | None, floor: float, reduction: str
-    ) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(prediction: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *given, reduction = arguments
         share = _autograd.share(reduction, prediction.shape[0])
-        losses, gradient = each(prediction, target, std, weight, floor, share, True)
-        return _autograd.reduce(losses, reduction), gradient
+        losses, gradient = each(prediction, *given, share, True)
+        return _autograd.reduce(op, losses, reduction), gradient
 
-    return loss, loss_and_gradient
+    return {op: loss, f"{op}_and_gradient": loss_and_gradient}
 
 
 # Kernels for dispatch keys are removed when their library goes.
 _library = torch.library.Library("softdiff", "DEF")
 _RULES = {rule.op: rule for rule in _autograd.RULES}
-_DIRECT = dict(zip(("soft_score_loss", "soft_score_loss_and_gradient"), _losses(), strict=True))
+_DIRECT = {name: direct for op in _LOSSES for name, direct in _losses(op).items()}
 
 
 def _register(name: str) -> Any:
@@ -349,5 +369,8 @@ step = _register("step")
 step_out = _register("step_out")
 soft_score_loss = _register("soft_score_loss")
 soft_score_loss_and_gradient = _register("soft_score_loss_and_gradient")
+spectral_loss = _register("spectral_loss")
+spectral_loss_and_gradient = _register("spectral_loss_and_gradient")
 spectral_mix = _register("spectral_mix")
+spectral_mix_out = _register("spectral_mix_out")
 normal = _register("normal")

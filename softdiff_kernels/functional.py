@@ -42,6 +42,7 @@ __all__ = [
     "normal",
     "reverse_step",
     "soft_score_loss",
+    "spectral_loss",
     "spectral_mix",
 ]
 
@@ -188,6 +189,7 @@ def momentum_step(
     noise_std_t: Coefficient,
     noise_std_s: Coefficient,
     variance: str = "large",
+    floor: float = 0.0,
     key: NoiseKey | None = None,
     noise: Tensor | None = None,
     out: Tensor | None = None,
@@ -202,7 +204,7 @@ def momentum_step(
     }
     for low, high in (("blur_std_s", "blur_std_t"), ("noise_std_s", "noise_std_t")):
         args.ordered_numbers(op, low, coefficients[low], high, coefficients[high])
-    return _step(op, x_t, x0_hat, coefficients, variance, 0.0, key, noise, 1.0, out)
+    return _step(op, x_t, x0_hat, coefficients, variance, floor, key, noise, 1.0, out)
 
 
 @_twin
@@ -226,16 +228,39 @@ def soft_score_loss(
 
 
 @_twin
+def spectral_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    weight: Coefficient | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    op = "spectral_loss"
+    args.image(op, "prediction", prediction)
+    args.image(op, "target", target, like=prediction)
+    args.mask(op, "mask", mask, prediction.shape, prediction.device)
+    args.choice(op, "reduction", reduction, ("none", "mean", "sum"))
+    factor = _optional(op, "weight", weight, prediction)
+    return _ops.spectral_loss(prediction, target, mask, factor, reduction)
+
+
+@_twin
 def spectral_mix(
     inputs: Sequence[Tensor],
     masks: Sequence[Tensor],
     *,
     noise_mask: Tensor | None = None,
     key: NoiseKey | None = None,
+    noise: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    reference.check_mix("spectral_mix", inputs, masks, noise_mask)
-    packed, rows = _key("spectral_mix", key, None, inputs[0], 0.0 if noise_mask is None else 1.0)
-    return _ops.spectral_mix(inputs, masks, noise_mask, packed, rows)
+    reference.check_mix("spectral_mix", inputs, masks, noise_mask, noise, out)
+    packed, rows = _key("spectral_mix", key, noise, inputs[0], 0.0 if noise_mask is None else 1.0)
+    if out is not None:
+        _ops.spectral_mix_out(inputs, masks, noise_mask, packed, rows, noise, out)
+        return out
+    return _ops.spectral_mix(inputs, masks, noise_mask, packed, rows, noise)
 
 
 @_twin
@@ -316,6 +341,9 @@ def _usual(x: Tensor, each: Tensor, key: NoiseKey) -> dict[str, Callable[[], obj
             reverse_step(x, x, blur_std_t=2.0, blur_std_s=1.0, a=1.0, b=b, key=key) for b in (0.0, 1.0)
         ],
         "soft_score_loss": lambda: [soft_score_loss(network, x, std, weight=each) for std in (each, 0.0)],
+        "spectral_loss": lambda: [
+            spectral_loss(network, x, mask, weight=each) for mask in (x[:, :1], x[:1, :1])
+        ],
         "spectral_mix": lambda: spectral_mix([x, x], [x[:1], x[:1]], noise_mask=x[:1], key=key),
     }
 
@@ -346,11 +374,11 @@ def warm_up(
     backends compile nothing: there this does nothing. The trainer and `diffusion.generate` warm up by
     themselves.
 
-    Each op is compiled as training loops and samplers call it: contiguous images; `corrupt` with numbers, and
-    with tensors [B] and its residual; the loss with its gradient, blur_std a tensor [B] or 0 and weight a
-    tensor [B]; steps with numbers; noise by a key of numbers, and by one of tensors. For other options, make
-    the call once. After a warm-up, a kernel that is still compiled in the middle of a run is logged once, as
-    a warning of the logger "softdiff_kernels".
+    Each op is compiled as training loops and samplers call it: contiguous images; `corrupt` with numbers,
+    and with tensors [B] and its residual; the loss with its gradient, blur_std a tensor [B] or 0 and weight
+    a tensor [B], and with a mask [B, 1, H, W] or [1, 1, H, W]; steps with numbers; noise by a key of
+    numbers, and by one of tensors. For other options, make the call once. After a warm-up, a kernel that is
+    still compiled in the middle of a run is logged once, as a warning of the logger "softdiff_kernels".
 
     Args:
         shapes: [B, C, H, W] of the images, or a list of such. B counts only above 128 px, where a batch of

@@ -342,6 +342,7 @@ def momentum_step(
     noise_std_t: Coefficient,
     noise_std_s: Coefficient,
     variance: str = "large",
+    floor: float = 0.0,
     key: NoiseKey | None = None,
     noise: Tensor | None = None,
     out: Tensor | None = None,
@@ -359,6 +360,7 @@ def momentum_step(
         noise_std_t: Standard deviation of the noise at time t, a number or [B].
         noise_std_s: The same at time s; at most noise_std_t.
         variance: "large" takes the paper's fresh noise, "small" the exact posterior's.
+        floor: As in `blur`.
         key: As in `corrupt`.
         noise: As in `corrupt`.
         out: Tensor that the result is written to. Not differentiable.
@@ -378,6 +380,7 @@ def momentum_step(
     args.image(op, "x_t", x_t)
     args.image(op, "x0_hat", x0_hat, like=x_t)
     args.choice(op, "variance", variance, ("large", "small"))
+    floor = args.number(op, "floor", floor, most=1.0)
     _check_noise(op, key, noise, x_t)
     args.output(op, out, x_t, x0_hat, noise)
     std_t = _coefficient(op, "blur_std_t", blur_std_t, x_t)
@@ -388,7 +391,7 @@ def momentum_step(
     args.ordered(op, "noise_std_s", sigma_s, "noise_std_t", sigma_t)
     keep, one_minus_keep, inject = momentum_coefficients(sigma_t, sigma_s, variance)
     inject = inject.to(_compute_dtype(x_t))
-    return _reverse(x_t, x0_hat, std_t, std_s, keep, one_minus_keep, inject, 0.0, key, noise, out)
+    return _reverse(x_t, x0_hat, std_t, std_s, keep, one_minus_keep, inject, floor, key, noise, out)
 
 
 def soft_score_loss(
@@ -429,12 +432,60 @@ def soft_score_loss(
     floor = args.number(op, "floor", floor, most=1.0)
     args.choice(op, "reduction", reduction, ("none", "mean", "sum"))
     std = _coefficient(op, "blur_std", blur_std, prediction)
+    gain = spectrum.heat_gain(std, prediction.shape[-2], prediction.shape[-1], floor=floor)
+    return _loss(op, prediction, target, gain, weight, reduction)
+
+
+def _loss(
+    op: str,
+    prediction: Tensor,
+    target: Tensor,
+    gain: Tensor,
+    weight: Coefficient | None,
+    reduction: str,
+) -> Tensor:
     factor = _coefficient(op, "weight", 1.0 if weight is None else weight, prediction)
     dtype = _compute_dtype(prediction)
     error = prediction.to(dtype) - target.to(dtype)
-    gain = spectrum.heat_gain(std, error.shape[-2], error.shape[-1], floor=floor)
-    loss = factor * (gain * _transform(error, inverse=False)).square().sum(dim=(1, 2, 3))
+    loss = factor * (gain.to(dtype) * _transform(error, inverse=False)).square().sum(dim=(1, 2, 3))
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def spectral_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    weight: Coefficient | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """A loss with any weight over the frequencies, `w sum_k mask_k^2 DCT2(prediction - target)_k^2`.
+
+    The sum is over an image's channels and frequencies. `soft_score_loss` is the case of a blur's mask, which
+    its kernel forms itself; the general form is Daras et al. 2022, eq. 12, for a C_t diagonal in the DCT.
+
+    Args:
+        prediction: The network's output, [B, C, H, W].
+        target: What it is compared with, of the same shape.
+        mask: Gain of each frequency, not its square, broadcasting to [B, C, H, W]. It may be negative.
+        weight: w, a number or [B]. None is 1.
+        reduction: As in `soft_score_loss`.
+
+    Returns:
+        The loss, float32 (float64 for float64 images).
+
+    Examples:
+        >>> x, y = sk.normal([2, 1, 3, 8, 8], sk.NoiseKey(0)).unbind(0)
+        >>> flat = sk.spectral_loss(x, y, torch.ones(1))  # a flat mask: the plain squared error
+        >>> torch.allclose(flat, (x - y).square().sum())
+        True
+    """
+    op = "spectral_loss"
+    args.image(op, "prediction", prediction)
+    args.image(op, "target", target, like=prediction)
+    args.mask(op, "mask", mask, prediction.shape, prediction.device)
+    args.choice(op, "reduction", reduction, ("none", "mean", "sum"))
+    return _loss(op, prediction, target, mask, weight, reduction)
 
 
 def spectral_mix(
@@ -443,6 +494,8 @@ def spectral_mix(
     *,
     noise_mask: Tensor | None = None,
     key: NoiseKey | None = None,
+    noise: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Any step that is linear and diagonal in the DCT: `IDCT2(sum_k m_k DCT2(x_k) + d n)`.
 
@@ -455,6 +508,8 @@ def spectral_mix(
         noise_mask: d, likewise. None adds no noise.
         key: Key of the white noise n over the frequencies, in C, H, W order. None takes a fresh key from
             torch's default generator.
+        noise: The noise n itself, over the frequencies, [B, C, H, W], in place of a key.
+        out: Tensor that the result is written to, like the first input. Not differentiable.
 
     Returns:
         The mixture, [B, C, H, W] in the first input's dtype.
@@ -465,19 +520,28 @@ def spectral_mix(
         >>> torch.allclose(sk.spectral_mix([x, y], [half, half]), (x + y) / 2, atol=1e-6)
         True
     """
-    check_mix("spectral_mix", inputs, masks, noise_mask)
+    op = "spectral_mix"
+    check_mix(op, inputs, masks, noise_mask, noise, out)
     first = inputs[0]
+    _check_noise(op, key, noise, first)
     dtype = _compute_dtype(first)
     spectra = [
         m.to(dtype) * _transform(x.to(dtype), inverse=False) for x, m in zip(inputs, masks, strict=True)
     ]
     total = sum(spectra[1:], start=spectra[0])
     if noise_mask is not None:
-        total = total + noise_mask.to(dtype) * _noise(key, None, first, dtype)
-    return _transform(total, inverse=True).to(first.dtype)
+        total = total + noise_mask.to(dtype) * _noise(key, noise, first, dtype)
+    return _write(_transform(total, inverse=True).to(first.dtype), out)
 
 
-def check_mix(op: str, inputs: Sequence[Tensor], masks: Sequence[Tensor], noise_mask: Tensor | None) -> None:
+def check_mix(
+    op: str,
+    inputs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    noise_mask: Tensor | None,
+    noise: Tensor | None,
+    out: Tensor | None,
+) -> None:
     """The checks of spectral_mix, shared with the fused op."""
     for given in (inputs, masks):
         if not isinstance(given, Sequence):
@@ -495,6 +559,9 @@ def check_mix(op: str, inputs: Sequence[Tensor], masks: Sequence[Tensor], noise_
         args.mask(op, f"masks[{i}]", m, shape, device)
     if noise_mask is not None:
         args.mask(op, "noise_mask", noise_mask, shape, device)
+    elif noise is not None:
+        raise ValueError(f"{op}: expected noise_mask with noise, got None; torch.ones(1) leaves noise white")
+    args.output(op, out, inputs[0], *inputs[1:], noise)
 
 
 def normal(

@@ -7,6 +7,7 @@
 #include "dct2.h"
 #include "normal.h"
 #include "soft_score_loss.h"
+#include "spectral_loss.h"
 #include "spectral_mix.h"
 
 namespace softdiff::SOFTDIFF_ISA {

@@ -24,15 +24,20 @@ inline void spectral_mix(const SpectralMixArgs& a, int64_t b, int64_t c, const P
       for (int64_t e = 0; e < n; ++e) y[e] += m[e] * u[e];
     });
   }
-  if (a.noise_mask) {
+  if (a.noise_mask && (a.noise || a.key.present)) {
     const Stream stream(key_of(a.key, b));
-    const float* noise = nullptr;
+    const float* drawn = nullptr;
     walk(
-        p, [&](int64_t first, int64_t count) { noise = draw(p, stream, c * p.h * p.w + first, count); },
+        p,
+        [&](int64_t first, int64_t count) {
+          if (!a.noise) drawn = draw(p, stream, c * p.h * p.w + first, count);
+        },
         [&](int64_t i, int64_t j, int64_t n, int64_t at) {
           const float* m = mask_row(a.noise_mask, i, j, n);
+          const int64_t given = row_offset(a.noise, b, c, i) + j * a.noise.stride[3];
+          const float* noise = a.noise ? read_row(a.noise, given, n, p.noise) : drawn + at;
           float* y = total.s + i * p.stride + j;
-          for (int64_t e = 0; e < n; ++e) y[e] += m[e] * noise[at + e];
+          for (int64_t e = 0; e < n; ++e) y[e] += m[e] * noise[e];
         });
   }
   inverse(total, a.out, b, c);

@@ -215,18 +215,26 @@ def _check_arguments(op: str, x: Any, shape: Sequence[int], arguments: Sequence[
     return wide
 
 
-def _check_rule(op: str, rule: str, floor: float) -> None:
-    """Checks that `step` knows the rule, and that a momentum rule, which has no floor, gets none."""
-    if rule not in ("given", "large", "small") or (floor != 0.0 and rule != "given"):
-        raise ValueError(
-            f"softdiff::{op}: expected rule as 'given', 'large' or 'small', and floor as 0 where it is not "
-            f"'given', got rule {shown(rule)} and floor {floor!r}"
-        )
+def _check_rule(op: str, rule: str) -> None:
+    """Checks that `step` knows the rule."""
+    if rule not in ("given", "large", "small"):
+        raise ValueError(f"softdiff::{op}: expected rule as 'given', 'large' or 'small', got {shown(rule)}")
+
+
+def _without_masks(op: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An op's arguments without its masks, which are not checked here; lists of images spread out."""
+    if op == "spectral_loss":
+        return (*arguments[:2], *arguments[3:])
+    inputs, _, noise_mask, key, rows, noise, *out = arguments
+    if noise is not None and noise_mask is None:
+        raise ValueError(f"softdiff::{op}: expected noise_mask with noise, got None")
+    return (*inputs, key, rows, noise, *out)
 
 
 def dispatcher(op: str) -> Callable[..., Any]:
     """The function that `_ops.py` registers for an op."""
-    steps = op in ("step", "step_out")
+    steps, mixes = op in ("step", "step_out"), op in ("spectral_mix", "spectral_mix_out")
+    masked = mixes or op == "spectral_loss"
 
     def call(*args: Any) -> Any:
         if op == "normal":
@@ -234,11 +242,11 @@ def dispatcher(op: str) -> Callable[..., Any]:
             _check_arguments(op, None, shape, (key if key or rows is not None else (None,), rows))
             wide = dtype is torch.float64
         else:
-            x = args[0][0] if op == "spectral_mix" else args[1] if args[0] is None else args[0]
+            x = args[0][0] if mixes else args[1] if args[0] is None else args[0]
             shape, dtype, device = x.shape, x.dtype, x.device
-            wide = _check_arguments(op, x, shape, (*args[0], *args[3:]) if op == "spectral_mix" else args)
+            wide = _check_arguments(op, x, shape, _without_masks(op, args) if masked else args)
             if steps:
-                _check_rule(op, args[6], args[7])
+                _check_rule(op, args[6])
         # float64 images take the reference, whatever was asked for.
         backend = reference if wide else _implementation(op, device, shape, dtype, args)
         return getattr(backend, op)(*args)

@@ -26,6 +26,8 @@ _LIKE = {
     "step_out": "momentum_step",
     "reverse_step": "momentum_step",
     "blur": "corrupt",
+    "spectral_loss": "soft_score_loss",
+    "spectral_mix_out": "spectral_mix",
 }
 _ARCHITECTURE = "sm_90"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import memory
-from .memory import CODES, flat, image, mask
+from .memory import CODES, flat, image
 from .memory import key as packed
 
 
@@ -195,6 +195,34 @@ class CompiledOps(ABC):
         return_gradient: bool,
     ) -> tuple[Tensor, Tensor | None]:
         op = "soft_score_loss"
+        std = self.coefficient(op, "blur_std", blur_std)
+        return self._loss(op, prediction, target, std, weight, (floor,), gradient_scale, return_gradient)
+
+    def spectral_loss(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        weight: Tensor | None,
+        gradient_scale: float,
+        return_gradient: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        spread = memory.mask(mask, prediction.shape)
+        return self._loss(
+            "spectral_loss", prediction, target, spread, weight, (), gradient_scale, return_gradient
+        )
+
+    def _loss(
+        self,
+        op: str,
+        prediction: Tensor,
+        target: Tensor,
+        filtered_by: object,
+        weight: Tensor | None,
+        options: tuple[object, ...],
+        gradient_scale: float,
+        return_gradient: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         loss = prediction.new_empty(prediction.shape[0], dtype=torch.float32)
         gradient = torch.empty_like(prediction) if return_gradient else None
         self.launch(
@@ -204,9 +232,9 @@ class CompiledOps(ABC):
                 tuple(prediction.shape),
                 image(prediction),
                 image(target),
-                self.coefficient(op, "blur_std", blur_std),
+                filtered_by,
                 None if weight is None else self.coefficient(op, "weight", weight),
-                floor,
+                *options,
                 gradient_scale,
                 image(gradient),
                 loss.data_ptr(),
@@ -221,9 +249,36 @@ class CompiledOps(ABC):
         noise_mask: Tensor | None,
         key: Sequence[int],
         rows: Tensor | None,
+        noise: Tensor | None,
     ) -> Tensor:
-        shape = inputs[0].shape
         out = torch.empty_like(inputs[0])
+        self._spectral_mix(inputs, masks, noise_mask, key, rows, noise, out)
+        return out
+
+    def spectral_mix_out(
+        self,
+        inputs: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        noise_mask: Tensor | None,
+        key: Sequence[int],
+        rows: Tensor | None,
+        noise: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        arguments = (inputs, masks, noise_mask, key, rows, noise, out)
+        memory.spectral_mix_out(self.spectral_mix, self._spectral_mix, arguments)
+
+    def _spectral_mix(
+        self,
+        inputs: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        noise_mask: Tensor | None,
+        key: Sequence[int],
+        rows: Tensor | None,
+        noise: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        shape = out.shape
         rows = rows if rows is None else rows.contiguous()
         self.launch(
             "spectral_mix",
@@ -231,14 +286,14 @@ class CompiledOps(ABC):
             (
                 tuple(shape),
                 tuple(image(x) for x in inputs),
-                tuple(mask(m, shape) for m in masks),
-                mask(noise_mask, shape),
+                tuple(memory.mask(m, shape) for m in masks),
+                memory.mask(noise_mask, shape),
                 packed(key, rows),
+                image(noise),
                 image(out),
             ),
             inputs=len(inputs),
         )
-        return out
 
     def normal(
         self,

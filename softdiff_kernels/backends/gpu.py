@@ -20,13 +20,16 @@ def normals(arguments: Sequence[Any]) -> bool:
 
 def image(op: str, arguments: Sequence[Any], most_inputs: int) -> Tensor | None:
     """One of a call's images, which all have one shape; None if a tensor is float64, or too many."""
-    images = arguments
-    if op == "spectral_mix":
-        images, masks, noise_mask = arguments[:3]
-        if len(images) > most_inputs or any(
-            m.dtype is torch.float64 for m in (*masks, noise_mask) if m is not None
-        ):
+    images: Sequence[Any] = arguments
+    masks: Sequence[Any] = ()
+    if op in ("spectral_mix", "spectral_mix_out"):
+        images, masks = (*arguments[0], *arguments[5:]), (*arguments[1], arguments[2])
+        if len(arguments[0]) > most_inputs:
             return None
+    elif op == "spectral_loss":
+        images, masks = arguments[:2], arguments[2:3]
+    if any(m.dtype is torch.float64 for m in masks if m is not None):
+        return None
     x = None
     for a in images:
         if isinstance(a, Tensor) and a.dim() == 4:

@@ -54,12 +54,14 @@ def overlaps(out: Tensor, x: Tensor) -> bool:
     """Whether writing `out` could change elements of `x` that are still to be read.
 
     The same memory in the same order is fine: each plane is read before it is written. Addresses are
-    compared, not storages: two tensors made from one numpy array share none.
+    compared, not storages: two tensors made from one numpy array share none. A mask of fewer elements is read
+    for several planes.
     """
     (start, end), (x_start, x_end) = _span(out), _span(x)
     if end <= x_start or x_end <= start:
         return False
-    return start != x_start or out.stride() != x.stride() or out.dtype != x.dtype
+    same = start == x_start and out.stride() == x.stride() and out.shape == x.shape
+    return not same or out.dtype != x.dtype
 
 
 def step_out(fresh: Callable[..., Tensor], into: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -67,8 +69,26 @@ def step_out(fresh: Callable[..., Tensor], into: Callable[..., None], arguments:
 
     fresh: returns a new tensor. into: writes into its last argument, `out`. arguments: those of `step_out`.
     """
-    out, images = arguments[-1], (arguments[0], arguments[1], arguments[10])
-    if any(overlaps(out, x) for x in images if x is not None):
+    _write(fresh, into, arguments, (arguments[0], arguments[1], arguments[10]))
+
+
+def spectral_mix_out(
+    fresh: Callable[..., Tensor], into: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    """The same of `spectral_mix_out`."""
+    inputs, masks, noise_mask, _, _, noise, _ = arguments
+    _write(fresh, into, arguments, (*inputs, *masks, noise_mask, noise))
+
+
+def _write(
+    fresh: Callable[..., Tensor],
+    into: Callable[..., None],
+    arguments: tuple[Any, ...],
+    read: tuple[Tensor | None, ...],
+) -> None:
+    """read: the tensors that the op reads, other than its coefficients."""
+    out = arguments[-1]
+    if any(overlaps(out, x) for x in read if x is not None):
         out.copy_(fresh(*arguments[:-1]))
         return
     into(*arguments)

@@ -95,6 +95,18 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """(each image's loss [B], gradient_scale times the gradient of their sum, or None)."""
 
+    def spectral_loss(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        weight: Tensor | None,
+        gradient_scale: float,
+        return_gradient: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `soft_score_loss`. A mask, here and below, broadcasts to [B, C, H, W]: a backend reads it by the
+        strides of `mask.expand`, and never expands it in memory."""
+
     def spectral_mix(
         self,
         inputs: Sequence[Tensor],
@@ -102,7 +114,21 @@ class Backend(Protocol):
         noise_mask: Tensor | None,
         key: Sequence[int],
         rows: Tensor | None,
-    ) -> Tensor: ...
+        noise: Tensor | None,
+    ) -> Tensor:
+        """With noise_mask: noise, or else what the key names, or else nothing, over the frequencies."""
+
+    def spectral_mix_out(
+        self,
+        inputs: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        noise_mask: Tensor | None,
+        key: Sequence[int],
+        rows: Tensor | None,
+        noise: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """`spectral_mix` into `out`, which may share memory with the images and the masks."""
 
     def normal(
         self,

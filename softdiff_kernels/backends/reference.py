@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -121,6 +121,7 @@ def step(
             noise_std_t=first,
             noise_std_s=second,
             variance=rule,
+            floor=floor,
             key=noise_key,
             noise=noise,
         )
@@ -159,13 +160,46 @@ def soft_score_loss(
     )
     if not return_gradient:
         return loss, None
+
+    def filtered(v: Tensor) -> Tensor:
+        return reference.blur(v, blur_std, floor=floor)
+
+    return loss, _gradient(loss, prediction, target, filtered, weight, gradient_scale)
+
+
+def _gradient(
+    loss: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    filtered: Callable[[Tensor], Tensor],
+    weight: Tensor | None,
+    gradient_scale: float,
+) -> Tensor:
+    """filtered: C v, so that the loss is w |C (prediction - target)|^2."""
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    error = prediction.to(dtype) - target.to(dtype)
-    twice = reference.blur(reference.blur(error, blur_std, floor=floor), blur_std, floor=floor)
+    twice = filtered(filtered(prediction.to(dtype) - target.to(dtype)))
     factor = torch.full_like(loss, 2.0 * gradient_scale)
     if weight is not None:
         factor = factor * args.on(weight, loss.device)
-    return loss, _laid_out((factor.to(dtype).view(-1, 1, 1, 1) * twice).to(prediction.dtype), prediction)
+    return _laid_out((factor.to(dtype).view(-1, 1, 1, 1) * twice).to(prediction.dtype), prediction)
+
+
+def spectral_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    weight: Tensor | None,
+    gradient_scale: float,
+    return_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    loss = reference.spectral_loss(prediction, target, mask, weight=weight, reduction="none")
+    if not return_gradient:
+        return loss, None
+
+    def filtered(v: Tensor) -> Tensor:
+        return reference.spectral_mix([v], [mask])
+
+    return loss, _gradient(loss, prediction, target, filtered, weight, gradient_scale)
 
 
 def spectral_mix(
@@ -174,10 +208,26 @@ def spectral_mix(
     noise_mask: Tensor | None,
     key: Sequence[int],
     rows: Tensor | None,
+    noise: Tensor | None,
 ) -> Tensor:
     first = inputs[0]
     noise_key = _key(key, rows, first.shape[0], first.device)
-    return _laid_out(reference.spectral_mix(inputs, masks, noise_mask=noise_mask, key=noise_key), first)
+    if noise_key is None and noise is None:
+        noise_mask = None
+    mixed = reference.spectral_mix(inputs, masks, noise_mask=noise_mask, key=noise_key, noise=noise)
+    return _laid_out(mixed, first)
+
+
+def spectral_mix_out(
+    inputs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    noise_mask: Tensor | None,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    out: Tensor,
+) -> None:
+    out.copy_(spectral_mix(inputs, masks, noise_mask, key, rows, noise))
 
 
 def normal(

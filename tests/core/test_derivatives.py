@@ -132,7 +132,7 @@ def test_of_every_op_as_it_is_registered(backend):
             lambda x, y: (twin.soft_score_loss(x, y, std, weight=scale), slope(x, y)),
         ),
         "spectral_mix": (
-            lambda x, y: ops.spectral_mix([x, y], masks, None, [], None),
+            lambda x, y: ops.spectral_mix([x, y], masks, None, [], None, None),
             lambda x, y: twin.spectral_mix([x, y], masks),
         ),
     }

@@ -56,7 +56,17 @@ SAMPLES = {
     ],
     "soft_score_loss": [(X, Y, STD, None, 0.0, "mean"), (X, Y.bfloat16(), STD, STD, 0.1, "none")],
     "soft_score_loss_and_gradient": [(X, Y, STD, None, 0.0, "sum"), (X, Y.bfloat16(), STD, STD, 0.1, "none")],
-    "spectral_mix": [([X, Y], [MASK, MASK.square()], MASK, INTS, None), ([X], [MASK], None, [], None)],
+    "spectral_loss": [(X, Y, MASK, None, "mean"), (X, Y.bfloat16(), MASK.double(), STD, "none")],
+    "spectral_loss_and_gradient": [(X, Y, MASK, None, "sum"), (X, Y.bfloat16(), X[:, :1], STD, "none")],
+    "spectral_mix": [
+        ([X, Y], [MASK, MASK.square()], MASK, INTS, None, None),
+        ([X], [MASK], MASK, [], None, Z),
+        ([X], [MASK], None, [], None, None),
+    ],
+    "spectral_mix_out": [
+        ([X, Y], [MASK, MASK], MASK, INTS, None, None, torch.zeros_like(X)),
+        ([X], [MASK], MASK, [], None, Z, torch.zeros_like(X)),
+    ],
     "identity": [(X,)],
     "normal": [([2, 3, 5], INTS, None, torch.float32, torch.device("cpu"))],
 }
@@ -98,7 +108,9 @@ FUNCTIONS = {
     "momentum_step": momentum,
     "soft_score_loss": lambda x, y, n: sk.soft_score_loss(x, y, STD, weight=STD),
     "soft_score_loss none": lambda x, y, n: sk.soft_score_loss(x, y, STD, reduction="none"),
+    "spectral_loss": lambda x, y, n: sk.spectral_loss(x, y, MASK, weight=STD),
     "spectral_mix": lambda x, y, n: sk.spectral_mix([x, y], [MASK, MASK], noise_mask=MASK, key=KEY),
+    "spectral_mix by noise": lambda x, y, n: sk.spectral_mix([x, y], [MASK, MASK], noise_mask=MASK, noise=n),
     "normal": lambda x, y, n: x * sk.normal(x.shape, KEY),
 }
 

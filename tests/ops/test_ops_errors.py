@@ -294,7 +294,9 @@ def test_the_registered_ops_read_no_memory_that_is_not_theirs():
         lambda: ops.soft_score_loss(x, y, torch.ones(1), None, 0.0, "mean"),
         lambda: ops.step(x, y, *[torch.ones(1)] * 4, "given", 0.0, [], None, None),
         lambda: ops.step_out(x, x, *[torch.ones(1)] * 4, "given", 0.0, [], None, None, y),
-        lambda: ops.spectral_mix([x, y], [torch.ones(1)] * 2, None, [], None),
+        lambda: ops.spectral_mix([x, y], [torch.ones(1)] * 2, None, [], None, None),
+        lambda: ops.spectral_mix([y, y], [torch.ones(1)] * 2, one, [], None, x),
+        lambda: ops.spectral_loss(x, y, torch.ones(1), None, "mean"),
         lambda: traced(x),
     ]
     one = torch.ones(1)
@@ -322,8 +324,8 @@ def test_the_registered_ops_read_no_memory_that_is_not_theirs():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_registered_ops_take_no_number_or_word_that_they_would_pass_by(backend):
-    # A floor outside [0, 1], an unknown rule, and a floor under a rule that has none are refused
-    # in the op itself: the kernels would compute something else in silence.
+    # A floor outside [0, 1], an unknown rule, and noise without its mask are refused in the op itself: the
+    # kernels would compute something else in silence.
     x, one, ops = picture(2, 1, 4, 4), torch.ones(1), torch.ops.softdiff
     calls = [lambda f=f: ops.blur(x, one, None, f) for f in (-0.1, 1.5, float("nan"))]
     calls += [
@@ -333,12 +335,13 @@ def test_the_registered_ops_take_no_number_or_word_that_they_would_pass_by(backe
     calls += [lambda f=f: ops.soft_score_loss(x, x, one, None, f, "mean") for f in (-0.1, 1.5, float("nan"))]
     calls += [
         lambda r=r, f=f: ops.step(x, x, one, one, one, one, r, f, [], None, None)
-        for r, f in (("Large", 0.0), ("", 0.0), ("large", 0.5), ("small", 0.5), ("given", 1.5))
+        for r, f in (("Large", 0.0), ("", 0.0), ("large", 1.5), ("small", -0.5), ("given", 1.5))
     ]
+    calls.append(lambda: ops.spectral_mix([x], [one], None, [], None, x))
     calls.append(
         lambda: ops.step_out(x, x, one, one, one, one, "none", 0.0, [], None, None, torch.empty_like(x))
     )
     with sk.use_backend(backend):
         for call in calls:
-            with pytest.raises(ValueError, match=r"^softdiff::.*expected .*floor"):
+            with pytest.raises(ValueError, match=r"^softdiff::.*expected .*(floor|rule|noise_mask)"):
                 call()
