@@ -48,6 +48,11 @@ OPS: dict[str, tuple[Callable[..., Any], int]] = {
     "momentum_step": (_step("momentum_step", noise_std_t=SCALE, noise_std_s=0.3 * SCALE), 3),
     "soft_score_loss": (_loss(weight=SCALE), 2),
     "soft_score_loss, none": (_loss(reduction="none"), 2),
+    "spectral_loss": (lambda m, x, y: m.spectral_loss(x, y, MASKS[1], weight=SCALE), 2),
+    "spectral_mix by noise": (
+        lambda m, x, n: m.spectral_mix([x], MASKS[1:], noise_mask=MASKS[0], noise=n),
+        2,
+    ),
     "spectral_mix": (lambda m, x, y: m.spectral_mix([x, y], MASKS, noise_mask=MASKS[0], key=KEY), 2),
 }
 

@@ -168,7 +168,7 @@ def test_momentum_step(backend, dtype, shape, variance):
             torch.linspace(0.0, 0.1, batch),
         ),
     ]
-    for blur_t, blur_s, noise_t, noise_s in thinned(steps, shape):
+    for floor, (blur_t, blur_s, noise_t, noise_s) in zip((0.2, 0.0) * 3, thinned(steps, shape), strict=False):
         check(
             "momentum_step",
             x_t,
@@ -178,6 +178,7 @@ def test_momentum_step(backend, dtype, shape, variance):
             noise_std_t=noise_t,
             noise_std_s=noise_s,
             variance=variance,
+            floor=floor,
             key=sk.NoiseKey(9),
         )
 
@@ -211,6 +212,49 @@ def test_gradient_of_the_loss(backend, dtype, shape):
         slopes += torch.autograd.grad(loss, images[0])
     assert got.dtype == dtype
     assert_accurate(got, *slopes)
+
+
+def mask_shapes(batch, channels, height, width):
+    """Masks of the image, of each image, of each channel, of a row, of a column, and of everything."""
+    yield from ((height, width), (batch, 1, height, width), (channels, 1, 1), (1, width), (height, 1))
+    yield batch, channels, height, width
+
+
+@CASES
+def test_spectral_loss(backend, dtype, shape):
+    # The loss keeps float32's rule; the gradient 2 w m^2 DCT2(prediction - target), of the same pass, that of
+    # the images' dtype. A mask is signed, may be any broadcast shape, and float64.
+    generator = torch.Generator().manual_seed(3)
+    images = picture(*shape, seed=3, dtype=dtype), picture(*shape, seed=4, dtype=dtype)
+    weight = torch.linspace(0.5, 4.0, shape[0])
+    for size in thinned(list(mask_shapes(*shape)), shape):
+        mask = torch.randn(size, generator=generator).double()
+        check("spectral_loss", *images, mask, weight=weight, reduction="none")
+        mask = mask.to(torch.float32)
+        results = []
+        for module, wide in (
+            (sk, dtype),
+            (sk.reference, torch.float64),
+            (sk.reference, torch.float32),
+        ):
+            leaf = images[0].to(wide).requires_grad_()
+            loss = module.spectral_loss(leaf, images[1].to(wide), mask, weight=weight)
+            results += torch.autograd.grad(loss, leaf)
+        assert results[0].dtype == dtype
+        assert_accurate(*results)
+
+
+@CASES
+def test_spectral_mix_of_given_noise(backend, dtype, shape):
+    # `noise` is what the noise mask multiplies, and `out` gets the same numbers, bit for bit.
+    x, noise = picture(*shape, seed=1, dtype=dtype), picture(*shape, seed=2, dtype=dtype)
+    mask, generator = torch.linspace(0, 1, shape[3]), torch.Generator().manual_seed(3)
+    for size in thinned(list(mask_shapes(*shape)), shape):
+        noise_mask = torch.rand(size, generator=generator)
+        expected = check("spectral_mix", [x], [mask], noise_mask=noise_mask, noise=noise)
+        out = torch.full_like(x, float("nan"))
+        assert sk.spectral_mix([x], [mask], noise_mask=noise_mask, noise=noise, out=out) is out
+        assert torch.equal(out, expected)
 
 
 @CASES

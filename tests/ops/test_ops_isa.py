@@ -55,6 +55,9 @@ def test_steps_loss_and_transforms(isa, shape, dtype):
     check("idct2", x)
     mask = torch.rand(shape[2:], generator=torch.Generator().manual_seed(0))
     check("spectral_mix", [x, y], [mask, mask.square()], noise_mask=mask, key=key)
+    check("spectral_mix", [x], [mask[0]], noise_mask=mask[:, :1], noise=y)
+    check("spectral_loss", x, y, mask, weight=std, reduction="none")
+    check("spectral_loss", x, y, mask[:, :1].double(), reduction="none")
 
 
 def test_noise(isa):

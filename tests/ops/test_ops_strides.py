@@ -59,6 +59,10 @@ def call(op: str, x: torch.Tensor, y: torch.Tensor):
     if op == "soft_score_loss":
         return sk.soft_score_loss(x, y, std, reduction="none")
     mask = torch.linspace(0, 1, 10 * 14).view(10, 14)
+    if op == "spectral_loss":
+        return sk.spectral_loss(x, y, mask.flip(0).mT.contiguous().mT, reduction="none")
+    if op == "spectral_mix by noise":
+        return sk.spectral_mix([x], [mask], noise_mask=mask.flip(1), noise=y)
     return sk.spectral_mix([x, y], [mask, mask.flip(0).mT.contiguous().mT], noise_mask=mask, key=key)
 
 
@@ -71,7 +75,9 @@ OPS = [
     "reverse_step",
     "momentum_step",
     "soft_score_loss",
+    "spectral_loss",
     "spectral_mix",
+    "spectral_mix by noise",
 ]
 
 
@@ -101,7 +107,7 @@ def test_values_do_not_depend_on_the_layout(backend, op, layout, dtype):
             assert (got - expected).abs().max() <= rounding * expected.abs().max()
 
 
-@pytest.mark.parametrize("op", [o for o in OPS if o not in ("corrupt", "soft_score_loss")])
+@pytest.mark.parametrize("op", [o for o in OPS if o not in ("corrupt", "soft_score_loss", "spectral_loss")])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_result_keeps_the_layout_of_its_image(backend, op, layout):
     # The rule of torch.empty_like: dense images keep their strides, others get contiguous-like ones.
