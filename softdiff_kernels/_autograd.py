@@ -416,7 +416,8 @@ class _LossAndGradient(_Rule):
         return loss, gradient
 
     @classmethod
-    def backward(cls, ctx: Any, g: Tensor | None, g_gradient: Tensor | None) -> Any:
+    def gradients(cls, ctx: Any, g: Tensor | None, g_gradient: Tensor | None) -> Any:
+        """What `backward` gives, which compiled autograd takes only as a static method of the subclass."""
         gradient, given, weight = ctx.saved_tensors
         total = None if g is None else _times(gradient, g, alone=not ctx.shown and g_gradient is None)
         if g_gradient is not None:
@@ -469,6 +470,10 @@ class SoftScoreLossAndGradient(_LossAndGradient):
     coefficients = ((4, "blur_std"), (5, "weight"))
 
     @staticmethod
+    def backward(ctx: Any, g: Tensor | None, g_gradient: Tensor | None) -> Any:
+        return SoftScoreLossAndGradient.gradients(ctx, g, g_gradient)
+
+    @staticmethod
     def filtered(v: Tensor, given: Tensor, *options: Any) -> Tensor:
         out: Tensor = _ops.blur.default(v, given, None, *options)
         return out
@@ -484,6 +489,10 @@ class SpectralLossAndGradient(_LossAndGradient):
     op = "spectral_loss_and_gradient"
     coefficients = ((5, "weight"),)
     masks = ((4, "mask"),)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, g_gradient: Tensor | None) -> Any:
+        return SpectralLossAndGradient.gradients(ctx, g, g_gradient)
 
     @staticmethod
     def filtered(v: Tensor, given: Tensor, *options: Any) -> Tensor:
