@@ -329,7 +329,7 @@ def spectral_mix(
     noise_mask: Tensor | None,
     key: Sequence[int],
     rows: Tensor | None,
-    noise: Tensor | None = None,
+    noise: Tensor | None,
 ) -> Tensor:
     out = torch.empty_like(inputs[0])
     _spectral_mix(inputs, masks, noise_mask, key, rows, noise, out)
