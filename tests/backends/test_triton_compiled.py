@@ -33,6 +33,7 @@ def test_every_kernel_passes_the_gate(rows):
         "corrupt_kernel",
         "step_kernel",
         "soft_score_loss_kernel",
+        "spectral_loss_kernel",
         "dct2_kernel",
         "spectral_mix_kernel",
         "normal_kernel",

@@ -129,6 +129,52 @@ def test_triton_masks_of_any_scale(size):
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(size, size, generator=generator) * s for s in (1e7, 1e-9)]
     check("spectral_mix", [x, y], masks, noise_mask=masks[0], key=sk.NoiseKey(4))
+    for mask in masks:
+        check("spectral_loss", x, y, mask, reduction="none")
+        assert_accurate(*gradients("spectral_loss", x, y, mask))
+
+
+def gradients(op, prediction, target, *given):
+    """The gradient of a loss for its prediction: here, of the reference in float64, and of it in float32."""
+    found = []
+    for module, dtype in (
+        (sk, prediction.dtype),
+        (sk.reference, torch.float64),
+        (sk.reference, prediction.dtype),
+    ):
+        leaf = prediction.to(dtype, copy=True).requires_grad_()
+        getattr(module, op)(leaf, target.to(dtype), *given).backward()
+        found.append(leaf.grad)
+    return found
+
+
+@pytest.mark.parametrize("size", [20, 70], ids=["tile", "staged"])
+def test_triton_a_mask_is_read_where_each_plane_has_it(size):
+    """Rule: a mask's broadcast axes are repeated, all others are a plane's own; in loss and gradient."""
+    x, y = picture(2, 3, size, 24), picture(2, 3, size, 24, seed=1)
+    for shape in ((2, 1, size, 24), (3, size, 1), (24,)):
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        check("spectral_loss", x, y, mask, weight=torch.tensor([0.5, 3.0]), reduction="none")
+        assert_accurate(*gradients("spectral_loss", x, y, mask))
+
+
+@pytest.mark.parametrize("size", [20, 70], ids=["tile", "staged"])
+def test_triton_mixes_in_place(size):
+    """Rule: `out` may be an input, the noise, or a mask of the images' shape, and the result is that of a new
+    tensor, bit for bit: all of a plane is read before any of it is written. An `out` that begins elsewhere in
+    an input's memory is no exception."""
+    memory = picture(3, 1, size, 24)
+    x, y = memory[:2], picture(2, 1, size, 24, seed=1)
+    masks = [torch.rand(2, 1, size, 24, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+    noise, plane = picture(2, 1, size, 24, seed=2), masks[1][:1]
+    wanted = sk.spectral_mix([x, y], masks, noise_mask=plane, noise=noise)
+    for name in ("x", "y", "noise", "mask", "elsewhere"):
+        whole = memory.clone()
+        given = {"x": whole[:2], "y": y.clone(), "noise": noise.clone(), "mask": masks[0].clone()}
+        out = whole[1:] if name == "elsewhere" else given[name]
+        own = [given["mask"], masks[1]]
+        sk.spectral_mix([given["x"], given["y"]], own, noise_mask=plane, noise=given["noise"], out=out)
+        assert torch.equal(out, wanted), name
 
 
 @pytest.mark.parametrize("size", [20, 70], ids=["tile", "staged"])
@@ -145,6 +191,8 @@ def test_triton_planes_of_zeros_stay_zero(size):
     ):
         assert torch.equal(y, zero)
     assert float(sk.soft_score_loss(image, image, 1.0)) == 0.0
+    assert float(sk.spectral_loss(image, image, ones)) == 0.0
+    assert float(sk.spectral_loss(image, zero, 0 * ones)) == 0.0
 
 
 @pytest.mark.parametrize(("gap", "a"), [(0.1, 0.999), (0.01, 0.9999), (1e-3, 1.0)])
@@ -199,12 +247,9 @@ def test_triton_hard_images(size, kind):
     check("soft_score_loss", x, 0 * x, 1.5)
     mask = torch.rand(size, size, generator=torch.Generator().manual_seed(0))
     check("spectral_mix", [x, faint], [mask, 1 - mask])
-    gradients = []
-    for loss, dtype in ((sk, x.dtype), (sk.reference, torch.float64), (sk.reference, x.dtype)):
-        image = x.to(dtype, copy=True).requires_grad_()
-        loss.soft_score_loss(image, 0 * image.detach(), 1.5).backward()
-        gradients.append(image.grad)
-    assert_accurate(*gradients)
+    check("spectral_loss", x, 0 * x, mask)
+    assert_accurate(*gradients("soft_score_loss", x, 0 * x, 1.5))
+    assert_accurate(*gradients("spectral_loss", x, 0 * x, mask))
 
 
 def test_triton_a_bright_pixel_at_200_px():
@@ -241,6 +286,7 @@ def test_triton_a_bad_pixel_spoils_its_plane_alone(bad, size):
 def test_triton_both_forms_of_a_staged_filter_agree_bit_for_bit(monkeypatch):
     # One program for whole planes, or strips of three groups: the same products in the same order.
     x, y = picture(1, 3, 70, 130), picture(1, 3, 70, 130, seed=1)
+    mask = torch.rand(3, 70, 130, generator=torch.Generator().manual_seed(0))
     results = []
     for processors in (1, 100):
         monkeypatch.setattr(launch, "multiprocessors", lambda device, count=processors: count)
@@ -248,9 +294,9 @@ def test_triton_both_forms_of_a_staged_filter_agree_bit_for_bit(monkeypatch):
             x, y, blur_std_t=3.0, blur_std_s=2.0, noise_std_t=0.3, noise_std_s=0.2, key=sk.NoiseKey(1)
         )
         loss = sk.soft_score_loss(x, y, 1.5)
-        results.append((step, sk.dct2(x), loss))
+        results.append((step, sk.dct2(x), loss, *ops.spectral_loss(x, y, mask, None, 1.0, True)))
     for one, other in zip(*results, strict=True):
-        assert torch.allclose(one, other, rtol=2e-7, atol=0) if one.dim() == 0 else torch.equal(one, other)
+        assert torch.allclose(one, other, rtol=2e-7, atol=0) if one.dim() < 2 else torch.equal(one, other)
 
 
 @pytest.mark.parametrize("channels", [8, 9])

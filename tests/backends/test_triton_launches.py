@@ -36,7 +36,11 @@ def calls(x, y, std):
         "reverse_step": lambda: sk.reverse_step(x, y, a=0.5, b=0.1, **step),
         "momentum_step": lambda: sk.momentum_step(x, y, noise_std_t=0.2, noise_std_s=0.1, **step),
         "soft_score_loss": lambda: sk.soft_score_loss(x, y, std, reduction="none"),
+        "spectral_loss": lambda: sk.spectral_loss(x, y, mask, reduction="none"),
         "spectral_mix": lambda: sk.spectral_mix([x, y], [mask, mask], noise_mask=mask, key=KEY),
+        "spectral_mix, in place": lambda: sk.spectral_mix(
+            [x, y], [mask] * 2, noise_mask=mask, noise=y, out=x
+        ),
         "normal": lambda: sk.normal(x.shape, KEY),
     }
 
@@ -58,7 +62,9 @@ def test_one_launch_up_to_64_px(op, shape):
     assert len(launches(shape, op)) == 1
 
 
-@pytest.mark.parametrize("op", ["corrupt", "momentum_step", "dct2", "spectral_mix", "soft_score_loss"])
+@pytest.mark.parametrize(
+    "op", ["corrupt", "momentum_step", "dct2", "spectral_mix", "soft_score_loss", "spectral_loss"]
+)
 def test_one_launch_up_to_128_px(op):
     assert len(launches((1, 2, 128, 96), op)) == 1
 
@@ -105,9 +111,10 @@ def test_scratch_of_large_planes_on_an_h200(size, megabytes):
     assert single * 2 == halves and 4 * floats < 0.01 * 2 * halves
 
 
-def test_the_loss_of_large_images_adds_one_sum():
+@pytest.mark.parametrize("op", ["soft_score_loss", "spectral_loss"])
+def test_the_loss_of_large_images_adds_one_sum(op):
     # The kernel writes a partial sum for each plane; adding them is torch's, and no launch of ours.
-    assert len(launches((45, 3, 129, 128), "soft_score_loss")) == 1
+    assert len(launches((45, 3, 129, 128), op)) == 1
 
 
 def test_a_second_call_compiles_nothing(monkeypatch):

@@ -318,7 +318,9 @@ def test_a_rehearsal_swallows_no_launch_of_another_thread():
         assert len(driver.grids) == 2
 
 
-@pytest.mark.parametrize("op", ["corrupt", "momentum_step", "spectral_mix", "soft_score_loss"])
+@pytest.mark.parametrize(
+    "op", ["corrupt", "momentum_step", "spectral_mix", "soft_score_loss", "spectral_loss"]
+)
 @pytest.mark.parametrize("batch", [2, 64])
 def test_all_but_coefficients_is_known_to_be_aligned(op, batch):
     """Rule: images, tables and scratch are read as whole vectors, which the compiler has to be told: of a
@@ -330,6 +332,7 @@ def test_all_but_coefficients_is_known_to_be_aligned(op, batch):
         "momentum_step": lambda: sk.momentum_step(x, x, **step, key=sk.NoiseKey(0)),
         "spectral_mix": lambda: sk.spectral_mix([x], [x[:1]]),
         "soft_score_loss": lambda: sk.soft_score_loss(x, x, 1.0),
+        "spectral_loss": lambda: sk.spectral_loss(x, x, x[0, 0]),
     }
     with stubbed(), launch.recording() as recorded:
         calls[op]()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 TABLE = Path(os.environ.get("SOFTDIFF_TRITON_CONFIGS") or Path(__file__).with_name("configs.json"))
-OPS = ("corrupt", "step", "soft_score_loss", "dct2", "spectral_mix")
+OPS = ("corrupt", "step", "soft_score_loss", "spectral_loss", "dct2", "spectral_mix")
 # Planes up to this many pixels a side, padded to powers of two, are one tile. `filter_staged` takes others.
 LARGEST_TILE = 64
 TILE = 64

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from .kernels.corrupt import corrupt_kernel
 from .kernels.dct2 import dct2_kernel
 from .kernels.identity import identity_kernel
 from .kernels.normal import normal_kernel
-from .kernels.soft_score_loss import soft_score_loss_kernel
+from .kernels.soft_score_loss import soft_score_loss_kernel, spectral_loss_kernel
 from .kernels.spectral_mix import spectral_mix_kernel
 from .kernels.step import step_kernel
 from .launch import FAST, MOST_CHANNELS_IN_A_PROGRAM, Argument, energies_shape, launch, run
@@ -271,19 +272,52 @@ def soft_score_loss(
 ) -> tuple[Tensor, Tensor | None]:
     args.host_values("soft_score_loss", "blur_std", blur_std)
     args.host_values("soft_score_loss", "weight", weight)
+    std, step = tau(blur_std, prediction.shape[0])
+    options = (float(floor),)
+    given = (soft_score_loss_kernel, prediction, target, std, step, None, weight, options)
+    return _loss("soft_score_loss", *given, gradient_scale, return_gradient)
+
+
+def spectral_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    weight: Tensor | None,
+    gradient_scale: float,
+    return_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    args.host_values("spectral_loss", "weight", weight)
+    spread = mask.expand(prediction.shape)
+    given = (spectral_loss_kernel, prediction, target, spread, -1, _layout(spread), weight, ())
+    return _loss("spectral_loss", *given, gradient_scale, return_gradient)
+
+
+def _loss(
+    op: str,
+    kernel: Any,
+    prediction: Tensor,
+    target: Tensor,
+    filtered_by: Argument,
+    step: int,
+    mask_layout: tuple[int, ...] | None,
+    weight: Tensor | None,
+    options: tuple[float, ...],
+    gradient_scale: float,
+    return_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """filtered_by: a blur as `tau` gives it with its step, or a mask and its layout."""
     # The loss is float32 for every image, and keeps float32's digits.
     split = True
-    plan = _plan("soft_score_loss", prediction, split)
+    plan = _plan(op, prediction, split)
     gradient = torch.empty_like(prediction) if return_gradient else None
     energies = prediction.new_empty(energies_shape(plan, prediction), dtype=torch.float32)
-    std, std_step = tau(blur_std, prediction.shape[0])
     factor, factor_step = coefficient(weight, prediction.shape[0])
-    arguments = (prediction, target, gradient, std, factor, energies, float(floor), float(gradient_scale))
-    layouts = (_layout(prediction), _layout(target), _layout(gradient))
-    static = (plan.sizes, (std_step, factor_step), *layouts)
+    numbers = (*options, float(gradient_scale))
+    arguments = (prediction, target, gradient, filtered_by, factor, energies, *numbers)
+    layouts = (_layout(prediction), _layout(target), _layout(gradient), mask_layout)
+    static = (plan.sizes, (step, factor_step), *layouts)
     channels = prediction.shape[1] if prediction.shape[1] <= MOST_CHANNELS_IN_A_PROGRAM else 1
     groups = 3 if return_gradient else 2
-    kernel = soft_score_loss_kernel
     run(kernel, plan, prediction, arguments, (static,), (split,), channels=channels, groups=groups)
     loss = energies.view(-1) if energies.numel() == prediction.shape[0] else energies.sum(1)
     return loss, gradient
@@ -295,20 +329,46 @@ def spectral_mix(
     noise_mask: Tensor | None,
     key: Sequence[int],
     rows: Tensor | None,
+    noise: Tensor | None,
 ) -> Tensor:
     out = torch.empty_like(inputs[0])
+    _spectral_mix(inputs, masks, noise_mask, key, rows, noise, out)
+    return out
+
+
+def spectral_mix_out(
+    inputs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    noise_mask: Tensor | None,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    out: Tensor,
+) -> None:
+    arguments = (inputs, masks, noise_mask, key, rows, noise, out)
+    memory.spectral_mix_out(spectral_mix, _spectral_mix, arguments)
+
+
+def _spectral_mix(
+    inputs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    noise_mask: Tensor | None,
+    key: Sequence[int],
+    rows: Tensor | None,
+    noise: Tensor | None,
+    out: Tensor,
+) -> None:
     split = True  # masks may leave far less than they were given
     plan = _plan("spectral_mix", out, split)
     key_parts, key_step, keyed = _key(key, rows)
     absent = [None] * (4 - len(inputs))
     images = (*inputs, *absent)
     spread = (*(m.expand(out.shape) for m in masks), *absent)
-    noisy = noise_mask.expand(out.shape) if noise_mask is not None and keyed else None
-    arguments = (*images, *spread, noisy, out, *key_parts)
-    layouts = map(_layout, (*images, *spread, noisy, out))
+    noisy = noise_mask.expand(out.shape) if noise_mask is not None and (keyed or noise is not None) else None
+    arguments = (*images, *spread, noisy, noise, out, *key_parts)
+    layouts = map(_layout, (*images, *spread, noisy, noise, out))
     static = (plan.sizes, *layouts, key_step, FAST)
     run(spectral_mix_kernel, plan, out, arguments, (static,), (split,), groups=1, totals=True)
-    return out
 
 
 def normal(

@@ -27,7 +27,7 @@ def _prepare(pointers, b, STATIC: tl.constexpr):
 
 
 @triton.jit
-def _mask(u, k, l, down, values, STATIC: tl.constexpr):
+def _mask(u, b, c, k, l, down, values, STATIC: tl.constexpr):
     SIZES: tl.constexpr = STATIC[0]
     tau, sigma, factor, floor, key = values
     gain = heat(k, tau, SIZES[0]) * heat(l, tau, SIZES[1])

@@ -16,10 +16,10 @@ theirs, not the batch's (`launch.programs`). Above 128 px, a batch too small to 
 groups as three launches instead, with a program for each strip (GROUP 1, 2, 3).
 
 An op gives three functions. PREPARE(pointers, b, STATIC) makes the values that hold for sample b;
-MASK(u, k, l, down, values, STATIC), where u * down is the DCT, returns the masked u and the energy in it (the
-loss's alone); FINISH(y, row, column, b, c, values, pointers, STATIC) makes the result from a tile of the
-image, whose first pixel is at (row, column), and stores it. `pointers` is a tuple of what lies in memory,
-`STATIC` one of what is known at compile time.
+MASK(u, b, c, k, l, down, values, STATIC), where u * down is the DCT of plane (b, c), returns the masked u and
+the energy in it (a loss's alone); FINISH(y, row, column, b, c, values, pointers, STATIC) makes the result
+from a tile of the image, whose first pixel is at (row, column), and stores it. `pointers` is a tuple of what
+lies in memory, `STATIC` one of what is known at compile time.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def filter_plane(
     for i in tl.range(0, TILING[0], num_stages=1):
         c = tl.program_id(1) * TILING[0] + i
         u, down = spectrum(x, y, b, c, table_h, table_w, SIZES, X, Y, SPLIT, False)
-        u, part = MASK(u, k, l, down, values, STATIC)
+        u, part = MASK(u, b, c, k, l, down, values, STATIC)
         energy += part
         if BACK:
             FINISH(image(u, table_h, table_w, BH, BW, SPLIT) * down, 0, 0, b, c, values, pointers, STATIC)
@@ -313,7 +313,8 @@ def filter_staged(
                 for r in range(0, BH, TILE):
                     u = forward_columns(memory, r, first + l, table_h, BH, BW, TILE, BK, SPLIT, False)
                     k = r + tl.arange(0, TILE)[:, None]
-                    u, part = MASK(u, k, first + l + tl.arange(0, TILE)[None, :], 1.0, values, STATIC)
+                    n = first + l + tl.arange(0, TILE)[None, :]
+                    u, part = MASK(u, b, c, k, n, 1.0, values, STATIC)
                     energy += part
                     if BACK:
                         keep(memory[2] + r * TILE, memory[3] + r // TILE, u, TILE, BH * TILE, TILE, SPLIT)

@@ -61,12 +61,32 @@ def _add_staged(
 
 
 @triton.jit
+def _noise(
+    mask, noise, key_parts, b, c, row, column,
+    STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """mask * n of a tile of plane (b, c) that begins at (row, column); n is `noise` if there is one."""
+    SIZES: tl.constexpr = STATIC[0]
+    MASK: tl.constexpr = STATIC[9]
+    NOISE: tl.constexpr = STATIC[10]
+    k = row + tl.arange(0, ROWS)[:, None]
+    l = column + tl.arange(0, COLUMNS)[None, :]
+    if noise is not None:
+        z = image_pixels(noise, b, c, k, l, NOISE, SIZES)
+    else:
+        key = key_of(key_parts[0], key_parts[1], key_parts[2], key_parts[3], b, STATIC[12])
+        z = noise_tile(key, c, row, column, SIZES[0], SIZES[1], ROWS, COLUMNS, STATIC[13])
+    return image_pixels(mask, b, c, k, l, MASK, SIZES) * z
+
+
+@triton.jit
 def spectral_mix_kernel(
-    x0, x1, x2, x3, mask0, mask1, mask2, mask3, noise_mask, out, key_rows, seed, stream, draw,
-    table_h, table_w, planes, scratch, floats,
+    x0, x1, x2, x3, mask0, mask1, mask2, mask3, noise_mask, noise, out, key_rows, seed, stream,
+    draw, table_h, table_w, planes, scratch, floats,
     STATIC: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """STATIC: sizes, layouts (x0 to x3, mask0 to mask3, noise_mask, out), the key's step, FAST.
+    """STATIC: sizes, layouts (x0 to x3, mask0 to mask3, noise_mask, noise, out), the key's step, FAST.
+    noise_mask stands with noise or a key.
     TILING: (1,), program (sample, channel); or (TILE, BK, 0), a program for planes as in `filter_staged`.
     Absent inputs are None.
     """
@@ -74,23 +94,23 @@ def spectral_mix_kernel(
     masks = (mask0, mask1, mask2, mask3)
     key = (key_rows, seed, stream, draw)
     if len(TILING) == 1:
-        _tile(images, masks, noise_mask, out, key, table_h, table_w, STATIC, SPLIT)
+        _tile(images, masks, noise_mask, noise, out, key, table_h, table_w, STATIC, SPLIT)
     else:
         _staged(
-            images, masks, noise_mask, out, key, table_h, table_w, planes, scratch, floats, STATIC, C, TILING,
-            SPLIT,
+            images, masks, noise_mask, noise, out, key, table_h, table_w, planes, scratch, floats, STATIC, C,
+            TILING, SPLIT,
         )  # fmt: skip
 
 
 @triton.jit
 def _tile(
-    images, masks, noise_mask, out, key_parts, table_h, table_w, STATIC: tl.constexpr, SPLIT: tl.constexpr
-):
+    images, masks, noise_mask, noise, out, key_parts, table_h, table_w,
+    STATIC: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
     SIZES: tl.constexpr = STATIC[0]
     BH: tl.constexpr = SIZES[2]
     BW: tl.constexpr = SIZES[3]
-    NOISE: tl.constexpr = STATIC[9]
-    OUT: tl.constexpr = STATIC[10]
+    OUT: tl.constexpr = STATIC[11]
     b = tl.program_id(0)
     c = tl.program_id(1)
     k = tl.arange(0, BH)[:, None]
@@ -100,22 +120,19 @@ def _tile(
         if images[n] is not None:
             u += _spectrum(images[n], masks[n], b, c, k, l, table_h, table_w, STATIC, n, SPLIT)
     if noise_mask is not None:
-        key = key_of(key_parts[0], key_parts[1], key_parts[2], key_parts[3], b, STATIC[11])
-        z = noise_tile(key, c, 0, 0, SIZES[0], SIZES[1], BH, BW, STATIC[12])
-        u += image_pixels(noise_mask, b, c, k, l, NOISE, SIZES) * z
+        u += _noise(noise_mask, noise, key_parts, b, c, 0, 0, STATIC, BH, BW)
     put(out, image(u, table_h, table_w, BH, BW, SPLIT), b, c, k, l, OUT, SIZES)
 
 
 @triton.jit
 def _staged(
-    images, masks, noise_mask, out, key_parts, table_h, table_w, planes, scratch, floats,
+    images, masks, noise_mask, noise, out, key_parts, table_h, table_w, planes, scratch, floats,
     STATIC: tl.constexpr, C: tl.constexpr, TILING: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     SIZES: tl.constexpr = STATIC[0]
     BH: tl.constexpr = SIZES[2]
     BW: tl.constexpr = SIZES[3]
-    NOISE: tl.constexpr = STATIC[9]
-    OUT: tl.constexpr = STATIC[10]
+    OUT: tl.constexpr = STATIC[11]
     TILE: tl.constexpr = TILING[0]
     BK: tl.constexpr = TILING[1]
     i = tl.arange(0, TILE)
@@ -125,14 +142,11 @@ def _staged(
         c = p % C
         for n in tl.static_range(4):
             _add_staged(images[n], masks[n], b, c, total, memory, table_h, table_w, STATIC, n, TILING, SPLIT)
-        if noise_mask is not None:
-            key = key_of(key_parts[0], key_parts[1], key_parts[2], key_parts[3], b, STATIC[11])
         for l in range(0, BW, TILE):
             for r in range(0, BH, TILE):
                 u = tl.load(total + (r + i[:, None]) * BW + l + i[None, :])
                 if noise_mask is not None:
-                    z = noise_tile(key, c, r, l, SIZES[0], SIZES[1], TILE, TILE, STATIC[12])
-                    u += image_pixels(noise_mask, b, c, r + i[:, None], l + i[None, :], NOISE, SIZES) * z
+                    u += _noise(noise_mask, noise, key_parts, b, c, r, l, STATIC, TILE, TILE)
                 keep(memory[2] + r * TILE, memory[3] + r // TILE, u, TILE, BH * TILE, TILE, SPLIT)
             backward_columns(memory, l, table_h, BH, BW, TILE, BK, SPLIT)
         for r in range(0, BH, TILE):

@@ -42,7 +42,7 @@ def _prepare(pointers, b, STATIC: tl.constexpr):
 
 
 @triton.jit
-def _mask(u, k, l, down, values, STATIC: tl.constexpr):
+def _mask(u, b, c, k, l, down, values, STATIC: tl.constexpr):
     """`spectrum.reverse_gain`, from one-dimensional parts: p = p_k + q_k p_l and q = q_k q_l."""
     SIZES: tl.constexpr = STATIC[0]
     tau, step, keep, one_minus_keep, inject, floor, up, down_gain, key = values

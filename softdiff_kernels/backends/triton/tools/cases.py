@@ -30,7 +30,7 @@ CHOICES = {
     "staged": [(4, 2, 32), (4, 3, 32), (4, 2, 64), (8, 2, 32)],
 }
 # Ops whose products keep all digits whatever the images are, so that the table has one precision of them.
-ALWAYS_SPLIT = ("soft_score_loss", "dct2", "spectral_mix")
+ALWAYS_SPLIT = ("soft_score_loss", "spectral_loss", "dct2", "spectral_mix")
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,12 @@ def call(case: Case, x: Tensor, z: Tensor, std: Tensor, mask: Tensor, backend: A
         backend.step(x, z, std, std, std, std, case.option or "large", 0.0, key, None, None)
     elif case.op == "soft_score_loss":
         backend.soft_score_loss(x, z, std, std, 0.0, 1.0, case.option != "forward")
+    elif case.op == "spectral_loss":
+        backend.spectral_loss(x, z, mask, std, 1.0, case.option != "forward")
     elif case.op == "dct2":
         backend.dct2(x, case.option == "inverse")
     elif case.op == "spectral_mix":
-        backend.spectral_mix([x, z], [mask, mask], mask, key, None)
+        backend.spectral_mix([x, z], [mask, mask], mask, key, None, x if case.option == "noise" else None)
     else:
         backend.normal(x.shape, key, None, x.dtype, x.device)
 
@@ -146,6 +148,8 @@ def _extra_cases(arch: str) -> Iterator[Case]:
         yield Case("step", size, size, "float32", arch, "given")
         yield Case("soft_score_loss", size, size, "float32", arch, "forward")
         yield Case("soft_score_loss", size, size, "bfloat16", arch)
+        yield Case("spectral_loss", size, size, "float32", arch, "forward")
+        yield Case("spectral_mix", size, size, "float32", arch, "noise")
         yield Case("dct2", size, size, "float32", arch, "inverse")
     yield Case("normal", 64, 64, "float32", arch)
     yield Case("normal", 64, 64, "bfloat16", arch)
@@ -159,6 +163,7 @@ def subset() -> list[Case]:
             Case("corrupt", 64, 64, "float32", arch),
             Case("step", 32, 32, "float32", arch),
             Case("soft_score_loss", 64, 64, "float32", arch),
+            Case("spectral_loss", 64, 64, "float32", arch),
             Case("corrupt", 128, 128, "float32", arch),
         ]
     cases += [
@@ -170,7 +175,9 @@ def subset() -> list[Case]:
         Case("dct2", 512, 512, "float32", "sm_80"),
         Case("spectral_mix", 64, 64, "float32", "sm_80"),
         Case("spectral_mix", 128, 128, "float32", "sm_120"),
+        Case("spectral_mix", 32, 32, "float32", "sm_90", "noise"),
         Case("soft_score_loss", 96, 160, "float32", "sm_90"),
+        Case("spectral_loss", 96, 160, "bfloat16", "sm_80"),
         Case("corrupt", 64, 64, "float32", "sm_120", "uint8"),
         Case("normal", 64, 64, "float32", "sm_90"),
     ]

@@ -99,7 +99,7 @@ SIZES = (32, 64, 128, 256)
 DTYPES = ("float32", "bfloat16")
 BACKENDS = ("triton", "cuda")
 BATCH, CHANNELS = 352, 3  # 1056 planes: whole blocks at 1 to 32 planes a block
-_IMAGES_READ = {"corrupt": 1, "dct2": 1, "step": 2, "soft_score_loss": 2, "spectral_mix": 2, "normal": 0}
+_IMAGES_READ = {"corrupt": 1, "dct2": 1, "normal": 0}  # of others 2
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def resident(kernel: Kernel, gpu: Gpu) -> int:
 def image_bytes(op: str, dtype: str, option: str = "") -> tuple[float, float]:
     """Bytes a pixel that must be read, and written, as for a device copy."""
     size = 2.0 if dtype in ("bfloat16", "float16") else 4.0
-    read = 1.0 if option == "uint8" else size * _IMAGES_READ[op]
+    read = 1.0 if option == "uint8" else size * _IMAGES_READ.get(op, 2)
     return read, 0.0 if option == "forward" else size
 
 
