@@ -146,6 +146,27 @@ struct SoftScoreLossArgs {
   }
 };
 
+// The same with any mask, whose broadcast axes have stride 0.
+struct SpectralLossArgs {
+  Shape shape;
+  Image prediction, target, mask, gradient;  // gradient may be absent
+  Coefficient weight;
+  double gradient_scale = 1.0;
+  double* plane_loss = nullptr;  // [B * C]
+
+  // (shape, prediction, target, mask, weight, gradient_scale, gradient), then the loss
+  template <class Call>
+  static SpectralLossArgs read(Call& call) {
+    SpectralLossArgs a;
+    a.shape = call.shape();
+    a.prediction = call.image(), a.target = call.image(), a.mask = call.image();
+    a.weight = call.coefficient("weight");
+    a.gradient_scale = call.number();
+    a.gradient = call.image();
+    return a;
+  }
+};
+
 // dct2, and idct2 where `inverse` is set.
 struct Dct2Args {
   Shape shape;
@@ -180,15 +201,16 @@ struct IdentityArgs {
 };
 
 // out = IDCT2(sum_k mask_k * DCT2(in_k) + noise_mask * n); a mask's broadcast axes have stride 0.
+// n is `noise`, or else the key's.
 struct SpectralMixArgs {
   Shape shape;
   int64_t count = 0;
   const Image* in = nullptr;
   const Image* mask = nullptr;
-  Image noise_mask, out;
+  Image noise_mask, noise, out;
   Key key;
 
-  // (shape, inputs, masks, noise_mask, key, out), as many masks as inputs
+  // (shape, inputs, masks, noise_mask, key, noise, out), as many masks as inputs
   template <class Call>
   static SpectralMixArgs read(Call& call) {
     SpectralMixArgs a;
@@ -196,7 +218,7 @@ struct SpectralMixArgs {
     a.in = call.images(a.count), a.mask = call.images(a.count);
     a.noise_mask = call.image();
     a.key = call.key();
-    a.out = call.image();
+    a.noise = call.image(), a.out = call.image();
     return a;
   }
 };
@@ -207,6 +229,7 @@ struct SpectralMixArgs {
 #define SOFTDIFF_KERNELS(KERNEL)               \
   KERNEL(corrupt, CorruptArgs)                 \
   KERNEL(soft_score_loss, SoftScoreLossArgs)   \
+  KERNEL(spectral_loss, SpectralLossArgs)      \
   KERNEL(dct2, Dct2Args)                       \
   KERNEL(spectral_mix, SpectralMixArgs)        \
   KERNEL(identity, IdentityArgs)
