@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from checks import assert_accurate, check, picture
@@ -21,11 +20,11 @@ from torch import Tensor
 
 import softdiff_kernels as sk
 
-OPS = ("dct2", "idct2", "blur", "corrupt", "reverse_step", "momentum_step", "soft_score_loss", "spectral_mix")
+OPS = ("dct2", "idct2", "blur", "corrupt", "reverse_step", "momentum_step")
+OPS += ("soft_score_loss", "spectral_loss", "spectral_mix")
 
 
 def sweep(shapes: list[tuple[int, ...]], ops: tuple[str, ...]) -> None:
-    losses = (sk.soft_score_loss, torch.float32), (sk.reference.soft_score_loss, torch.float64)
     key = sk.NoiseKey(3, 1, 2)
     for shape in shapes:
         batch, _, height, width = shape
@@ -45,23 +44,38 @@ def sweep(shapes: list[tuple[int, ...]], ops: tuple[str, ...]) -> None:
                 ((x, 1.0, few), {"noise": y}),
             ],
             "reverse_step": [((x, y), {**steps, "a": few, "b": 0.1, "key": key})],
-            "momentum_step": [((sliced, y), {**steps, **noises, "key": key})],
+            "momentum_step": [
+                ((sliced, y), {**steps, **noises, "key": key}),
+                ((x, y), {**steps, **noises, "noise": sliced, "floor": 0.2, "variance": "small"}),
+            ],
             "soft_score_loss": [
                 ((x, y, blurs), {"reduction": "none", "weight": few}),
                 ((x, sliced, 0.7), {"floor": 0.2}),
             ],
-            "spectral_mix": [(([x, sliced], masks), {"noise_mask": torch.rand(height, 1), "key": key})],
+            # Masks of one plane, of a channel each, and of each image, the last in another order of memory.
+            "spectral_loss": [
+                ((x, y, masks[0]), {"reduction": "none", "weight": few}),
+                ((sliced, x, masks[1].bfloat16()), {}),
+                ((x, sliced, torch.rand(batch, 1, width, height).transpose(2, 3)), {}),
+            ],
+            "spectral_mix": [
+                (([x, sliced], masks), {"noise_mask": torch.rand(height, 1), "key": key}),
+                (([x, y], masks), {"noise_mask": torch.rand(1, width), "noise": sliced}),
+            ],
         }
         for op in ops:
             for arguments, named in calls[op]:
                 check(op, *arguments, **named)
-        if "soft_score_loss" in ops:
-            assert_accurate(*(gradient(loss, x, y, blurs, dtype) for loss, dtype in losses))
+        for op, filtered_by in (("soft_score_loss", blurs), ("spectral_loss", masks[1])):
+            if op in ops:
+                assert_accurate(*(gradient(op, x, y, filtered_by, dtype) for dtype in (None, torch.float64)))
 
 
-def gradient(loss: Any, x: Tensor, y: Tensor, blurs: Tensor, dtype: torch.dtype) -> Tensor:
-    prediction = x.to(dtype, copy=True).requires_grad_()
-    loss(prediction, y.to(dtype), blurs).backward()
+def gradient(op: str, x: Tensor, y: Tensor, filtered_by: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A loss's gradient in x, or (dtype) its eager twin's."""
+    prediction = x.to(dtype or x.dtype, copy=True).requires_grad_()
+    loss = getattr(sk if dtype is None else sk.reference, op)
+    loss(prediction, y.to(prediction.dtype), filtered_by).backward()
     return prediction.grad
 
 

@@ -10,6 +10,7 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace softdiff::cuda {
@@ -56,11 +57,15 @@ std::pair<Place, Plan> where_of(const py::tuple& where) {
   return {place_of(where[0]), plan_from(where[1])};
 }
 
+// A loss leaves that of each image at the last field's address (float32, [B]).
 template <class Args>
 void run_call(const char* op, const py::tuple& where, const py::tuple& fields) {
-  const auto [place, plan] = where_of(where);
+  auto [place, plan] = where_of(where);
   Call call(op, fields);
   const Args args = Args::read(call);
+  if constexpr (std::is_same_v<Args, SoftScoreLossArgs> || std::is_same_v<Args, SpectralLossArgs>) {
+    place.loss = static_cast<float*>(address(call.next()));
+  }
   run(call.op().c_str(), args, place, plan);
 }
 
@@ -69,16 +74,6 @@ void step(const py::tuple& where, const py::tuple& fields) {
   Call call("step", fields);
   const CorruptArgs args = CorruptArgs::read_step(call);
   run(call.op().c_str(), args, place, plan);
-}
-
-// Leaves the loss of each image at the last field's address (float32, [B]).
-template <>
-void run_call<SoftScoreLossArgs>(const char* op, const py::tuple& where, const py::tuple& fields) {
-  auto [place, plan] = where_of(where);
-  Call call(op, fields);
-  const SoftScoreLossArgs args = SoftScoreLossArgs::read(call);
-  place.loss = static_cast<float*>(address(call.next()));
-  run(op, args, place, plan);
 }
 
 void normal(const py::tuple& where, const py::tuple& fields) {

@@ -14,7 +14,7 @@ struct PlainCorruptOp {
   using Args = CorruptArgs;
   static constexpr Shift kShift = Shift::filter;
   static constexpr int kSources = 1, kTerms = kStep ? 2 : 1;
-  static constexpr bool kMix = false, kEnergy = false, kPlain = true, kAdd = kStep, kNoise = kDraw;
+  static constexpr bool kMix = false, kMasked = false, kEnergy = false, kPlain = true, kAdd = kStep, kNoise = kDraw;
   const Args& a;
 
   SOFTDIFF_DEVICE const Image& source(int, int) const { return a.source; }

@@ -10,7 +10,7 @@ struct CorruptOp {
   using Args = CorruptArgs;
   static constexpr Shift kShift = Shift::filter;
   static constexpr int kSources = 1, kTerms = 2;
-  static constexpr bool kMix = false, kEnergy = false, kPlain = false, kAdd = false, kNoise = false;
+  static constexpr bool kMix = false, kMasked = false, kEnergy = false, kPlain = false, kAdd = false, kNoise = false;
   const Args& a;
 
   SOFTDIFF_DEVICE const Image& source(int, int) const { return a.source; }

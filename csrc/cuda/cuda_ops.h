@@ -17,7 +17,7 @@ struct Place {
   const void* table_w = nullptr;
   float* scratch = nullptr;
   double* parts = nullptr;
-  float* loss = nullptr;  // of soft_score_loss: where it leaves the loss of each image, float32 [B]
+  float* loss = nullptr;  // of a loss: where it leaves the loss of each image, float32 [B]
 };
 
 // Each of the kernels over planes, in the .cu file of its name. `what` is the op's name, for error messages.

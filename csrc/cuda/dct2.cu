@@ -11,7 +11,7 @@ struct Dct2Op {
   using Args = Dct2Args;
   static constexpr Shift kShift = kWay;
   static constexpr int kSources = 1, kTerms = 1;
-  static constexpr bool kMix = false, kEnergy = false, kPlain = false, kAdd = false, kNoise = false;
+  static constexpr bool kMix = false, kMasked = false, kEnergy = false, kPlain = false, kAdd = false, kNoise = false;
   const Args& a;
 
   SOFTDIFF_DEVICE const Image& source(int, int) const { return a.in; }

@@ -4,6 +4,7 @@
 //
 //   blur, corrupt:        filter columns -> filter rows, finish
 //   steps, loss:          transform rows -> transform columns, mask, back -> rows back, finish
+//   spectral_loss:        transform rows -> columns -> mask -> columns back -> rows back
 //   spectral_mix:         transform rows -> columns, for each input -> mix -> columns back -> rows back
 //   dct2, idct2:          columns -> rows
 //

@@ -5,7 +5,8 @@
 //   Args              the kernel's argument: args.h's struct, or one with its arrays inside
 //   kShift            a filter (DCT2, mask, IDCT2), or one of the transforms alone
 //   kSources          1, or 2: the transform is of their difference
-//   kMix              several inputs, each with a mask from memory (spectral_mix)
+//   kMix              several inputs (spectral_mix)
+//   kMasked           masks from memory instead of gains: of one input `mask()`, and `mask(b, c, k, l)` at a frequency
 //   kEnergy           `apply` adds up the energy of what the mask leaves, for `a.plane_loss`
 //   source(i, j)      source j of input i
 //   values(b)         what sample b's coefficients come to (gains.h)

@@ -143,6 +143,12 @@ SOFTDIFF_DEVICE void read(const Plane& p, int y, int x, int first, int last, flo
   });
 }
 
+SOFTDIFF_DEVICE float read_one(const Image& image, int b, int c, int y, int x) {
+  float out[4];
+  read(Plane(image, b, c), y, x, 0, 1, out);
+  return out[0];
+}
+
 SOFTDIFF_DEVICE void write(const Plane& p, int y, int x, int first, int last, const float (&value)[4]) {
   with_dtype(p.image.dtype, [&](auto type) {
     using T = decltype(type);

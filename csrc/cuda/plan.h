@@ -15,7 +15,7 @@ enum class Engine : int { small = 0, square = 1, lines = 2 };
 enum class Kind : int { plain, loss, mix };
 
 inline Kind kind_of(std::string_view op) {
-  return op == "soft_score_loss" ? Kind::loss : op == "spectral_mix" ? Kind::mix : Kind::plain;
+  return op == "soft_score_loss" || op == "spectral_loss" ? Kind::loss : op == "spectral_mix" ? Kind::mix : Kind::plain;
 }
 
 constexpr int64_t kMostSmall = 24;

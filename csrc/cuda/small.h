@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kSmallThreads, 5)
   };
 
   load(0);
-  if constexpr (Op::kShift == Shift::filter && !Op::kMix) {
+  if constexpr (Op::kShift == Shift::filter && !Op::kMasked) {
     const int share = kSmallThreads / planes, local = thread / share;
     if (local < count) {
       const Values& v = values[local];
@@ -194,6 +194,12 @@ __global__ void __launch_bounds__(kSmallThreads, 5)
     } else if constexpr (Op::kShift == Shift::forward) {
       line.read_folded(top, kStride, h);
       line.transform(table_h, h, into(top, kStride));
+    } else if constexpr (Op::kMasked) {
+      int b, c;
+      plane_of(column_plane, b, c);
+      line.read_folded(top, kStride, h);
+      line.transform(table_h, h, [&](int k, float u) { top[k * kStride] = op.apply(u, op.mask(b, c, k, column), energy); });
+      if (op.backward()) column_back(top);
     } else {
       const Values& v = values[column_plane];
       const int at = column_plane * kN;

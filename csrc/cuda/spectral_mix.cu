@@ -12,7 +12,7 @@ constexpr int kMostInputs = 4;
 struct SpectralMixParameters {
   Shape shape;
   int count = 0;
-  Image in[kMostInputs], mask[kMostInputs], noise_mask, out;
+  Image in[kMostInputs], mask[kMostInputs], noise_mask, noise, out;
   Key key;
 };
 
@@ -20,7 +20,7 @@ struct SpectralMixOp {
   using Args = SpectralMixParameters;
   static constexpr Shift kShift = Shift::filter;
   static constexpr int kSources = 1, kTerms = 1;
-  static constexpr bool kMix = true, kEnergy = false, kPlain = false, kAdd = false, kNoise = false;
+  static constexpr bool kMix = true, kMasked = true, kEnergy = false, kPlain = false, kAdd = false, kNoise = false;
   const Args& a;
 
   SOFTDIFF_DEVICE const Image& source(int input, int) const { return a.in[input]; }
@@ -28,7 +28,7 @@ struct SpectralMixOp {
   SOFTDIFF_DEVICE float apply(float u, float m, float&) const { return u * m; }
   SOFTDIFF_DEVICE Values values(int) const { return values_of(0.0, 0.0f); }
   SOFTDIFF_DEVICE float mask(int input, int b, int c, int k, int l) const {
-    return one(a.mask[input], b, c, k, l);
+    return read_one(a.mask[input], b, c, k, l);
   }
   // Four neighbours, of which `last` are there, for square.h.
   SOFTDIFF_DEVICE void mask(int input, int b, int c, int k, int l, int last, float (&m)[4]) const {
@@ -36,29 +36,31 @@ struct SpectralMixOp {
   }
   SOFTDIFF_DEVICE void noise(int b, int c, int k, int l, int last, float (&z)[4]) const {
     float m[4];
+    unmasked_noise(b, c, k, l, last, z);
     read(Plane(a.noise_mask, b, c), k, l, 0, last, m);
-    normals_at(key_of(a.key, b), element(a.shape, c, k, l), z);
 #pragma unroll
     for (int i = 0; i < 4; ++i) z[i] *= m[i];
   }
-  SOFTDIFF_DEVICE bool noisy() const { return a.noise_mask && a.key.present; }
+  SOFTDIFF_DEVICE void unmasked_noise(int b, int c, int k, int l, int last, float (&z)[4]) const {
+    if (a.noise) {
+      read(Plane(a.noise, b, c), k, l, 0, last, z);
+    } else {
+      normals_at(key_of(a.key, b), element(a.shape, c, k, l), z);
+    }
+  }
+  SOFTDIFF_DEVICE bool noisy() const { return a.noise_mask && (a.noise || a.key.present); }
   SOFTDIFF_DEVICE float noise(int b, int c, int k, int l) const {
+    const float m = read_one(a.noise_mask, b, c, k, l);
+    if (a.noise) return m * read_one(a.noise, b, c, k, l);
     float z[4];
     const int64_t e = element(a.shape, c, k, l);
     normals(key_of(a.key, b), static_cast<uint32_t>(e >> 2), z);
     const float low = (e & 1) != 0 ? z[1] : z[0], high = (e & 1) != 0 ? z[3] : z[2];
-    return one(a.noise_mask, b, c, k, l) * ((e & 2) != 0 ? high : low);
+    return m * ((e & 2) != 0 ? high : low);
   }
   SOFTDIFF_DEVICE void finish(const Values&, int b, int c, int y, int x, int first, int last,
                               float (&value)[4]) const {
     write(Plane(a.out, b, c), y, x, first, last, value);
-  }
-
- private:
-  SOFTDIFF_DEVICE static float one(const Image& image, int b, int c, int k, int l) {
-    float x[4];
-    read(Plane(image, b, c), k, l, 0, 1, x);
-    return x[0];
   }
 };
 
@@ -90,7 +92,7 @@ __global__ void __launch_bounds__(kMixThreads)
       of.data = static_cast<float*>(of.data) + inputs;
     }
     if (noisy) {
-      normals_at(key_of(a.key, b), element(a.shape, c, y, x), v);
+      SpectralMixOp{a}.unmasked_noise(b, c, y, x, last, v);
       add(a.noise_mask);
     }
     write(Plane(spectrum, b, c), y, x, 0, last, sum);
@@ -107,7 +109,7 @@ void run(const char* what, const SpectralMixArgs& args, const Place& place, cons
   SpectralMixParameters a;
   a.shape = args.shape, a.count = static_cast<int>(args.count);
   for (int i = 0; i < a.count; ++i) a.in[i] = args.in[i], a.mask[i] = args.mask[i];
-  a.noise_mask = args.noise_mask, a.out = args.out, a.key = args.key;
+  a.noise_mask = args.noise_mask, a.noise = args.noise, a.out = args.out, a.key = args.key;
   if (plan.engine == Engine::square) return launch_square<SpectralMixOp>(what, a, place);
   if (plan.engine == Engine::small) return launch_small<SpectralMixOp>(what, a, place, plan.side_h);
   CorruptArgs lined;

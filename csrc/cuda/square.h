@@ -110,9 +110,8 @@ struct SquareLine {
       }
     });
   }
-  // What is left of it without another image's, which comes by way of the thread's own column in shared memory: all of it
-  // in registers at once would be more than there are.
-  SOFTDIFF_DEVICE void subtract(const Plane& plane, int x, float* column) {
+  // Puts it into shared memory instead, beside a line in registers.
+  SOFTDIFF_DEVICE static void stage(const Plane& plane, int x, float* column) {
     with_pixels(plane, [&](auto type) {
       using T = decltype(type);
       const char* from = plane.base + x * plane.image.stride[3] * T::kSize;
@@ -122,6 +121,11 @@ struct SquareLine {
         column[y * kStride] = T::value(*reinterpret_cast<const typename T::One*>(from));
       }
     });
+  }
+  // What is left of it without another image's, which comes by way of the thread's own column in shared memory: all of it
+  // in registers at once would be more than there are.
+  SOFTDIFF_DEVICE void subtract(const Plane& plane, int x, float* column) {
+    stage(plane, x, column);
     SD_UNROLL
     for (int y = 0; y < N; ++y) at[y] -= column[y * kStride];
   }
@@ -262,13 +266,17 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads,
   if constexpr (kFilter) {
     const Values& v = values();
     const int thread = block.thread(), k = thread % N;
-    const SquareGains g = SquareGains::of<kTwo>(v, 3.14159265358979f / N, k, norm(k == 0));
-    const float factor = square_factor(op, v), constant = mask_constant(v) * norm(k == 0) * factor;
-    kept = g.kept;
-    rows[thread] = make_float4(g.h[0] * factor, g.h[1] * factor, constant * norm(false), constant * norm(true));
-    // In the order of places, so that the mask takes what the transform leaves together.
-    const int place = thread - k + place_table<N>.two[k];
-    for (int i = 0; i < Op::kTerms; ++i) columns[Op::kTerms * place + i] = g.w[i];
+    if constexpr (Op::kMasked) {
+      rows[thread] = make_float4(0.0f, 0.0f, norm(k == 0) * norm(false), norm(k == 0) * norm(true));
+    } else {
+      const SquareGains g = SquareGains::of<kTwo>(v, 3.14159265358979f / N, k, norm(k == 0));
+      const float factor = square_factor(op, v), constant = mask_constant(v) * norm(k == 0) * factor;
+      kept = g.kept;
+      rows[thread] = make_float4(g.h[0] * factor, g.h[1] * factor, constant * norm(false), constant * norm(true));
+      // In the order of places, so that the mask takes what the transform leaves together.
+      const int place = thread - k + place_table<N>.two[k];
+      for (int i = 0; i < Op::kTerms; ++i) columns[Op::kTerms * place + i] = g.w[i];
+    }
     line.two();
     line.template write_column<true>(block.column());
   } else if constexpr (kInverse) {
@@ -290,6 +298,14 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads,
       line.template read_row<false>(block.row());
       const int thread = block.thread();
       const float* across = columns + (thread - thread % N) * Op::kTerms;
+      if constexpr (Op::kMasked) {
+        // The mask comes in by columns, whose neighbours are neighbours in memory, and goes to where the rows were.
+        __syncthreads();
+        const int plane = static_cast<int>(block.plane()), b = plane / channels, c = plane - b * channels, l = block.t();
+        line.stage(Plane(op.mask(), b, c), l, block.tile() + place_table<N>.two[l]);
+        __syncthreads();
+        across = block.row();
+      }
       const float4 own = rows[thread];
       float gains[4];
       const auto mask = [&](int place, int count) {
@@ -298,7 +314,8 @@ __global__ void __launch_bounds__(SquareShape<N>::kThreads,
         for (int i = 0; i < count; ++i) {
           const int at = place + i;
           if (at % kPer == 0) read_four(across + Op::kTerms * at, gains);
-          float m = fmaf(own.x, gains[Op::kTerms * (at % kPer)], at == 0 ? own.w : own.z);
+          const float gain = gains[Op::kTerms * (at % kPer)], constant = at == 0 ? own.w : own.z;
+          float m = Op::kMasked ? gain * constant : fmaf(own.x, gain, constant);
           if constexpr (kTwo) m = fmaf(own.y, gains[2 * (at % kPer) + 1], m);
           line.at[at] = op.apply(line.at[at], m, energy[at % 4]);
         }

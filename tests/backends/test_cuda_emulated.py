@@ -57,7 +57,8 @@ def test_cuda_takes_one_launch_up_to_128_px(side, kernel, blocks):
     assert launched(sk.corrupt, x, 1.0, 0.1) == [(f"{kernel}_kernel", blocks)]
     assert launched(sk.dct2, x) == [(f"{kernel}_kernel", blocks)]
     # The loss adds up its planes in one more.
-    assert launched(sk.soft_score_loss, x, x, 1.0) == [(f"{kernel}_kernel", blocks), ("sum_kernel", 1)]
+    for op, filtered_by in ((sk.soft_score_loss, 1.0), (sk.spectral_loss, torch.ones(side))):
+        assert launched(op, x, x, filtered_by) == [(f"{kernel}_kernel", blocks), ("sum_kernel", 1)]
 
 
 SQUARES = (16, 28, 32, 48, 56, 64, 96, 128)
@@ -107,7 +108,12 @@ def test_every_option_on_square_planes(side):
     check("reverse_step", x, y, **steps, a=few, b=0.1, key=key)
     check("reverse_step", x, y, **steps, a=few, b=0.1, noise=z, floor=0.1)
     check("momentum_step", wide, y, **steps, noise_std_t=few, noise_std_s=0.5 * few, key=key)
+    check("momentum_step", x, y, **steps, noise_std_t=few, noise_std_s=0.5 * few, key=key, floor=0.1)
     check("soft_score_loss", x, wide, std, reduction="none", floor=0.1)
+    for image in (x, wide, last):
+        check("spectral_loss", image, y, torch.rand(3, 1, side, side), weight=few, reduction="none")
+    for dtype in (torch.bfloat16, torch.float16):
+        check("spectral_loss", x.to(dtype), y.to(dtype), torch.rand(2, side, 1).to(dtype))
     check("spectral_mix", [x, y, wide], [torch.rand(side, side), torch.rand(side), torch.rand(side, 1)])
     for image in (x, wide):
         assert torch.equal(sk.blur(image, 0.0), image)
@@ -165,6 +171,9 @@ def results(shape):
     loss = sk.soft_score_loss(prediction, y, 1.5)
     loss.backward()
     masks = [torch.ones(shape[2:]), torch.ones(shape[3])]
+    other = x.clone().requires_grad_()
+    masked = sk.spectral_loss(other, y, torch.linspace(0.1, 1.0, shape[2] * shape[3]).view(shape[2:]))
+    masked.backward()
     return [
         sk.dct2(x),
         sk.idct2(x),
@@ -172,6 +181,8 @@ def results(shape):
         sk.momentum_step(x, y, **step, key=key),
         loss.detach(),
         prediction.grad,
+        masked.detach(),
+        other.grad,
         sk.spectral_mix([x, y], masks, noise_mask=torch.ones(shape[2], 1), key=key),
     ]
 
@@ -203,7 +214,27 @@ def test_cuda_keeps_its_digits_at_any_size(shape, size):
 def test_cuda_zeros_stay_zeros(shape):
     zero = torch.zeros(shape)
     assert torch.equal(sk.dct2(zero), zero) and torch.equal(sk.blur(zero, 2.0), zero)
-    assert sk.soft_score_loss(zero, zero, 1.0) == 0
+    assert sk.soft_score_loss(zero, zero, 1.0) == 0 and sk.spectral_loss(zero, zero, zero[0]) == 0
+
+
+def mixed(images, n):
+    """spectral_mix of (mask, noise, x, y), into a copy of the n-th of them, or into fresh memory."""
+    own = [image.clone() for image in images]
+    mask, noise, x, y = own
+    masks, out = [mask, torch.ones(mask.shape[3])], None if n is None else own[n]
+    got = sk.spectral_mix([x, y], masks, noise_mask=torch.ones(mask.shape[2], 1), noise=noise, out=out)
+    assert out is None or got is out
+    return got
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 9, 12), (3, 2, 32, 32), (3, 2, 40, 130)], ids=str)
+def test_cuda_mixes_into_an_input(shape):
+    # A plane is read before it is written, its noise and its mask included, so that any of them may be `out`:
+    # the result is that of fresh memory, bit for bit.
+    for dtype in (torch.float32, torch.float16):
+        images = [picture(*shape, seed=i, dtype=dtype) for i in range(4)]
+        fresh, *into = (mixed(images, n) for n in (None, 0, 1, 2, 3))
+        assert all(torch.equal(got, fresh) for got in into)
 
 
 def test_cuda_under_address_sanitizer(tmp_path):

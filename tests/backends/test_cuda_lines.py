@@ -51,6 +51,10 @@ def test_cuda_passes_over_larger_planes_in_chunks_of_the_cache():
     assert launched(sk.blur, x, 2.0) == [columns, rows] * 2
     step = {"blur_std_t": 2.0, "blur_std_s": 1.0, "a": 0.5, "b": 0.1}
     assert launched(sk.reverse_step, x, x, **step) == [rows, columns, rows] * 2
+    # A loss adds up its planes. A mask in memory is a kernel of its own, of as many blocks as the columns.
+    assert launched(sk.soft_score_loss, x, x, 1.0) == [rows, columns] * 2 + [("sum_kernel", 1)]
+    masked = [rows, columns, ("mask_kernel", columns[1])]
+    assert launched(sk.spectral_loss, x, x, torch.ones(130)) == masked * 2 + [("sum_kernel", 1)]
     assert launched(sk.dct2, x[:5])[2:] == [("fast_lines_kernel", 5), ("dense_lines_kernel", 20)]
 
 
@@ -106,6 +110,7 @@ def test_cuda_lines_up_to_1024_px(shape):
     check("blur", x, 30.0)
     check("blur", x, 2.0, floor=0.1)
     check("soft_score_loss", x, picture(*shape, seed=1), 0.7)
+    check("spectral_loss", x, picture(*shape, seed=1), torch.rand(shape))
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 64, 37), (2, 1, 96, 128), (1, 3, 5, 7)], ids=str)
@@ -156,6 +161,9 @@ def results(shape):
     loss = sk.soft_score_loss(prediction, y, 1.5)
     loss.backward()
     masks = [torch.ones(shape[2:]), torch.ones(shape[3])]
+    other = x.clone().requires_grad_()
+    masked = sk.spectral_loss(other, y, torch.linspace(0.1, 1.0, shape[2] * shape[3]).view(shape[2:]))
+    masked.backward()
     mixed = sk.spectral_mix([x, y], masks, noise_mask=torch.ones(shape[2], 1), key=key)
     return [
         sk.dct2(x),
@@ -163,6 +171,8 @@ def results(shape):
         sk.momentum_step(x, y, **step, key=key),
         loss.detach(),
         prediction.grad,
+        masked.detach(),
+        other.grad,
         mixed,
     ]
 

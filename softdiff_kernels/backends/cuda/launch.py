@@ -60,7 +60,7 @@ class _Call:
         along_h = plain(shape[2], side_h, device) if side_h else None
         square = shape[2] == shape[3] and side_h == side_w
         along_w = along_h if square else plain(shape[3], side_w, device) if side_w else None
-        count = shape[0] * parts if kernel == "soft_score_loss" else 0
+        count = shape[0] * parts if kernel.endswith("_loss") else 0
         self.memory = (
             along_h,
             along_w,
