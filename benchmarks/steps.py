@@ -23,7 +23,7 @@ from softdiff_kernels import functional
 from softdiff_kernels.bench import baselines, cases
 from softdiff_kernels.bench.forms import FftDct, Form, FourProduct, TwoProduct, TwoProductBmm
 from softdiff_kernels.bench.timing import Timing, clock_of, few
-from softdiff_kernels.diffusion import Corruption, SoftDenoiser, TrainingLoss
+from softdiff_kernels.diffusion import BlurCorruption, Corruption, SoftDenoiser, TrainingLoss
 from softdiff_kernels.errors import need
 
 from .command import Op, Rows, absent, agree, compete, main
@@ -153,7 +153,7 @@ def make_trainer(name: str, size: int, device: torch.device) -> Trainer:
     images = ImageSet(cases.synthetic_photographs(max(2 * batch, 16), size), "synthetic")
     build = (lambda *_: TwoLayers()) if name == TWO_LAYERS else training.build_model
     with patch.object(training, "build_model", build):
-        trainer = training.Trainer(config, images, Corruption.paper((size, size)), None, device)
+        trainer = training.Trainer(config, images, BlurCorruption.paper((size, size)), None, device)
     generator = torch.Generator(device).manual_seed(cases.SEED)
     for model in (trainer.model, trainer.averages[0].module):
         last = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)][-1]

@@ -139,7 +139,7 @@ def cold_loop(device: torch.device, size: int, batch: int, steps: int, budget: f
     Bansal et al. 2022, Algorithm 2. What an eager loop can compute before it starts is computed before it is
     timed: operators or masks for all times.
     """
-    corruption = diffusion.Corruption.paper((size, size))
+    corruption = diffusion.BlurCorruption.paper((size, size))
     stds = [corruption.blur_std(float(t)) for t in diffusion.time_steps(steps)]
     std = torch.tensor(stds, device=device)
     start = functional.blur(decoded(synthetic_photographs(batch, size)).to(device), stds[0])

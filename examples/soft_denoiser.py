@@ -21,7 +21,7 @@ import softdiff_kernels as sk
 from softdiff_kernels.diffusion import (
     LOSSES,
     SAMPLERS,
-    Corruption,
+    BlurCorruption,
     GaussianDCTPrior,
     SoftDenoiser,
     power_spectrum,
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     # The schedule of the paper, computed from the data. 0.1, its strongest noise, is much on so few pixels.
     schedule = shortest_path_schedule(power_spectrum([images]), noise_std_max=0.03)
-    denoiser = SoftDenoiser(AnyNetwork(), Corruption.from_schedule(schedule), loss=options.loss)
+    denoiser = SoftDenoiser(AnyNetwork(), BlurCorruption.from_schedule(schedule), loss=options.loss)
     losses = train(denoiser, images, options.steps, options.batch, options.seed)
     tenth = max(1, len(losses) // 10)
     print(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from softdiff_kernels.data import load_images
-from softdiff_kernels.diffusion import Corruption, GaussianDCTPrior
+from softdiff_kernels.diffusion import BlurCorruption, GaussianDCTPrior
 from softdiff_kernels.training.checkpoint import load_checkpoint
 from softdiff_kernels.training.config import TrainConfig
 from softdiff_kernels.training.trainer import Trainer
@@ -39,5 +39,5 @@ def losses(folder: Path, name: str = "stats.jsonl") -> list[tuple[int, float]]:
 def make_trainer(data: Path, **changes: Any) -> Trainer:
     config = small(data, Path("unused"), **changes)
     images = load_images(str(data))
-    corruption = Corruption.paper((8, 8))
+    corruption = BlurCorruption.paper((8, 8))
     return Trainer(config, images, corruption, GaussianDCTPrior.fit(images.batches(), corruption), CPU)

@@ -1,50 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
 """The method of Soft Diffusion over the library's ops: corruptions, schedules, samplers, priors, losses."""
 
-from .corruption import SCHEDULES, Corruption, NamedSchedule, ScheduleOptions
+from .blur import BlurCorruption
+from .corruption import Corruption, register
 from .denoiser import LOSSES, PREDICTIONS, WEIGHTS, Guided, SoftDenoiser, TrainingLoss
+from .generate import SAMPLING_SEED, generate
+from .named import SCHEDULES, NamedSchedule, ScheduleOptions
 from .priors import PRIORS, BlurredImagesPrior, GaussianDCTPrior, PlainGaussianPrior, Prior, prior_from_state
+from .rules import DDIM, IHDM, Ancestral, Langevin, Momentum, Naive, Rule, TACoS
 from .samplers import (
     SAMPLERS,
-    SAMPLING_SEED,
-    generate,
+    sample,
+    sample_ancestral,
     sample_ddim,
+    sample_ihdm,
+    sample_langevin,
     sample_momentum,
+    sample_multistep,
     sample_naive,
     sample_tacos,
-    time_steps,
 )
 from .schedule import Schedule
 from .shortest_path import PowerSpectrum, power_spectrum, shortest_path_schedule, wasserstein_distances
+from .times import SPACINGS, time_steps, time_warp
 
 __all__ = [
+    "DDIM",
+    "IHDM",
     "LOSSES",
     "PREDICTIONS",
     "PRIORS",
     "SAMPLERS",
     "SAMPLING_SEED",
     "SCHEDULES",
+    "SPACINGS",
     "WEIGHTS",
+    "Ancestral",
+    "BlurCorruption",
     "BlurredImagesPrior",
     "Corruption",
     "GaussianDCTPrior",
     "Guided",
+    "Langevin",
+    "Momentum",
+    "Naive",
     "NamedSchedule",
     "PlainGaussianPrior",
     "PowerSpectrum",
     "Prior",
+    "Rule",
     "Schedule",
     "ScheduleOptions",
     "SoftDenoiser",
+    "TACoS",
     "TrainingLoss",
     "generate",
     "power_spectrum",
     "prior_from_state",
+    "register",
+    "sample",
+    "sample_ancestral",
     "sample_ddim",
+    "sample_ihdm",
+    "sample_langevin",
     "sample_momentum",
+    "sample_multistep",
     "sample_naive",
     "sample_tacos",
     "shortest_path_schedule",
     "time_steps",
+    "time_warp",
     "wasserstein_distances",
 ]

@@ -1,127 +1,133 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corruption processes: how much blur and how much noise at each time t in [0, 1], and those with a name."""
+"""The general corruption process, over times t in [0, 1]:
+
+    x_t = V[m_t * V^T x_0 + s_t * V^T n]
+
+V is an orthonormal basis, m_t the gain and s_t the noise, each a number or one for each element of V^T x.
+With a rule's (A, B), numbers or masks, one step of any first-order sampler, from t to s < t, is
+
+    x_s = A x_t + (m_s - A m_t) x0_hat + B n        (the products in the basis V).
+
+Samplers, denoiser, priors, trainer and files ask for a `Corruption` and what is described here, no more. To
+write your own, derive from `Corruption`: `gain`, `noise` and `config` are enough for a process over DCT
+frequencies, and `@register` makes files of it readable.
+"""
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, overload
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _arguments as args
-from .. import functional, spectrum
-from ..caches import Tables
+from .. import functional
+from ..images import decode
 from ..noise import NoiseKey
-from .schedule import LOG_STEP, Schedule, geometric_noise_std, noise_nodes, noise_range, paper_blur_std_max
-from .shortest_path import PowerSpectrum, shortest_path_schedule
 
-_FORMAT = "softdiff-corruption"
-_GEOMETRIC_FROM = 0.01
-_PAPER_NOISE_STD_MAX = 0.1
-_FARTHEST_OF = 2000
+FORMAT = "softdiff-corruption"
+Factor = float | Tensor
+"""A or B of a step, or a gain: a number, or a mask over V^T x that broadcasts to [B, C, H, W]."""
 
 
-@dataclass(frozen=True)
-class Corruption:
-    """`x_t = C_t x_0 + noise_std(t) n`, C_t a Gaussian blur of blur_std(t) pixels, as tables over t.
+class Corruption(ABC):
+    """The base of all corruption processes. As it stands, V is the orthonormal 2-D DCT-II.
 
-    The tables are linear between their nodes. Any other tables than described here raise ValueError.
+    A subclass sets `image_size` and implements `gain`, `noise` and `config`. It changes `to_basis`,
+    `from_basis` and `basis` where V is another, and `corrupt`, `step` and `loss` where an op does better.
 
     Attributes:
         image_size: (H, W) of the images.
-        t: Times of the nodes, rising from 0 to 1.
-        blur_std_nodes: Blur at the nodes in pixels, at least 0 and nondecreasing.
-        noise_std_nodes: Noise at the nodes, for images in [-1, 1], at least 0 and nondecreasing.
+        channels: C, where gain or noise differ between channels; None allows any number.
         name: How the corruption was made.
+        kind: The name of the class in files; set by `register`.
+        basis: "dct", "pixels", or "" where there is no basis in which the corruption is diagonal.
 
     Examples:
-        >>> corruption = Corruption.paper((64, 64))
-        >>> corruption.blur_std(1.0), corruption.noise_std(1.0)
-        (23.0, 0.1)
-        >>> t = torch.tensor([0.1, 0.9])  # a time for each image
-        >>> corruption.corrupt(torch.zeros(2, 3, 64, 64), t, key=sk.NoiseKey(0)).shape
-        torch.Size([2, 3, 64, 64])
+        >>> @register("fade")
+        ... class Fade(Corruption):
+        ...     def __init__(self, image_size):
+        ...         self.image_size = image_size
+        ...     def gain(self, t):  # every frequency fades alike, the mean too
+        ...         return (1 - torch.as_tensor(t, dtype=torch.float64)).reshape(-1, 1, 1, 1)
+        ...     def noise(self, t):
+        ...         return torch.full_like(self.gain(t), 0.1)
+        ...     def config(self):
+        ...         return {"image_size": list(self.image_size)}
+        >>> fade = Fade((16, 16))
+        >>> fade.corrupt(torch.ones(2, 3, 16, 16), 0.5, key=sk.NoiseKey(0)).shape
+        torch.Size([2, 3, 16, 16])
+        >>> type(Corruption.from_dict(fade.to_dict())).__name__
+        'Fade'
     """
 
     image_size: tuple[int, int]
-    t: tuple[float, ...]
-    blur_std_nodes: tuple[float, ...]
-    noise_std_nodes: tuple[float, ...]
+    channels: int | None = None
     name: str = "custom"
+    kind: ClassVar[str] = ""
+    basis: ClassVar[str] = "dct"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", args.image_size("Corruption", self.image_size))
-        for field in ("t", "blur_std_nodes", "noise_std_nodes"):
-            object.__setattr__(self, field, _table(field, getattr(self, field)))
-        if len(self.t) < 2 or self.t[0] != 0.0 or self.t[-1] != 1.0 or not _rises(self.t, strictly=True):
-            raise ValueError(
-                f"Corruption: expected t as at least 2 times that rise from 0 to 1, got {args.shown(self.t)}"
-            )
-        for field in ("blur_std_nodes", "noise_std_nodes"):
-            values = getattr(self, field)
-            if len(values) != len(self.t):
-                raise ValueError(
-                    f"Corruption: expected {field} with {len(self.t)} values, as many as t, got {len(values)}"
-                )
-            if values[0] < 0 or not _rises(values, strictly=False):
-                raise ValueError(
-                    f"Corruption: expected {field} of at least 0 and nondecreasing, got {args.shown(values)}"
-                )
-
-    @overload
-    def blur_std(self, t: float) -> float: ...
-    @overload
-    def blur_std(self, t: Tensor) -> Tensor: ...
-    def blur_std(self, t: float | Tensor) -> float | Tensor:
-        """Standard deviation of the blur at t, in pixels.
+    @abstractmethod
+    def gain(self, t: float | Tensor) -> Tensor:
+        """m_t, broadcasting to [B, C, H, W].
 
         Args:
-            t: A number in [0, 1], or a floating-point tensor of any shape, whose dtype and device the result
-                has. Not differentiable in t.
-
-        Raises:
-            ValueError: If t is outside [0, 1], requires grad or carries a tangent. On a device values are
-                clamped instead, because reading them would synchronise.
+            t: A number in [0, 1], for which the gain is in float64 on the CPU, or a floating-point tensor
+                [B], whose dtype and device the gain has.
         """
-        return self._at("blur_std_nodes", t)
 
-    @overload
-    def noise_std(self, t: float) -> float: ...
-    @overload
-    def noise_std(self, t: Tensor) -> Tensor: ...
-    def noise_std(self, t: float | Tensor) -> float | Tensor:
-        """Standard deviation of the noise at t, in units of the image; t as in `blur_std`."""
-        return self._at("noise_std_nodes", t)
+    @abstractmethod
+    def noise(self, t: float | Tensor) -> Tensor:
+        """s_t, of at least 0: [B, 1, 1, 1] for white noise, else broadcasting to [B, C, H, W]. t as in
+        `gain`."""
 
-    def _at(self, field: str, t: float | Tensor) -> float | Tensor:
-        t = args.time("Corruption", t)
-        if isinstance(t, Tensor):
-            return _interpolate(_tables(self, field, t.device), t)
-        values: tuple[float, ...] = getattr(self, field)
-        i = min(bisect_right(self.t, t) - 1, len(self.t) - 2)
-        slope = (values[i + 1] - values[i]) / (self.t[i + 1] - self.t[i])
-        # At most the next node's value, so that rounding cannot make a table decrease.
-        return min(values[i] + (t - self.t[i]) * slope, values[i + 1])
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The arguments that `from_config` makes the same corruption from, as JSON can store them."""
 
-    def gain(self, t: float | Tensor) -> Tensor:
-        """Factor of C_t at each DCT frequency: [B, 1, H, W] for t [B], in t's dtype; float64 for a number."""
-        blur_std = self.blur_std(t)
-        if not isinstance(blur_std, Tensor):
-            blur_std = torch.tensor([blur_std], dtype=torch.float64)
-        return spectrum.heat_gain(blur_std.reshape(-1), *self.image_size)
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Corruption:
+        """The corruption whose `config()` this is. As it stands: the class, called with it."""
+        return cls(**config)
+
+    def mean(self, t: float) -> float:
+        """a_t over 0: the factor that the image as a whole has at t, 1 for blur.
+
+        Momentum, DDIM and TACoS assume that it is 1; of other processes they act on x_t / a_t.
+        """
+        return 1.0
+
+    def gain_ratio(self, t: float, s: float) -> Tensor:
+        """m_t / m_s for s < t, in float64; 0 where m_s is 0, whose elements hold nothing of x_0."""
+        gain_t, gain_s = self.gain(t), self.gain(s)
+        nothing = gain_s == 0
+        return torch.where(nothing, 0.0, gain_t / torch.where(nothing, 1.0, gain_s))
+
+    def to_basis(self, x: Tensor) -> Tensor:
+        """V^T x of images [B, C, H, W]."""
+        return functional.dct2(x)
+
+    def from_basis(self, u: Tensor) -> Tensor:
+        """V u, the images [B, C, H, W]."""
+        return functional.idct2(u)
+
+    def white(self, x: Tensor, key: NoiseKey) -> Tensor:
+        """The white noise n of images x [B, C, H, W] that `corrupt` adds for this key, in x's dtype."""
+        dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+        return self.from_basis(functional.normal(x.shape, key, device=x.device, dtype=dtype))
 
     def check_size(self, op: str, x: Tensor) -> None:
-        """Raises ValueError if images [B, C, H, W] have another size than the corruption. op: the caller."""
-        if tuple(x.shape[-2:]) != self.image_size:
+        """Raises ValueError for images [B, C, H, W] of another size or number of channels. op: the caller."""
+        if tuple(x.shape[-2:]) != tuple(self.image_size):
             height, width = self.image_size
             raise ValueError(
                 f"{op}: the corruption is for images of {height} x {width}, got {args.describe(x)}"
+            )
+        if self.channels is not None and x.shape[-3] != self.channels:
+            raise ValueError(
+                f"{op}: the corruption is for images of {self.channels} channels, got {args.describe(x)}"
             )
 
     def corrupt(
@@ -133,286 +139,158 @@ class Corruption:
         noise: Tensor | None = None,
         return_residual: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`x_t = C_t x_0 + noise_std(t) n`, and, if asked, the residual `x_0 - x_t`.
+        """x_t, and, if asked, the residual `x_0 - x_t`.
 
         Args:
             x0: Images [B, C, H, W] in [-1, 1], or uint8.
             t: A number or [B].
             key: As in `softdiff_kernels.corrupt`.
-            noise: As in `softdiff_kernels.corrupt`.
+            noise: n of the images' shape, in place of a key.
             return_residual: As in `softdiff_kernels.corrupt`.
         """
         self.check_size("Corruption.corrupt", x0)
-        return functional.corrupt(
-            x0, self.blur_std(t), self.noise_std(t), key=key, noise=noise, return_residual=return_residual
+        clean = decode(x0)
+        std = self.noise(t)
+        white = None if noise is None else self.to_basis(noise)
+        x_t = functional.spectral_mix(
+            [clean], [_mask(self.gain(t), clean)], noise_mask=_mask(std, clean), key=key, noise=white
         )
+        return (x_t, clean - x_t) if return_residual else x_t
+
+    def step(
+        self,
+        x_t: Tensor,
+        x0_hat: Tensor,
+        t: float,
+        s: float,
+        A: Factor,
+        B: Factor,
+        *,
+        key: NoiseKey | None = None,
+    ) -> Tensor:
+        """`x_s = A x_t + (m_s - A m_t) x0_hat + B n`, the products in the basis V.
+
+        Args:
+            x_t: Images at time t, [B, C, H, W].
+            x0_hat: Estimate of the clean images, likewise.
+            t: A number in [0, 1].
+            s: Likewise, s < t.
+            A: A number, or a mask that broadcasts to [B, C, H, W].
+            B: Likewise, of at least 0.
+            key: Of the noise n. None takes a fresh key from torch's default generator.
+        """
+        keep = _mask(A, x_t)
+        moved = _mask(self.gain(s) - _wide(A) * self.gain(t), x_t)
+        if is_zero(B):
+            return functional.spectral_mix([x_t, x0_hat], [keep, moved])
+        return functional.spectral_mix([x_t, x0_hat], [keep, moved], noise_mask=_mask(B, x_t), key=key)
+
+    def loss(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        t: Tensor,
+        *,
+        mask: Factor | None = None,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """`weight sum_k mask[k]^2 (V^T (prediction - target))[k]^2`, summed over an image's elements.
+
+        Args:
+            prediction: [B, C, H, W].
+            target: Likewise.
+            t: [B].
+            mask: A number, or what broadcasts to [B, C, H, W]. None is m_t: errors are seen through C_t, as
+                Soft Score Matching does.
+            weight: A number or [B]; None is 1.
+            reduction: "none" gives [B], "mean" the mean over the batch, "sum" the sum.
+
+        Returns:
+            float32, float64 for float64 images.
+        """
+        seen = _mask(self.gain(t) if mask is None else mask, prediction)
+        return functional.spectral_loss(prediction, target, seen, weight=weight, reduction=reduction)
 
     def to_dict(self) -> dict[str, Any]:
         """The corruption as JSON can store it; `from_dict` reads it."""
-        return {
-            "format": _FORMAT,
-            "image_size": list(self.image_size),
-            "t": list(self.t),
-            "blur_std": list(self.blur_std_nodes),
-            "noise_std": list(self.noise_std_nodes),
-            "name": self.name,
-        }
+        if REGISTRY.get(self.kind) is not type(self):
+            raise ValueError(
+                f"{type(self).__name__}: expected a class with a name in files, got none; decorate it with "
+                '@register("name")'
+            )
+        return {"format": FORMAT, "kind": self.kind, **self.config()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Corruption:
         """The corruption that `to_dict` wrote. ValueError for any other content."""
-        if not isinstance(content, Mapping) or content.get("format") != _FORMAT:
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise ValueError(
-                f"Corruption: expected a dictionary of format {_FORMAT!r}, got {args.shown(content)}"
+                f"Corruption: expected a dictionary of format {FORMAT!r}, got {args.shown(content)}"
             )
-        missing = [n for n in ("image_size", "t", "blur_std", "noise_std", "name") if n not in content]
-        if missing:
-            raise ValueError(f"Corruption: {', '.join(missing)} missing from the dictionary")
-        return cls.from_tables(
-            content["image_size"],
-            content["t"],
-            content["blur_std"],
-            content["noise_std"],
-            str(content["name"]),
-        )
-
-    @classmethod
-    def from_tables(
-        cls,
-        image_size: tuple[int, int],
-        t: Sequence[float],
-        blur_std: Sequence[float],
-        noise_std: Sequence[float],
-        name: str = "custom",
-    ) -> Corruption:
-        """A corruption from values of blur_std (pixels) and noise_std at the times t, linear in between."""
-        return cls(
-            image_size, _table("t", t), _table("blur_std", blur_std), _table("noise_std", noise_std), name
-        )
-
-    @classmethod
-    def paper(
-        cls,
-        image_size: tuple[int, int],
-        *,
-        blur_std_min: float = 0.01,
-        blur_std_max: float | None = None,
-        noise_std_min: float = 0.01,
-        noise_std_max: float = 0.10,
-        noise_full_at: float = 0.25,
-    ) -> Corruption:
-        """The paper's ranges without its schedule: blur linear in t, noise geometric up to noise_full_at.
-
-        blur_std_max: None is the paper's 23 px at 64 px, times max(H, W) / 64; a number is used unchanged.
-        The geometric part is tabulated so densely that interpolation is within 3.2e-4 of it.
-        Daras et al. 2022, section 5 and figure 6 (blur 0.01 to 23 px, noise 0.01 to 0.10).
-        """
-        op = "Corruption.paper"
-        size = args.image_size(op, image_size)
-        least, most = _blur_range(op, size, blur_std_min, blur_std_max)
-        noise = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
-        t = noise_nodes(*noise)
-        blur = least + (most - least) * t
-        return cls.from_tables(
-            size, t.tolist(), blur.tolist(), geometric_noise_std(t, *noise).tolist(), "paper"
-        )
-
-    @classmethod
-    def geometric(
-        cls,
-        image_size: tuple[int, int],
-        *,
-        blur_std_min: float = 0.5,
-        blur_std_max: float | None = None,
-        noise_std_min: float = 0.01,
-        noise_std_max: float = 0.10,
-        noise_full_at: float = 0.25,
-    ) -> Corruption:
-        """Blur geometric in t, as in IHDM (Rissanen et al. 2022: from 0.5 px), with the paper's noise.
-
-        In the first hundredth of t the blur rises from 0.01 px to blur_std_min. Otherwise as `paper`.
-        """
-        op = "Corruption.geometric"
-        size = args.image_size(op, image_size)
-        least, most = _blur_range(op, size, blur_std_min, blur_std_max)
-        least = min(least, most)
-        if not least > 0:
-            raise ValueError(f"{op}: expected blur_std_min and blur_std_max over 0, got {least!r}")
-        parts = max(1, math.ceil(math.log(most / least) / LOG_STEP))
-        blur_t = np.linspace(_GEOMETRIC_FROM, 1.0, parts + 1)
-        noise = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
-        t = np.union1d(blur_t, noise_nodes(*noise))
-        blur = np.interp(t, np.append(0.0, blur_t), np.append(0.01, np.geomspace(least, most, parts + 1)))
-        return cls.from_tables(
-            size, t.tolist(), blur.tolist(), geometric_noise_std(t, *noise).tolist(), "geometric"
-        )
-
-    @classmethod
-    def noise_only(
-        cls, image_size: tuple[int, int], *, noise_std_min: float = 0.01, noise_std_max: float
-    ) -> Corruption:
-        """No blur, noise geometric in t: the variance-exploding process of Song et al. 2021.
-
-        noise_std_max: should be about the largest distance between two images (Song & Ermon 2020,
-        technique 1).
-        """
-        size = args.image_size("Corruption.noise_only", image_size)
-        noise = noise_range("Corruption.noise_only", noise_std_min, noise_std_max, 1.0)
-        t = noise_nodes(*noise)
-        return cls.from_tables(
-            size, t.tolist(), [0.0] * len(t), geometric_noise_std(t, *noise).tolist(), "noise-only"
-        )
-
-    @classmethod
-    def from_schedule(cls, schedule: Schedule) -> Corruption:
-        """Blur and noise at the nodes of the schedule, linear in between (Daras et al. 2022)."""
-        return cls(schedule.image_size, schedule.t, schedule.blur_std, schedule.noise_std, "schedule")
+        kind = content.get("kind", "blur")  # the only kind of files before version 0.3
+        if kind not in REGISTRY:
+            raise ValueError(
+                f"Corruption: expected a kind among {', '.join(sorted(REGISTRY))}, got {args.shown(kind)}; "
+                "import the module that registers it"
+            )
+        config = {name: value for name, value in content.items() if name not in ("format", "kind")}
+        try:
+            return REGISTRY[kind].from_config(config)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"Corruption of kind {kind}: expected its complete configuration: {error}"
+            ) from None
 
 
-def _blur_range(
-    op: str, size: tuple[int, int], blur_std_min: float, blur_std_max: float | None
-) -> tuple[float, float]:
-    most = paper_blur_std_max(size) if blur_std_max is None else blur_std_max
-    return args.number(op, "blur_std_min", blur_std_min), args.number(op, "blur_std_max", most)
+REGISTRY: dict[str, type[Corruption]] = {}
+"""The classes of corruptions by their name in files."""
+
+C = TypeVar("C", bound=type[Corruption])
 
 
-def _table(name: str, values: object) -> tuple[float, ...]:
-    return tuple(args.numbers("Corruption", name, values))
+def register(kind: str) -> Any:
+    """A class decorator: the name of a class of corruptions in files. ValueError for a name that is taken.
 
+    A class that is defined again, as in a notebook, replaces the one of the same name and module.
 
-def _rises(values: Sequence[float], *, strictly: bool) -> bool:
-    return all(a < b or (a == b and not strictly) for a, b in pairwise(values))
-
-
-def _make_tables(corruption: Corruption, field: str, device: torch.device) -> Tensor:
-    """Start, value, slope and limit of each piece: float64 [4, nodes - 1]."""
-    t = corruption.t
-    values: tuple[float, ...] = getattr(corruption, field)
-    # Not by zip: torch 2.6 cannot trace it with `strict`.
-    slope = [(values[i + 1] - values[i]) / (t[i + 1] - t[i]) for i in range(len(t) - 1)]
-    return torch.tensor([t[:-1], values[:-1], slope, values[1:]], dtype=torch.float64, device=device)
-
-
-# Cached, so that a table is copied to a device once: a later copy could not be captured in a graph. The key,
-# a corruption, takes three times as much memory as its table.
-_kept_tables = Tables("corruption", _make_tables, copied=True, share=4)
-
-
-def _tables(corruption: Corruption, field: str, device: torch.device) -> Tensor:
-    # torch.compile warns about a cache and traces through it; the traced table is a constant anyway.
-    tables = _make_tables if torch.compiler.is_compiling() else _kept_tables
-    return tables(corruption, field, device)
-
-
-def _interpolate(tables: Tensor, t: Tensor) -> Tensor:
-    start, value, slope, limit = tables.unbind(0)
-    # Not detached: a derivative that was not detected above reaches the op, which refuses it.
-    exact = t.double().clamp(0.0, 1.0)
-    piece = torch.searchsorted(start, exact.contiguous(), right=True).sub_(1).clamp(min=0)
-    return torch.minimum(value[piece] + (exact - start[piece]) * slope[piece], limit[piece]).to(t.dtype)
-
-
-class DataSet(Protocol):
-    """What a named corruption is made for, such as an `ImageSet`: pixels are uint8 [N, C, H, W]."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def pixels(self) -> Tensor: ...
-    @property
-    def spectrum(self) -> PowerSpectrum: ...
-
-
-@dataclass(frozen=True)
-class ScheduleOptions:
-    """Options of the named corruptions; each uses those that apply to it.
-
-    Attributes:
-        nodes: Number of nodes on the shortest path.
-        blur_std_max: Strongest blur in pixels. None is the paper's, 23 px at 64 px in proportion to the
-            longer side.
-        noise_std_min: Noise at t = 0.
-        noise_std_max: Strongest noise. None is the paper's 0.1 (noise_std_min if that is larger); for "noise"
-            the largest distance between two images.
-
-    Examples:
-        >>> ScheduleOptions(noise_std_max=0.05).ranges()
-        {'blur_std_max': None, 'noise_std_min': 0.01, 'noise_std_max': 0.05}
+    Examples: see `Corruption`.
     """
+    if not isinstance(kind, str) or not kind:
+        raise ValueError(f"register: expected a name, got {args.shown(kind)}")
 
-    nodes: int = 32
-    blur_std_max: float | None = None
-    noise_std_min: float = 0.01
-    noise_std_max: float | None = None
+    def enter(cls: C) -> C:
+        other = REGISTRY.get(kind)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"register: expected a name that is free, got {kind!r}, the name of {other.__module__}."
+                f"{other.__qualname__}"
+            )
+        cls.kind = kind
+        REGISTRY[kind] = cls
+        return cls
 
-    def ranges(self) -> dict[str, Any]:
-        """The ranges of blur and noise as keyword arguments of `Corruption.paper` and `.geometric`."""
-        most = self.noise_std_max
-        return {
-            "blur_std_max": self.blur_std_max,
-            "noise_std_min": self.noise_std_min,
-            "noise_std_max": max(_PAPER_NOISE_STD_MAX, self.noise_std_min) if most is None else most,
-        }
-
-
-def farthest(pixels: Tensor) -> float:
-    """The largest distance between two of (at most 2000, evenly spaced) images in [-1, 1]; pixels: uint8."""
-    chosen = torch.linspace(0, len(pixels) - 1, min(len(pixels), _FARTHEST_OF)).round().long()
-    flat = pixels[chosen].flatten(1).float() / 127.5
-    return float(torch.cdist(flat, flat).max())
+    return enter
 
 
-def _wasserstein(data: DataSet, options: ScheduleOptions) -> tuple[Corruption, Schedule | None]:
-    schedule = shortest_path_schedule(
-        data.spectrum, nodes=options.nodes, dataset=data.name, **options.ranges()
-    )
-    return Corruption.from_schedule(schedule), schedule
+def is_number(factor: object) -> bool:
+    """Whether A or B of a step is a number, not a mask."""
+    return not isinstance(factor, Tensor)
 
 
-def _linear(data: DataSet, options: ScheduleOptions) -> tuple[Corruption, Schedule | None]:
-    return Corruption.paper(data.spectrum.image_size, **options.ranges()), None
+def is_zero(factor: Factor) -> bool:
+    """Whether a step's B is the number 0: then it draws no noise."""
+    return not isinstance(factor, Tensor) and factor == 0
 
 
-def _geometric(data: DataSet, options: ScheduleOptions) -> tuple[Corruption, Schedule | None]:
-    return Corruption.geometric(data.spectrum.image_size, **options.ranges()), None
+def _wide(factor: Factor) -> Factor:
+    return factor.double() if isinstance(factor, Tensor) else factor
 
 
-def _noise(data: DataSet, options: ScheduleOptions) -> tuple[Corruption, Schedule | None]:
-    least, most = options.noise_std_min, options.noise_std_max
-    most = max(farthest(data.pixels), least) if most is None else most
-    size = data.pixels.shape[2], data.pixels.shape[3]
-    return Corruption.noise_only(size, noise_std_min=least, noise_std_max=most), None
-
-
-class NamedSchedule(NamedTuple):
-    """A corruption that is made from a data set by its name in SCHEDULES.
-
-    Attributes:
-        make: The corruption for a data set, and its Schedule if one was computed.
-        help: What the name means.
-        options: The fields of ScheduleOptions that have an effect.
-
-    Examples:
-        >>> from types import SimpleNamespace
-        >>> pixels = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
-        >>> data = SimpleNamespace(name="mine", pixels=pixels, spectrum=power_spectrum([pixels]))
-        >>> corruption, schedule = SCHEDULES["linear"].make(data, ScheduleOptions())
-        >>> corruption.blur_std(1.0), schedule
-        (5.75, None)
-    """
-
-    make: Callable[[DataSet, ScheduleOptions], tuple[Corruption, Schedule | None]]
-    help: str
-    options: tuple[str, ...]
-
-
-_RANGES = ("blur_std_max", "noise_std_min", "noise_std_max")
-
-SCHEDULES: dict[str, NamedSchedule] = {
-    "wasserstein": NamedSchedule(_wasserstein, "the shortest path for this data", ("nodes", *_RANGES)),
-    "linear": NamedSchedule(_linear, "the paper's ranges, blur linear in t", _RANGES),
-    "paper": NamedSchedule(_linear, "another name of linear", _RANGES),
-    "geometric": NamedSchedule(_geometric, "blur geometric in t, as IHDM", _RANGES),
-    "noise": NamedSchedule(_noise, "no blur: VE", _RANGES[1:]),
-}
-"""The corruptions that have a name: command options, help texts and tests derive from this."""
+def _mask(factor: Factor, x: Tensor) -> Tensor:
+    """A number or mask as the ops take it for images x: at most float32, but for float64 images, on x's
+    device."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if not isinstance(factor, Tensor):
+        return torch.full((1, 1, 1, 1), factor, dtype=dtype, device=x.device)
+    return factor.to(device=x.device, dtype=dtype)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import _arguments as args
 from .. import functional
 from ..images import decode
-from ..noise import NoiseKey, uniform_from_words, words_after
+from ..noise import NoiseKey, fresh_key, uniform_from_words, words_after
 from . import _wrappers
 from .corruption import Corruption
 
@@ -21,22 +21,41 @@ Mask = Callable[[Corruption, Tensor], Tensor]
 
 
 class Prediction(NamedTuple):
-    """What a network's output means. x0_hat: from (output, x_t); target: from (x_0, x_0 - x_t)."""
+    """What a network's output means. x0_hat: from (output, x_t, corruption, t [B]); target: from (x_0,
+    x_0 - x_t, the white noise n)."""
 
-    x0_hat: Callable[[Tensor, Tensor], Tensor]
-    target: Callable[[Tensor, Tensor], Tensor]
+    x0_hat: Callable[[Tensor, Tensor, Corruption, Tensor], Tensor]
+    target: Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
+
+
+def _without_noise(out: Tensor, x_t: Tensor, corruption: Corruption, t: Tensor) -> Tensor:
+    """V[(V^T x_t - s_t V^T out) / m_t]."""
+    gain = corruption.gain(t)
+    masks = [(1.0 / gain).to(out.dtype), (-corruption.noise(t) / gain).to(out.dtype)]
+    if corruption.basis == "dct":
+        return functional.spectral_mix([x_t.to(out.dtype), out], masks)
+    u, v = corruption.to_basis(x_t.to(out.dtype)), corruption.to_basis(out)
+    return corruption.from_basis(masks[0] * u + masks[1] * v)
 
 
 PREDICTIONS: dict[str, Prediction] = {
-    "residual": Prediction(lambda out, x_t: out + x_t.to(out.dtype), lambda x0, residual: residual),
-    "sample": Prediction(lambda out, x_t: out, lambda x0, residual: decode(x0)),
+    "residual": Prediction(
+        lambda out, x_t, *_: out + x_t.to(out.dtype), lambda x0, residual, noise: residual
+    ),
+    "sample": Prediction(lambda out, x_t, *_: out, lambda x0, residual, noise: decode(x0)),
+    "noise": Prediction(_without_noise, lambda x0, residual, noise: noise),
 }
-"""What the network predicts: the residual x_0 - x_t (the paper's), or x_0."""
+"""What the network predicts: the residual x_0 - x_t (the paper's), x_0, or the white noise n."""
+
+_LEAST_GAIN = 1e-6
+"""Smallest gain over which x_0 is still told from the noise: 1 / gain amplifies the network's rounding."""
 
 
 def paper_weight(corruption: Corruption, t: Tensor) -> Tensor:
-    """1 / noise_std(t)^2, the paper's: [B]."""
-    return corruption.noise_std(t).square().reciprocal()
+    """1 / noise(t)^2, the paper's: [B]; for coloured noise frequency by frequency, so that it broadcasts to
+    [B, C, H, W]."""
+    weight = corruption.noise(t).square().reciprocal()
+    return weight.reshape(-1) if weight.numel() == t.numel() else weight
 
 
 def uniform_weight(corruption: Corruption, t: Tensor) -> None:
@@ -81,22 +100,36 @@ def increment_mask(corruption: Corruption, t: Tensor) -> Tensor:
     """
     t = t.double()  # in which the difference of the gains keeps its digits
     s = (t - INCREMENT_STEP).clamp(min=0.0)
-    noise_std_t = corruption.noise_std(t)
-    ratio = torch.where(noise_std_t == 0, 1.0, corruption.noise_std(s) / noise_std_t)
-    gain = corruption.gain(s) - ratio.square().view(-1, 1, 1, 1) * corruption.gain(t)
+    noise_t = corruption.noise(t)
+    ratio = torch.where(noise_t == 0, 1.0, corruption.noise(s) / noise_t)
+    gain = corruption.gain(s) - ratio.square() * corruption.gain(t)
     step = (t - s).clamp(min=1e-3)  # at t = 0 there is no step, and the gain is 0
     return (gain / step.view(-1, 1, 1, 1)).clamp(min=0.0).sqrt()
 
 
-LOSSES: dict[str, Mask] = {"soft": soft_mask, "plain": plain_mask, "increment": increment_mask}
+IHDM_STEP = 1 / 100
+
+
+def ihdm_mask(corruption: Corruption, t: Tensor) -> Tensor:
+    """IHDM's: errors seen through the blur of the next level, which its network predicts.
+
+    The mask is the gain at t - 1/100 (at least 0); 100 is the number of levels for MNIST. Rissanen et al.
+    2022, eq. 9.
+    """
+    return corruption.gain((t - IHDM_STEP).clamp(min=0.0))
+
+
+LOSSES: dict[str, Mask] = {
+    "soft": soft_mask,
+    "plain": plain_mask,
+    "increment": increment_mask,
+    "ihdm": ihdm_mask,
+}
 """The losses by name, each as the gain with which it sees the error. Command options and help texts (a
 docstring's first line) derive from this."""
 
-# The losses whose mask is a Gaussian blur's gain: the fused op computes them from its blur_std.
-_FUSED: dict[str, Callable[[Corruption, Tensor], Tensor | float]] = {
-    "soft": lambda corruption, t: corruption.blur_std(t),
-    "plain": lambda corruption, t: 0.0,
-}
+# The losses for which `Corruption.loss` needs no mask: None is C_t itself.
+_UNMASKED: dict[str, float | None] = {"soft": None, "plain": 1.0}
 
 
 class SoftDenoiser(_wrappers.Wrappable):
@@ -111,19 +144,24 @@ class SoftDenoiser(_wrappers.Wrappable):
             in bfloat16 under autocast.
         corruption: The corruption that the network undoes.
         prediction: What the network predicts, a name in PREDICTIONS: "residual" for phi = x_0 - x_t, so that
-            `x0_hat = phi + x_t` (the paper's), or "sample" for x0_hat itself.
+            `x0_hat = phi + x_t` (the paper's), "sample" for x0_hat itself, or "noise" for the white noise n,
+            which needs a gain over 0 at every frequency and t.
         weight: w, a name in WEIGHTS: "paper", 1 / noise_std(t)^2, or "uniform", 1; or a function of t [B]
             that returns [B]. None is "paper" for "soft" and "plain", and "uniform" for every other loss,
             whose mask can include a weight.
         loss: The mask, a name in LOSSES: "soft" (Soft Score Matching,
             `w(t) ||C_t (prediction - target)||^2`), "plain" (the squared error) or "increment" (see
-            `increment_mask`); or a function (corruption, t [B]) -> [B, 1, H, W] of nonnegative gains.
+            `increment_mask`) or "ihdm"; or a function (corruption, t [B]) -> [B, 1, H, W] of nonnegative
+            gains. All are of the error of x0_hat: with "noise" predicted, "soft" with the paper's weight is
+            the plain squared error of the noise.
+        time: From u, uniform in (0, 1), to the t of training, such as `time_warp("w2", ...)`. None trains on
+            t uniform in (0, 1).
 
     Examples:
         >>> class Network(torch.nn.Conv2d):  # stands for yours
         ...     def forward(self, x_t, t):
         ...         return super().forward(x_t)
-        >>> denoiser = SoftDenoiser(Network(3, 3, 3, padding=1), Corruption.paper((16, 16)))
+        >>> denoiser = SoftDenoiser(Network(3, 3, 3, padding=1), BlurCorruption.paper((16, 16)))
         >>> loss = denoiser.loss(torch.zeros(4, 3, 16, 16), key=sk.NoiseKey(0))
         >>> loss.mean().backward()
         >>> denoiser(torch.zeros(4, 3, 16, 16), 0.5).shape  # x0_hat
@@ -137,6 +175,7 @@ class SoftDenoiser(_wrappers.Wrappable):
         prediction: str = "residual",
         weight: str | Callable[[Tensor], Tensor] | None = None,
         loss: str | Mask = "soft",
+        time: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(corruption, Corruption):
@@ -145,18 +184,20 @@ class SoftDenoiser(_wrappers.Wrappable):
         if not callable(loss):
             args.choice("SoftDenoiser", "loss", loss, tuple(LOSSES))
         if weight is None:
-            weight = "paper" if isinstance(loss, str) and loss in _FUSED else "uniform"
+            weight = "paper" if isinstance(loss, str) and loss in _UNMASKED else "uniform"
         if not callable(weight):
             args.choice("SoftDenoiser", "weight", weight, tuple(WEIGHTS))
-        if weight == "paper" and corruption.noise_std_nodes[0] == 0.0:
-            raise ValueError(
-                "SoftDenoiser: expected noise_std over 0 for the weight 1 / noise_std^2, got 0 at t = 0"
-            )
+        # "noise" with the paper's weight divides by what it multiplies with.
+        if weight == "paper" and prediction != "noise" and corruption.noise(0.0).min() == 0.0:
+            raise ValueError("SoftDenoiser: expected noise over 0 for the weight 1 / noise^2, got 0 at t = 0")
+        if prediction == "noise":
+            _check_floor(corruption)
         self.inner_model = inner_model
         self.corruption = corruption
         self.prediction = prediction
         self.weight = weight
         self.loss_mask = loss
+        self.time = time
 
     def forward(self, x: Tensor, t: float | Tensor, **kw: Any) -> Tensor:
         """The estimate x0_hat of x_0, [B, C, H, W] in x's dtype.
@@ -168,8 +209,9 @@ class SoftDenoiser(_wrappers.Wrappable):
         """
         args.image("SoftDenoiser", "x", x)
         self.corruption.check_size("SoftDenoiser", x)
-        out = self._predict(x, self._time(x, t), kw)
-        return PREDICTIONS[self.prediction].x0_hat(out, x).to(x.dtype)
+        time = self._time(x, t)
+        out = self._predict(x, time, kw)
+        return PREDICTIONS[self.prediction].x0_hat(out, x, self.corruption, time).to(x.dtype)
 
     def loss(
         self,
@@ -187,8 +229,8 @@ class SoftDenoiser(_wrappers.Wrappable):
 
         Args:
             x0: Images [B, C, H, W] in [-1, 1], or uint8.
-            t: A number or [B]. None draws it uniformly in (0, 1), from each image's own stream if a key is
-                given, else from torch's generator.
+            t: A number or [B]. None draws it, from each image's own stream if a key is given, else from
+                torch's generator.
             key: Of the corruption, as in `softdiff_kernels.corrupt`.
             noise: Likewise.
             reduction: "none", "mean" over the batch, or "sum".
@@ -203,15 +245,43 @@ class SoftDenoiser(_wrappers.Wrappable):
         if t is None:
             t = self.draw_time(x0, key)
         time = self._time(x0, t)
+        if self.prediction == "noise" and noise is None:
+            noise = self.corruption.white(x0, fresh_key() if key is None else key)
+            key = None
         x_t, residual = self.corruption.corrupt(x0, time, key=key, noise=noise, return_residual=True)
         out = self._predict(x_t, time, kw)
-        target = PREDICTIONS[self.prediction].target(x0, residual).to(out.dtype)
+        target = PREDICTIONS[self.prediction].target(x0, residual, noise)
+        assert target is not None
+        mask, weight = self._view(time)
+        return self.corruption.loss(
+            out, target.to(out.dtype), time, mask=mask, weight=weight, reduction=reduction
+        )
+
+    def _view(self, time: Tensor) -> tuple[float | Tensor | None, Tensor | None]:
+        """(mask, weight [B]) with which the loss sees an error of the network, as `Corruption.loss` takes
+        them."""
+        corruption, name = self.corruption, self.loss_mask
+        mask: float | Tensor | None
+        if isinstance(name, str) and name in _UNMASKED:
+            mask = _UNMASKED[name]
+        else:
+            mask = (LOSSES[name] if isinstance(name, str) else name)(corruption, time)
+        predicts_noise = self.prediction == "noise"
+        if predicts_noise:  # an error e of the noise is one of -s_t e / m_t of x0_hat
+            mask = 1.0 if mask is None else mask / corruption.gain(time)
+            if self.weight == "paper":
+                return mask, None
         weight = self._weight(time)
-        if isinstance(self.loss_mask, str) and self.loss_mask in _FUSED:
-            blur_std = _FUSED[self.loss_mask](self.corruption, time)
-            return functional.soft_score_loss(out, target, blur_std, weight=weight, reduction=reduction)
-        mask = self.loss_mask if callable(self.loss_mask) else LOSSES[self.loss_mask]
-        return _spectral_loss(out, target, mask(self.corruption, time), weight, reduction)
+        noise = corruption.noise(time) if predicts_noise else None
+        if noise is not None and noise.numel() == time.numel():
+            seen = noise.reshape(-1).square()
+            weight = seen if weight is None else seen * weight
+        elif noise is not None:
+            mask = (1.0 if mask is None else mask) * noise
+        if isinstance(weight, Tensor) and weight.dim() == 4:  # coloured noise
+            mask = (corruption.gain(time) if mask is None else mask) * weight.sqrt()
+            weight = None
+        return mask, weight
 
     def _predict(self, x_t: Tensor, time: Tensor, kw: dict[str, Any]) -> Tensor:
         """The network's output, in float32 (float64 for float64 images)."""
@@ -245,9 +315,11 @@ class SoftDenoiser(_wrappers.Wrappable):
     def draw_time(self, x0: Tensor, key: NoiseKey | None) -> Tensor:
         """The t in (0, 1) that `loss` draws if none is given, for x0 [B, C, H, W]: float32 [B]."""
         if key is None:
-            return torch.rand(x0.shape[0], device=x0.device)
-        elements = x0.shape[1] * x0.shape[2] * x0.shape[3]
-        return uniform_from_words(words_after(key, x0.shape[0], elements, 1, x0.device)[:, 0])
+            u = torch.rand(x0.shape[0], device=x0.device)
+        else:
+            elements = x0.shape[1] * x0.shape[2] * x0.shape[3]
+            u = uniform_from_words(words_after(key, x0.shape[0], elements, 1, x0.device)[:, 0])
+        return u if self.time is None else self.time(u)
 
     def _weight(self, time: Tensor) -> Tensor | None:
         if callable(self.weight):
@@ -255,24 +327,14 @@ class SoftDenoiser(_wrappers.Wrappable):
         return WEIGHTS[self.weight](self.corruption, time)
 
 
-def _spectral_loss(
-    prediction: Tensor, target: Tensor, mask: Tensor, weight: float | Tensor | None, reduction: str
-) -> Tensor:
-    """`weight sum_k mask[k]^2 DCT2(prediction - target)[k]^2`, summed over an image's elements: float32 [B].
-
-    prediction, target: [B, C, H, W]; mask: broadcasts to [B, C, H, W]; weight: a number or [B], None is 1.
-    reduction: "none", "mean" over the batch, or "sum". float64 for float64 images.
-    """
-    op, batch, device = "SoftDenoiser.loss", prediction.shape[0], prediction.device
-    args.choice(op, "reduction", reduction, ("none", "mean", "sum"))
-    args.mask(op, "mask", mask, prediction.shape, device)
-    error = functional.dct2(prediction - target)
-    loss = (mask.to(error.dtype) * error).square().sum(dim=(1, 2, 3))
-    if weight is not None:
-        factor = args.coefficient(op, "weight", weight, batch, device)
-        args.values(op, "weight", factor)
-        loss = args.on(factor, device).to(loss.dtype) * loss
-    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+def _check_floor(corruption: Corruption) -> None:
+    """Raises ValueError where x_0 cannot be told from the noise."""
+    least = corruption.gain(1.0).min().item() if corruption.basis else 0.0
+    if least < _LEAST_GAIN:
+        raise ValueError(
+            f"SoftDenoiser: expected a gain of at least {_LEAST_GAIN:g} everywhere for the prediction "
+            f'"noise", got {least:.3g} at t = 1; predict "residual" or "sample", or give the corruption a floor'
+        )
 
 
 class TrainingLoss(nn.Module):
@@ -282,7 +344,7 @@ class TrainingLoss(nn.Module):
     bypasses them. Parameters and buffers are those of the denoiser, under `denoiser.`.
 
     Examples:
-        >>> denoiser = SoftDenoiser(lambda x_t, t: torch.zeros_like(x_t), Corruption.paper((16, 16)))
+        >>> denoiser = SoftDenoiser(lambda x_t, t: torch.zeros_like(x_t), BlurCorruption.paper((16, 16)))
         >>> loss = TrainingLoss(denoiser)  # wrap this in DistributedDataParallel
         >>> x0, key = torch.zeros(4, 3, 16, 16), sk.NoiseKey(0)
         >>> torch.equal(loss(x0, key=key), denoiser.loss(x0, key=key))
@@ -332,17 +394,24 @@ class Guided:
         class_labels: int64 [B], on the images' device.
         weight: w. 1 is the conditional model alone and needs one evaluation instead of two; over 1, images
             match their class better but vary less.
+        interval: (low, high). At other t the weight is 1. Kynkäänniemi et al. 2024.
 
     Examples:
         >>> def network(x_t, t, class_labels=None):  # stands for a conditional network
         ...     return torch.zeros_like(x_t) if class_labels is None else torch.ones_like(x_t)
-        >>> denoiser = SoftDenoiser(network, Corruption.paper((16, 16)), prediction="sample")
+        >>> denoiser = SoftDenoiser(network, BlurCorruption.paper((16, 16)), prediction="sample")
         >>> guided = Guided(denoiser, torch.tensor([3, 7]), weight=2.0)
         >>> guided(torch.zeros(2, 1, 16, 16), 0.5).mean()  # 0 + 2 (1 - 0)
         tensor(2.)
     """
 
-    def __init__(self, denoiser: SoftDenoiser, class_labels: Tensor, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        denoiser: SoftDenoiser,
+        class_labels: Tensor,
+        weight: float = 1.0,
+        interval: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
         if (
             not isinstance(class_labels, Tensor)
             or class_labels.dim() != 1
@@ -352,6 +421,12 @@ class Guided:
         self.denoiser = denoiser
         self.class_labels = class_labels
         self.weight: float = args.number("Guided", "weight", weight, nonnegative=False)
+        ends = args.numbers("Guided", "interval", interval)
+        if len(ends) != 2 or not 0.0 <= ends[0] <= ends[1] <= 1.0:
+            raise ValueError(
+                f"Guided: expected interval as two rising times in [0, 1], got {args.shown(interval)}"
+            )
+        self.interval = ends[0], ends[1]
         self.corruption = denoiser.corruption
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
@@ -359,5 +434,13 @@ class Guided:
         conditional: Tensor = self.denoiser(x, t, class_labels=self.class_labels)
         if self.weight == 1.0:
             return conditional
-        unconditional: Tensor = self.denoiser(x, t)
-        return torch.lerp(unconditional, conditional, self.weight)
+        if self.interval == (0.0, 1.0):
+            unconditional: Tensor = self.denoiser(x, t)
+            return torch.lerp(unconditional, conditional, self.weight)
+        time = t if isinstance(t, Tensor) else torch.tensor(float(t), device=x.device)
+        guided = (time >= self.interval[0]) & (time <= self.interval[1])
+        # On a device nothing is read, and both are evaluated.
+        if guided.device.type == "cpu" and not guided.any():
+            return conditional
+        weight = torch.where(guided, self.weight, 1.0).to(x.dtype).reshape(-1, 1, 1, 1)
+        return torch.lerp(self.denoiser(x, t), conditional, weight)

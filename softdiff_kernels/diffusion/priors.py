@@ -19,6 +19,7 @@ from .. import _arguments as args
 from .. import functional, spectrum
 from ..images import pieces
 from ..noise import NoiseKey, fresh_key, normals_from_words, words_after
+from .blur import BlurCorruption
 from .corruption import Corruption
 
 _THRESHOLD = 1e-3
@@ -130,39 +131,52 @@ def _for_images(key: NoiseKey | None, images: int | Tensor) -> tuple[NoiseKey, i
 
 
 class Surviving:
-    """The few DCT coefficients of an image that survive the strongest blur: gathered, and scattered back.
+    """The few coefficients of an image that survive the corruption at t = 1: gathered, and scattered back.
 
-    They are `m_1 DCT2(x)` at the frequencies whose gain m_1 at t = 1 exceeds `threshold`. At the paper's
-    strongest blur 13 frequencies have m_1 > 1e-3: 39 numbers for an RGB image.
-    index: int64 [K], rising positions of these frequencies in the flattened [H, W].
+    They are `m_1 V^T x` where the gain m_1 at t = 1 exceeds `threshold` (V is the DCT for a corruption over
+    frequencies). At the paper's strongest blur 13 frequencies have m_1 > 1e-3: 39 numbers for an RGB image.
+
+    image_size: (H, W); gain: m_1, float64 [C, H, W], or [1, H, W] for all channels alike; basis: as
+    `Corruption.basis`.
     """
 
-    def __init__(self, image_size: tuple[int, int], channels: int, blur_std: float, threshold: float) -> None:
-        self.image_size = args.image_size("prior", image_size)
+    def __init__(self, channels: int, gain: Tensor, threshold: float, basis: str = "dct") -> None:
+        self.image_size = gain.shape[-2], gain.shape[-1]
         self.channels: int = args.integer("prior", "channels", channels, least=1)
-        blur_std = args.number("prior", "blur_std", blur_std)
         threshold = args.number("prior", "threshold", threshold)
-        std = torch.tensor([blur_std], dtype=torch.float64)
-        gain = spectrum.heat_gain(std, *self.image_size).reshape(-1)
-        self.index = (gain > threshold).nonzero()[:, 0]
-        self.gain = gain[self.index]
+        args.choice("prior", "basis", basis, ("dct", "pixels"))
+        self.basis = basis
+        self.all_gains = gain.double().cpu()
+        full = self.all_gains.reshape(-1, *self.image_size).expand(self.channels, -1, -1).reshape(-1)
+        self.index = (full > threshold).nonzero()[:, 0]
+        self.gain = full[self.index]
+
+    @classmethod
+    def of_blur(
+        cls, image_size: tuple[int, int], channels: int, blur_std: float, threshold: float
+    ) -> Surviving:
+        """Those of a Gaussian blur of blur_std pixels."""
+        size = args.image_size("prior", image_size)
+        std = torch.tensor([args.number("prior", "blur_std", blur_std)], dtype=torch.float64)
+        return cls(channels, spectrum.heat_gain(std, *size)[0], threshold)
 
     @property
     def size(self) -> int:
-        """Numbers per image: channels times surviving frequencies."""
-        return self.channels * len(self.index)
+        """Numbers per image."""
+        return len(self.index)
 
     def gather(self, images: Tensor) -> Tensor:
-        """Blurred coefficients of images [B, C, H, W]: float64 [B, size], channel by channel."""
-        coefficients = functional.dct2(images).flatten(2)[:, :, self.index.to(images.device)].double()
-        return (coefficients * self.gain.to(images.device)).flatten(1)
+        """Corrupted coefficients of images [B, C, H, W]: float64 [B, size], channel by channel."""
+        coefficients = functional.dct2(images) if self.basis == "dct" else images
+        return coefficients.flatten(1)[:, self.index.to(images.device)].double() * self.gain.to(images.device)
 
     def scatter(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        """The blurred images [B, C, H, W] that have these coefficients [B, size]."""
-        batch = values.shape[0]
-        coefficients = values.new_zeros(batch, self.channels, self.image_size[0] * self.image_size[1])
-        coefficients[:, :, self.index.to(values.device)] = values.view(batch, self.channels, len(self.index))
-        return functional.idct2(coefficients.view(batch, self.channels, *self.image_size)).to(dtype)
+        """The corrupted images [B, C, H, W] that have these coefficients [B, size]."""
+        height, width = self.image_size
+        coefficients = values.new_zeros(values.shape[0], self.channels * height * width)
+        coefficients[:, self.index.to(values.device)] = values
+        coefficients = coefficients.view(-1, self.channels, height, width)
+        return (functional.idct2(coefficients) if self.basis == "dct" else coefficients).to(dtype)
 
 
 def _surviving(
@@ -173,21 +187,38 @@ def _surviving(
     for images in pieces(op, batches):
         corruption.check_size(op, images)
         if surviving is None:
-            surviving = Surviving(corruption.image_size, images.shape[1], corruption.blur_std(1.0), threshold)
+            if not corruption.basis:
+                raise ValueError(
+                    f"{op}: expected a corruption with a basis, got {type(corruption).__name__}; take the "
+                    "prior of plain noise, or one of your own"
+                )
+            surviving = Surviving(images.shape[1], corruption.gain(1.0)[0], threshold, corruption.basis)
         yield surviving, surviving.gather(images)
     if surviving is None:
         raise ValueError(f"{op}: expected at least one image, got none")
 
 
+def _end(corruption: Corruption) -> tuple[float | None, float]:
+    """The blur at t = 1 if it alone makes the gain, and the noise."""
+    noise = corruption.noise(1.0)
+    if noise.numel() != 1:
+        raise ValueError(
+            f"prior: expected white noise at t = 1, got the coloured noise of {type(corruption).__name__}; "
+            "draw x_1 by its own `corrupt`"
+        )
+    plain = isinstance(corruption, BlurCorruption) and corruption.floor == 0 and corruption.mean(1.0) == 1
+    return corruption.blur_std(1.0) if plain else None, noise.item()  # type: ignore[attr-defined]
+
+
 class _SpectralPrior(Prior):
-    """A prior over the coefficients that survive the blur at t = 1."""
+    """A prior over the coefficients that survive the corruption at t = 1."""
 
     def __init__(
-        self, surviving: Surviving, blur_std: float, threshold: float, noise_std: float, count: int
+        self, surviving: Surviving, blur_std: float | None, threshold: float, noise_std: float, count: int
     ) -> None:
         super().__init__(surviving.image_size, surviving.channels, noise_std)
         self.surviving = surviving
-        self.blur_std: float = args.number("prior", "blur_std", blur_std)
+        self.blur_std = None if blur_std is None else args.number("prior", "blur_std", blur_std)
         self.threshold: float = args.number("prior", "threshold", threshold)
         self.count: int = args.integer("prior", "count", count)
 
@@ -197,17 +228,28 @@ class _SpectralPrior(Prior):
             "blur_std": self.blur_std,
             "threshold": self.threshold,
             "images": self.count,
+            **({} if self.surviving.basis == "dct" else {"basis": self.surviving.basis}),
         }
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.blur_std is not None else {"gain": self.surviving.all_gains.contiguous()}
+
     @staticmethod
-    def _parts(config: Mapping[str, Any]) -> tuple[Surviving, float, float, float, int]:
-        blur, threshold = config["blur_std"], config["threshold"]
-        surviving = Surviving(config["image_size"], config["channels"], blur, threshold)
+    def _parts(
+        config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[Surviving, float | None, float, float, int]:
+        blur, threshold, channels = config["blur_std"], config["threshold"], config["channels"]
+        if blur is not None:
+            surviving = Surviving.of_blur(config["image_size"], channels, blur, threshold)
+        else:
+            surviving = Surviving(channels, tensors["gain"], threshold, config.get("basis", "dct"))
         return surviving, blur, threshold, config["noise_std"], config["images"]
 
     def _tail(self) -> str:
+        kind = "DCT coefficients" if self.surviving.basis == "dct" else "pixels"
+        blur = "" if self.blur_std is None else f"blur {self.blur_std:g} px, "
         return (
-            f"{self.surviving.size} surviving DCT coefficients (blur {self.blur_std:g} px, gain over "
+            f"{self.surviving.size} surviving {kind} ({blur}gain over "
             f"{self.threshold:g}) of {self.count} images, plus noise {self.noise_std:g}"
         )
 
@@ -220,7 +262,7 @@ class GaussianDCTPrior(_SpectralPrior):
 
     Examples:
         >>> images = torch.rand(32, 1, 16, 16) * 2 - 1  # your images
-        >>> prior = GaussianDCTPrior.fit([images], Corruption.paper((16, 16)))
+        >>> prior = GaussianDCTPrior.fit([images], BlurCorruption.paper((16, 16)))
         >>> prior.sample(4, key=sk.NoiseKey(0)).shape
         torch.Size([4, 1, 16, 16])
     """
@@ -230,7 +272,7 @@ class GaussianDCTPrior(_SpectralPrior):
     def __init__(
         self,
         surviving: Surviving,
-        blur_std: float,
+        blur_std: float | None,
         threshold: float,
         noise_std: float,
         count: int,
@@ -270,7 +312,7 @@ class GaussianDCTPrior(_SpectralPrior):
             count += values.shape[0]
         assert surviving is not None
         mean = first / count
-        blur, noise = corruption.blur_std(1.0), corruption.noise_std(1.0)
+        blur, noise = _end(corruption)
         if full:
             # The symmetric root is unique: it does not depend on a library's choice of signs or pivots.
             values, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
@@ -284,11 +326,11 @@ class GaussianDCTPrior(_SpectralPrior):
         return f"{self.name}: Gaussian ({covariance}) of the {self._tail()}"
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"mean": self.mean.contiguous(), "factor": self.factor.contiguous()}
+        return {**super().state_dict(), "mean": self.mean.contiguous(), "factor": self.factor.contiguous()}
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GaussianDCTPrior:
-        return cls(*cls._parts(config), tensors["mean"].cpu(), tensors["factor"].cpu())
+        return cls(*cls._parts(config, tensors), tensors["mean"].cpu(), tensors["factor"].cpu())
 
     def _mean(self, key: NoiseKey, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         size = self.surviving.size
@@ -308,7 +350,7 @@ class BlurredImagesPrior(_SpectralPrior):
 
     Examples:
         >>> images = torch.rand(32, 1, 16, 16) * 2 - 1  # your images
-        >>> prior = BlurredImagesPrior.fit([images], Corruption.paper((16, 16)))
+        >>> prior = BlurredImagesPrior.fit([images], BlurCorruption.paper((16, 16)))
         >>> prior.sample(4, key=sk.NoiseKey(0)).shape
         torch.Size([4, 1, 16, 16])
     """
@@ -318,7 +360,7 @@ class BlurredImagesPrior(_SpectralPrior):
     def __init__(
         self,
         surviving: Surviving,
-        blur_std: float,
+        blur_std: float | None,
         threshold: float,
         noise_std: float,
         count: int,
@@ -353,18 +395,18 @@ class BlurredImagesPrior(_SpectralPrior):
             if missing <= values.shape[0]:
                 break
         assert surviving is not None
-        blur, noise = corruption.blur_std(1.0), corruption.noise_std(1.0)
+        blur, noise = _end(corruption)
         return cls(surviving, blur, threshold, noise, count, torch.cat(parts))
 
     def describe(self) -> str:
         return f"{self.name}: blurred training images, the {self._tail()}"
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"values": self.values.contiguous()}
+        return {**super().state_dict(), "values": self.values.contiguous()}
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BlurredImagesPrior:
-        return cls(*cls._parts(config), tensors["values"].cpu())
+        return cls(*cls._parts(config, tensors), tensors["values"].cpu())
 
     def _mean(self, key: NoiseKey, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         word = words_after(key, batch, self._elements, 1, device)[:, 0]
@@ -396,7 +438,7 @@ class PlainGaussianPrior(Prior):
             channels = surviving.channels
         height, width = corruption.image_size
         mean_square = total / (count * channels * height * width)
-        std = (mean_square + corruption.noise_std(1.0) ** 2) ** 0.5
+        std = (mean_square + _end(corruption)[1] ** 2) ** 0.5
         return cls(corruption.image_size, channels, std)
 
     def describe(self) -> str:
@@ -423,7 +465,7 @@ def prior_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     """The prior whose `config()` and `state_dict()` these are. ValueError if they are not a prior's.
 
     Examples:
-        >>> prior = GaussianDCTPrior.fit([torch.rand(32, 1, 16, 16)], Corruption.paper((16, 16)))
+        >>> prior = GaussianDCTPrior.fit([torch.rand(32, 1, 16, 16)], BlurCorruption.paper((16, 16)))
         >>> again = prior_from_state(prior.config(), prior.state_dict())
         >>> torch.equal(again.sample(2, key=sk.NoiseKey(0)), prior.sample(2, key=sk.NoiseKey(0)))
         True

@@ -89,7 +89,7 @@ class Schedule:
 
     Examples:
         >>> schedule = shortest_path_schedule(power_spectrum([torch.rand(32, 1, 16, 16)]), levels=64, nodes=8)
-        >>> corruption = Corruption.from_schedule(schedule)
+        >>> corruption = BlurCorruption.from_schedule(schedule)
         >>> corruption.blur_std(1.0) == schedule.blur_std[-1]
         True
     """

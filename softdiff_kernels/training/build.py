@@ -19,6 +19,7 @@ from ..data import ImageSet, find_source, load_images
 from ..diffusion import (
     PRIORS,
     SCHEDULES,
+    BlurCorruption,
     Corruption,
     PowerSpectrum,
     Prior,
@@ -72,7 +73,7 @@ def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, 
         raise UserError(f"--schedule: expected {wanted}, got {config.schedule!r}")
     with user_errors():
         schedule = Schedule.load(config.schedule, image_size=images.shape[1:])
-    return Corruption.from_schedule(schedule), schedule
+    return BlurCorruption.from_schedule(schedule), schedule
 
 
 def fit_prior(name: str, images: ImageSet, corruption: Corruption) -> Prior:
@@ -204,11 +205,11 @@ def scales(spectrum: PowerSpectrum, corruption: Corruption) -> tuple[Tensor, Ten
     """Root mean squares of x_0 - x_t and of x_t, over images and elements, at 257 evenly spaced t: float32
     [257].
 
-    `mean_k (1 - m_t(k))^2 P_k + noise_std(t)^2` and `mean_k m_t(k)^2 P_k + noise_std(t)^2`, by Parseval.
+    `mean_k (1 - m_t(k))^2 P_k + mean_k s_t(k)^2` and `mean_k m_t(k)^2 P_k + mean_k s_t(k)^2`, by Parseval.
     """
     t = torch.linspace(0, 1, SCALE_NODES, dtype=torch.float64)
     gain = corruption.gain(t)
-    noise = corruption.noise_std(t).square()
+    noise = (corruption.noise(t).square() + torch.zeros_like(gain)).mean(dim=(1, 2, 3))
     lost = ((1 - gain).square() * spectrum.power).mean(dim=(1, 2, 3))
     left = (gain.square() * spectrum.power).mean(dim=(1, 2, 3))
     return (lost + noise).sqrt().float(), (left + noise).sqrt().float()

@@ -15,7 +15,13 @@ import softdiff_kernels as sk
 from softdiff_kernels import caches
 from softdiff_kernels.backends import triton as backend
 from softdiff_kernels.data import ImageSet
-from softdiff_kernels.diffusion import SAMPLERS, Corruption, GaussianDCTPrior, SoftDenoiser, generate
+from softdiff_kernels.diffusion import (
+    SAMPLERS,
+    BlurCorruption,
+    GaussianDCTPrior,
+    SoftDenoiser,
+    generate,
+)
 from softdiff_kernels.training.config import TrainConfig
 from softdiff_kernels.training.presets import PRESETS
 from softdiff_kernels.training.trainer import Trainer
@@ -65,7 +71,7 @@ def make_trainer(side, channels, **changes):
         **{"batch": 2, "sample_count": 3, "sample_steps": 3, "schedule": "paper", "nodes": 4, **changes},
     }
     pixels = torch.randint(0, 256, (4, channels, side, side), dtype=torch.uint8)
-    images, corruption = ImageSet(pixels, "noise"), Corruption.paper((side, side))
+    images, corruption = ImageSet(pixels, "noise"), BlurCorruption.paper((side, side))
     prior = GaussianDCTPrior.fit(images.batches(), corruption)
     return Trainer(TrainConfig(data="noise", **config), images, corruption, prior, CPU)
 
@@ -132,7 +138,7 @@ def test_both_forms_of_large_planes_are_covered(advance, monkeypatch):
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_sampling_launches_what_its_warm_up_compiled(advance, sampler):
     """Rule: `generate` compiles what it launches, for every sampler, options included."""
-    corruption = Corruption.paper((16, 16))
+    corruption = BlurCorruption.paper((16, 16))
     prior = GaussianDCTPrior.fit([torch.rand(8, 3, 16, 16)], corruption)
     denoiser = SoftDenoiser(lambda x, t: torch.zeros_like(x), corruption)
     said = []

@@ -9,7 +9,7 @@ pytest.importorskip("diffusers")
 
 from benchmarks.quality.measure import grid_name, times_at
 from benchmarks.quality.plan import PARTS, TRAINED
-from softdiff_kernels.diffusion import Corruption, time_steps
+from softdiff_kernels.diffusion import BlurCorruption, time_steps
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -28,7 +28,7 @@ def test_no_two_curves_share_a_picture() -> None:
 
 def test_steps_can_be_taken_at_the_blurs_of_another_schedule() -> None:
     """Rule: at the times found, this corruption has the other's blurs; both ways are the way from 1 to 0."""
-    one, other = Corruption.paper((16, 16)), Corruption.geometric((16, 16))
+    one, other = BlurCorruption.paper((16, 16)), BlurCorruption.geometric((16, 16))
     wanted = [other.blur_std(t) for t in time_steps(9).tolist()]
     found = times_at(wanted, one)
     assert found[0] == 1 and found[-1] == 0 and bool((found.diff() < 0).all())

@@ -18,7 +18,7 @@ from softdiff_kernels import functional
 from softdiff_kernels.bench import baselines, cases, timing
 from softdiff_kernels.bench.forms import FftDct, Form
 from softdiff_kernels.bench.timing import Timing
-from softdiff_kernels.diffusion import Corruption, SoftDenoiser, TrainingLoss
+from softdiff_kernels.diffusion import BlurCorruption, SoftDenoiser, TrainingLoss
 from softdiff_kernels.training.build import UNet
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def denoiser(size: int) -> SoftDenoiser:
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return self.layer(x)
 
-    return SoftDenoiser(Network(), Corruption.paper((size, size)))
+    return SoftDenoiser(Network(), BlurCorruption.paper((size, size)))
 
 
 def off(result: torch.Tensor, exact: torch.Tensor) -> float:

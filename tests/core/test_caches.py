@@ -19,7 +19,7 @@ from torch._subclasses import FakeTensorMode
 import softdiff_kernels as sk
 from softdiff_kernels import caches, spectrum
 from softdiff_kernels.caches import Cache, Tables
-from softdiff_kernels.diffusion import Corruption
+from softdiff_kernels.diffusion import BlurCorruption
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -410,7 +410,7 @@ def test_the_tables_of_corruptions_are_bounded():
     sk.set_cache_limit(1 << 20)
     t = torch.tensor([0.25, 0.5])
     for i in range(200):
-        corruption = Corruption.paper((8, 8), blur_std_max=5.0 + i)
+        corruption = BlurCorruption.paper((8, 8), blur_std_max=5.0 + i)
         assert torch.allclose(
             corruption.blur_std(t), torch.tensor([corruption.blur_std(v) for v in (0.25, 0.5)])
         )
@@ -468,7 +468,7 @@ def test_a_table_that_is_kept_serves_every_way(way):
 
 
 def test_the_table_of_a_corruption_serves_training_after_sampling():
-    corruption, t = Corruption.paper((8, 8)), torch.tensor([0.5])
+    corruption, t = BlurCorruption.paper((8, 8)), torch.tensor([0.5])
     with torch.inference_mode():
         corruption.noise_std(t)
     weight = torch.ones(1, requires_grad=True)

@@ -15,7 +15,7 @@ from checks import ROUNDING, needs_compiler, needs_native
 from ways import COMPILED, MASKS, OPS, STD, TRAINED, WAYS, all_ops, images, listed, scalar, trained, vectors
 
 import softdiff_kernels as sk
-from softdiff_kernels.diffusion import Corruption
+from softdiff_kernels.diffusion import BlurCorruption
 
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "derivatives.md"
@@ -364,7 +364,7 @@ def test_vmap_over_nothing(backend, name):
 
 def test_numbers_below_vmap_are_looked_at():
     # Each of these was taken for another number: a draw by its lowest 32 bits, a time as 1.
-    corruption = Corruption.paper((3, 4))
+    corruption = BlurCorruption.paper((3, 4))
     x = images(1)[0]
     vmap = torch.func.vmap
     with pytest.raises(ValueError, match=r"draw in \[0, 4294967296\), got 4294967296"):

@@ -18,15 +18,17 @@ from softdiff_kernels import reference, spectrum
 from softdiff_kernels.diffusion import (
     LOSSES,
     PREDICTIONS,
+    BlurCorruption,
     Corruption,
     Guided,
     SoftDenoiser,
     sample_momentum,
     time_steps,
+    time_warp,
 )
 from softdiff_kernels.diffusion.denoiser import INCREMENT_STEP
 
-C = Corruption.paper((6, 8))
+PAPER = C = BlurCorruption.paper((6, 8))
 KEY = sk.NoiseKey(3, stream=20)
 
 
@@ -134,15 +136,19 @@ def test_reductions(loss: str) -> None:
 def test_every_loss_is_the_weighted_square_of_the_masked_spectral_error(name: str, prediction: str) -> None:
     """Rule: a loss by name is w(t) sum_k mask[k]^2 DCT2(error)[k]^2, fused or not, or by a mask."""
     x0, t, net = _x0().double(), torch.tensor([0.01, 0.3, 0.9]), Net().double()
+    C = BlurCorruption.blurring_diffusion((6, 8), floor=0.1) if prediction == "noise" else PAPER
     x_t, residual = C.corrupt(x0, t, key=KEY, return_residual=True)
-    error = net(x_t, t.double()) - (residual if prediction == "residual" else x0)
-    weight = 1.0 if name == "increment" else C.noise_std(t).double().square().reciprocal()
-    masked = LOSSES[name](C, t.double()) * reference.dct2(error)
+    noise = C.white(x0, KEY)
+    error = net(x_t, t.double()) - {"residual": residual, "sample": x0, "noise": noise}[prediction]
+    of_image = ("increment", "ihdm")
+    weight = 1.0 if name in of_image else C.noise_std(t).double().square().reciprocal()
+    seen = 1.0 if prediction != "noise" else C.noise(t.double()) / C.gain(t.double())  # an error of x0_hat
+    masked = LOSSES[name](C, t.double()) * seen * reference.dct2(error)
     expected = weight * masked.square().sum(dim=(1, 2, 3))
     by_name = SoftDenoiser(net, C, prediction, loss=name).loss(x0, t.double(), key=KEY)
     # float64; the weight is of a float32 t in one of them: 2^-23, squared.
     torch.testing.assert_close(by_name, expected, rtol=1e-6, atol=0)
-    kind = "uniform" if name == "increment" else "paper"
+    kind = "uniform" if name in of_image else "paper"
     own = SoftDenoiser(net, C, prediction, kind, LOSSES[name]).loss(x0, t.double(), key=KEY)
     torch.testing.assert_close(own, by_name, rtol=1e-10, atol=0)
 
@@ -174,8 +180,56 @@ def test_a_loss_of_ones_own_sees_the_frequencies_that_it_names() -> None:
         assert trained.loss(x0, t, key=KEY).dtype == torch.float32
 
 
+def test_a_predicted_noise_gives_back_the_image_and_needs_a_floor() -> None:
+    """Rule: x0_hat = V[(V^T x_t - s V^T n) / m]; with the true noise it is x_0, to rounding times 1 / m."""
+    process = BlurCorruption.blurring_diffusion((6, 8), floor=0.1)
+    x0 = _x0().double()
+    for t in (0.0, 0.4, 1.0):
+        noise = process.white(x0, KEY)
+        x_t = process.corrupt(x0, t, key=KEY)
+        denoiser = SoftDenoiser(Answer(noise), process, prediction="noise")
+        torch.testing.assert_close(denoiser(x_t, t), x0, rtol=0, atol=1e-10)
+        # The published loss: the squared error of the noise, here of a network that is off by 1/4.
+        off = SoftDenoiser(Answer(noise + 0.25), process, prediction="noise").loss(x0, t, key=KEY)
+        torch.testing.assert_close(off, torch.full_like(off, x0[0].numel() / 16), rtol=1e-6, atol=0)
+    with pytest.raises(
+        ValueError, match='expected a gain of at least 1e-06 .* "noise", got .* give .* a floor'
+    ):
+        SoftDenoiser(Net(), PAPER, prediction="noise")
+
+
+def test_guidance_acts_within_its_interval() -> None:
+    """Rule: outside the interval the weight is 1, and the unconditional network is not asked."""
+    asked: list[bool] = []
+
+    def network(x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        asked.append(class_labels is None)
+        return torch.zeros_like(x) if class_labels is None else torch.ones_like(x)
+
+    denoiser = SoftDenoiser(network, C, prediction="sample")  # type: ignore[arg-type]
+    guided = Guided(denoiser, torch.tensor([0, 1, 2]), 3.0, interval=(0.2, 0.6))
+    for t, mean, calls in ((0.1, 1.0, [False]), (0.4, 3.0, [False, True]), (0.7, 1.0, [False])):
+        asked.clear()
+        assert guided(_x0(), t).mean() == pytest.approx(mean) and asked == calls
+    mixed = guided(_x0(), torch.tensor([0.1, 0.4, 0.7])).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(mixed, torch.tensor([1.0, 3.0, 1.0]))
+    with pytest.raises(ValueError, match="interval as two rising times"):
+        Guided(denoiser, torch.tensor([0]), 3.0, interval=(0.6, 0.2))
+
+
+def test_the_t_of_training_follows_a_warp() -> None:
+    """Rule: `time` maps a uniform u to t; one in blur_std makes blur_std(t) uniform over its range."""
+    warped = SoftDenoiser(Net(), C, time=time_warp("log_blur_std", C))
+    plain = SoftDenoiser(Net(), C)
+    x0 = torch.zeros(4000, 1, 1, 1)
+    u, t = plain.draw_time(x0, KEY), warped.draw_time(x0, KEY)
+    share = (C.blur_std(t).double() / C.blur_std(0.0)).log() / math.log(C.blur_std(1.0) / C.blur_std(0.0))
+    torch.testing.assert_close(share, u.double(), rtol=0, atol=2e-2)  # 2049 nodes, the steepest at the start
+    assert t.mean() < 0.6 * u.mean()
+
+
 def test_bad_losses_are_refused() -> None:
-    with pytest.raises(ValueError, match="loss as one of 'soft', 'plain', 'increment', got 'hard'"):
+    with pytest.raises(ValueError, match="loss as one of 'soft', 'plain', 'increment', 'ihdm', got 'hard'"):
         SoftDenoiser(Net(), C, loss="hard")
     for mask, sentence in (
         (lambda c, t: torch.ones(3, 1, 8, 8), r"expected mask to broadcast to \[3, 2, 6, 8\]"),
@@ -190,7 +244,7 @@ def test_bad_losses_are_refused() -> None:
 
 def test_the_increment_mask_is_the_gain_of_a_sampler_step() -> None:
     """Rule: its square is (m_s - m_t noise_s^2 / noise_t^2) / (t - s), at 0 and without noise, too."""
-    c = Corruption.paper((12, 9))
+    c = BlurCorruption.paper((12, 9))
     t = torch.tensor([0.004, 0.1, 0.3, 0.9], dtype=torch.float64)
     s = (t - INCREMENT_STEP).clamp(min=0.0)
     share = 1 - (c.noise_std(s) / c.noise_std(t)).square()
@@ -199,7 +253,7 @@ def test_the_increment_mask_is_the_gain_of_a_sampler_step() -> None:
     expected = gain / (t - s).view(-1, 1, 1, 1)
     torch.testing.assert_close(LOSSES["increment"](c, t).square(), expected, rtol=1e-9, atol=1e-12)
     assert LOSSES["increment"](c, torch.tensor([0.0])).amax() == 0
-    silent = Corruption.from_tables((12, 9), [0, 1], [0, 3], [0, 0])
+    silent = BlurCorruption.from_tables((12, 9), [0, 1], [0, 3], [0, 0])
     assert bool(LOSSES["increment"](silent, t).isfinite().all())
 
 
@@ -247,7 +301,7 @@ def test_under_autocast_the_network_may_work_in_bfloat16_and_the_loss_is_float32
 
 def test_times_are_uniform_and_an_images_own() -> None:
     net = Net(1)
-    denoiser = SoftDenoiser(net, Corruption.paper((4, 4)))
+    denoiser = SoftDenoiser(net, BlurCorruption.paper((4, 4)))
     count = 4000
     denoiser.loss(torch.zeros(count, 1, 4, 4), key=KEY)
     x_t, t = net.seen[-1]
@@ -294,8 +348,8 @@ def test_sampling_from_a_wrapped_network() -> None:
 
 
 def test_bad_arguments_are_refused() -> None:
-    silent = Corruption.from_tables((6, 8), [0, 1], [0, 3], [0, 0.1])
-    with pytest.raises(ValueError, match="noise_std over 0 for the weight"):
+    silent = BlurCorruption.from_tables((6, 8), [0, 1], [0, 3], [0, 0.1])
+    with pytest.raises(ValueError, match="noise over 0 for the weight"):
         SoftDenoiser(Net(), silent)
     SoftDenoiser(Net(), silent, weight="uniform")
     with pytest.raises(ValueError, match="prediction as one of 'residual', 'sample', got 'epsilon'"):

@@ -17,6 +17,7 @@ import softdiff_kernels as sk
 from softdiff_kernels import spectrum
 from softdiff_kernels.diffusion import (
     PRIORS,
+    BlurCorruption,
     BlurredImagesPrior,
     Corruption,
     GaussianDCTPrior,
@@ -26,7 +27,7 @@ from softdiff_kernels.diffusion import (
 )
 from softdiff_kernels.noise import key_rows, pack_key, philox_words, words_after
 
-PAPER = Corruption.paper((8, 12))
+PAPER = BlurCorruption.paper((8, 12))
 
 
 def _images(count: int, channels: int = 2, height: int = 8, width: int = 12) -> Tensor:
@@ -47,7 +48,7 @@ def _fit(name: str, images: Tensor, corruption: Corruption = PAPER) -> Prior:
 
 
 def test_the_papers_blur_leaves_39_numbers_of_a_64_pixel_colour_image() -> None:
-    prior = GaussianDCTPrior.fit([torch.rand(50, 3, 64, 64)], Corruption.paper((64, 64)))
+    prior = GaussianDCTPrior.fit([torch.rand(50, 3, 64, 64)], BlurCorruption.paper((64, 64)))
     assert prior.surviving.size == 39 and prior.factor.shape == (39, 39)
     assert "39 surviving DCT coefficients" in prior.describe() and "full covariance" in prior.describe()
 
@@ -102,7 +103,9 @@ def test_gaussian_fit_keeps_its_digits_far_from_zero() -> None:
 def test_fewer_images_than_numbers_are_enough(count: int) -> None:
     # The covariance is singular then; samples lie in the span of what was seen.
     images = _images(count)
-    prior = GaussianDCTPrior.fit([images], Corruption.paper((8, 12), noise_std_min=1e-6, noise_std_max=1e-6))
+    prior = GaussianDCTPrior.fit(
+        [images], BlurCorruption.paper((8, 12), noise_std_min=1e-6, noise_std_max=1e-6)
+    )
     samples = prior.sample(5, key=sk.NoiseKey(1), dtype=torch.float64)
     assert samples.isfinite().all()
     if count == 1:
@@ -112,7 +115,7 @@ def test_fewer_images_than_numbers_are_enough(count: int) -> None:
 
 
 def test_many_surviving_coefficients_get_variances_alone() -> None:
-    mild = Corruption.paper((24, 24), blur_std_max=0.3)
+    mild = BlurCorruption.paper((24, 24), blur_std_max=0.3)
     prior = GaussianDCTPrior.fit([_images(30, 2, 24, 24)], mild)
     assert prior.surviving.size == 2 * 24 * 24 > 1024
     assert prior.factor.dim() == 1 and "variances alone" in prior.describe()
@@ -122,7 +125,7 @@ def test_many_surviving_coefficients_get_variances_alone() -> None:
 
 def test_blurred_images_are_those_of_the_data_each_as_often() -> None:
     images = _images(8)
-    quiet = Corruption.paper((8, 12), noise_std_min=1e-6, noise_std_max=1e-6)
+    quiet = BlurCorruption.paper((8, 12), noise_std_min=1e-6, noise_std_max=1e-6)
     prior = BlurredImagesPrior.fit(images.split(3), quiet)
     samples = prior.sample(4000, key=sk.NoiseKey(9), dtype=torch.float64)
     distance = torch.cdist(samples.flatten(1), sk.blur(images, quiet.blur_std(1.0)).flatten(1))
@@ -219,13 +222,13 @@ def test_saved_state_gives_the_same_prior_back(name: str) -> None:
 
 def test_descriptions_are_those_of_earlier_records() -> None:
     """Rule: a folder of samples is added to only if its record has the same description, so none changes."""
-    corruption, images = Corruption.paper((8, 8)), _images(30, 1, 8, 8)
+    corruption, images = BlurCorruption.paper((8, 8)), _images(30, 1, 8, 8)
     tail = "13 surviving DCT coefficients (blur 2.875 px, gain over 0.001) of 30 images, plus noise 0.1"
     assert [PRIORS[name].fit([images], corruption).describe() for name in ("gaussian", "blurred")] == [
         f"gaussian-dct: Gaussian (full covariance) of the {tail}",
         f"blurred-images: blurred training images, the {tail}",
     ]
-    mild = GaussianDCTPrior.fit([_images(30, 2, 24, 24)], Corruption.paper((24, 24), blur_std_max=0.3))
+    mild = GaussianDCTPrior.fit([_images(30, 2, 24, 24)], BlurCorruption.paper((24, 24), blur_std_max=0.3))
     assert mild.describe().startswith("gaussian-dct: Gaussian (variances alone, they are many) of the ")
     plain = PlainGaussianPrior((8, 8), 1, 0.25)
     assert plain.describe() == "plain-gaussian: white noise of deviation 0.25, mean 0"

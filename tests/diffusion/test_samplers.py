@@ -19,6 +19,7 @@ import softdiff_kernels as sk
 from softdiff_kernels import reference, spectrum
 from softdiff_kernels.diffusion import (
     SAMPLERS,
+    BlurCorruption,
     Corruption,
     PlainGaussianPrior,
     SoftDenoiser,
@@ -29,7 +30,7 @@ from softdiff_kernels.diffusion import (
     sample_tacos,
     time_steps,
 )
-from softdiff_kernels.diffusion.samplers import ddim_coefficients
+from softdiff_kernels.diffusion.rules import DDIM
 
 
 class Denoiser:
@@ -52,7 +53,7 @@ def _x1(batch: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(batch, 2, 6, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
-PAPER = Corruption.paper((6, 8))
+PAPER = BlurCorruption.paper((6, 8))
 KEY = sk.NoiseKey(7, stream=100)
 
 
@@ -97,7 +98,7 @@ def test_tacos_is_cold_diffusions_algorithm_2() -> None:
 @pytest.mark.parametrize("variance", ["large", "small"])
 def test_momentum_under_constant_noise_is_tacos(variance: str) -> None:
     # r = 1 leaves neither denoising nor fresh noise.
-    c = Corruption.from_tables((6, 8), [0, 1], [0.01, 3], [0.1, 0.1])
+    c = BlurCorruption.from_tables((6, 8), [0, 1], [0.01, 3], [0.1, 0.1])
     model = Denoiser(c, _bent)
     momentum = sample_momentum(model, _x1(), time_steps(5), disable=True, variance=variance, key=KEY)
     torch.testing.assert_close(
@@ -108,7 +109,7 @@ def test_momentum_under_constant_noise_is_tacos(variance: str) -> None:
 def test_without_blur_the_step_is_the_gaussian_posterior() -> None:
     # Bayes for x_s given x_t = x_s + sqrt(s_t^2 - s_s^2) n and the prior N(x0_hat, s_s^2): precisions add.
     sigma_t, sigma_s = 0.7, 0.3
-    c = Corruption.from_tables((32, 32), [0, 0.5, 1], [0, 0, 0], [0.1, sigma_s, sigma_t])
+    c = BlurCorruption.from_tables((32, 32), [0, 0.5, 1], [0, 0, 0], [0.1, sigma_s, sigma_t])
     x0_hat = torch.full((8, 3, 32, 32), 0.25, dtype=torch.float64)
     x = x0_hat + 1.5
     got = sample_momentum(
@@ -138,11 +139,13 @@ def test_ddim_with_full_eta_is_momentum_with_the_small_variance() -> None:
 
 def test_ddim_keeps_the_marginal_deviation_for_every_nu() -> None:
     # a^2 noise_std(t)^2 + b^2 = noise_std(s)^2, whatever part of it is fresh.
+    falling = BlurCorruption.from_tables((6, 8), [0, 1], [0, 1], [0.05, 0.09])
     for nu, eta in ((0.0, None), (0.02, None), (0.05, None), (0.0, 0.0), (0.0, 0.4), (0.0, 1.0)):
-        a, b = ddim_coefficients(0.09, 0.05, nu, eta)
+        a, b = DDIM(nu, eta)(falling, 1.0, 0.0)
         assert a**2 * 0.09**2 + b**2 == pytest.approx(0.05**2, rel=1e-12)
         assert b == pytest.approx(nu if eta is None else eta * 0.05 * math.sqrt(0.09**2 - 0.05**2) / 0.09)
-    assert ddim_coefficients(0.0, 0.0) == (1.0, 0.0)
+    silent = BlurCorruption.from_tables((6, 8), [0, 1], [0, 1], [0, 0])
+    assert DDIM()(silent, 1.0, 0.0) == (1.0, 0.0)
 
 
 def test_with_the_true_image_deterministic_samplers_follow_the_forward_path() -> None:
@@ -171,7 +174,7 @@ def test_with_the_true_image_every_sampler_returns_it(name: str) -> None:
 @pytest.mark.parametrize("name", ["naive", "momentum", "small", "ddim"])
 def test_with_the_true_image_the_noise_left_is_as_derived(name: str) -> None:
     # x_s - C_s x_0 is noise of variance v_s: a^2 v_t + b^2, step by step. Momentum's "large" overshoots.
-    c = Corruption.paper((32, 32))
+    c = BlurCorruption.paper((32, 32))
     x0 = torch.zeros(8, 3, 32, 32)
     ts = [1.0, 0.3, 0.2, 0.15, 0.1, 0.05]
     model = Denoiser(c, lambda x, t: x0)
@@ -210,7 +213,7 @@ def _wiener(c: Corruption, variance: Tensor) -> Denoiser:
 def test_samplers_recover_the_spectrum_of_gaussian_images(name: str) -> None:
     # With the exact posterior mean, small steps carry x_1's law to the data's: every DCT variance.
     variance = 0.3 / (0.3 + spectrum.eigenvalues_2d(4, 4))
-    c = Corruption.from_tables((4, 4), [0, 0.25, 1], [0.05, 0.3, 1.0], [0.02, 0.1, 0.1])
+    c = BlurCorruption.from_tables((4, 4), [0, 0.25, 1], [0.05, 0.3, 1.0], [0.02, 0.1, 0.1])
     count = 4000
     x0 = sk.idct2(variance.sqrt() * sk.normal((count, 1, 4, 4), sk.NoiseKey(0), dtype=torch.float64))
     x1 = c.corrupt(x0, 1.0, key=sk.NoiseKey(1, stream=10**6))

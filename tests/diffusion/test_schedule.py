@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from softdiff_kernels.diffusion import (
-    Corruption,
+    BlurCorruption,
     PowerSpectrum,
     Schedule,
     power_spectrum,
@@ -132,7 +132,7 @@ def test_schedule_says_when_the_node_count_is_not_attainable(digits: PowerSpectr
 
 def test_corruption_follows_the_schedule(digits: PowerSpectrum) -> None:
     s = shortest_path_schedule(digits, nodes=12)
-    c = Corruption.from_schedule(s)
+    c = BlurCorruption.from_schedule(s)
     assert c.image_size == (8, 8)
     for t, blur, noise in zip(s.t, s.blur_std, s.noise_std, strict=True):
         assert c.blur_std(t) == pytest.approx(blur, rel=1e-12) and c.noise_std(t) == pytest.approx(

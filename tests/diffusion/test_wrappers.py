@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from softdiff_kernels import NoiseKey
-from softdiff_kernels.diffusion import Corruption, SoftDenoiser, TrainingLoss
+from softdiff_kernels.diffusion import BlurCorruption, SoftDenoiser, TrainingLoss
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "distributed.md").read_text()
 SETUP, *BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 BATCH, STEPS = 6, 2
 EACH = BATCH // WORLD
 # Few nodes: torch.compile traces every one.
-C = Corruption.from_tables((12, 10), [0.0, 0.25, 1.0], [0.01, 1.0, 4.0], [0.01, 0.1, 0.1])
+C = BlurCorruption.from_tables((12, 10), [0.0, 0.25, 1.0], [0.01, 1.0, 4.0], [0.01, 0.1, 0.1])
 # Torch 2.6 shards on GPUs alone: it takes a method of streams that those of the CPU got later.
 SHARDS = hasattr(torch.cpu.Stream, "record_event")
 needs_sharding = pytest.mark.skipif(not SHARDS, reason="this torch shards on GPUs alone")

@@ -18,7 +18,7 @@ from training_runs import CPU, losses, make_trainer, small, tensors
 
 from softdiff_kernels.data.choices import parse_seeds
 from softdiff_kernels.diffusion import (
-    Corruption,
+    BlurCorruption,
     TrainingLoss,
     generate,
     power_spectrum,
@@ -173,7 +173,7 @@ def test_levels_follow_the_shorter_side() -> None:
 def test_scales_are_the_deviations_of_the_residual_and_of_x_t() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (400, 2, 8, 6), dtype=torch.uint8, generator=generator)
-    corruption = Corruption.paper((8, 6))
+    corruption = BlurCorruption.paper((8, 6))
     scale, input_scale = scales(power_spectrum([pixels]), corruption)
     for node in (0, 37, 128, 256):
         noise = torch.randn(400, 2, 8, 6, generator=generator)

@@ -20,7 +20,7 @@ from softdiff_kernels.commands.sample import SampleConfig, sample
 from softdiff_kernels.data import load_images
 from softdiff_kernels.data.choices import class_list, labels_of
 from softdiff_kernels.diffusion import Corruption, Guided, generate
-from softdiff_kernels.diffusion.corruption import farthest
+from softdiff_kernels.diffusion.named import farthest
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.build import build_model, make_corruption
 from softdiff_kernels.training.config import TrainConfig
