@@ -7,6 +7,7 @@ from .denoiser import LOSSES, PREDICTIONS, WEIGHTS, Guided, SoftDenoiser, Traini
 from .generate import SAMPLING_SEED, generate
 from .named import SCHEDULES, NamedSchedule, ScheduleOptions
 from .priors import PRIORS, BlurredImagesPrior, GaussianDCTPrior, PlainGaussianPrior, Prior, prior_from_state
+from .restore import blur_gain, inpaint, restore, start_time, wiener
 from .rules import DDIM, IHDM, Ancestral, Langevin, Momentum, Naive, Rule, TACoS
 from .samplers import (
     SAMPLERS,
@@ -54,10 +55,13 @@ __all__ = [
     "SoftDenoiser",
     "TACoS",
     "TrainingLoss",
+    "blur_gain",
     "generate",
+    "inpaint",
     "power_spectrum",
     "prior_from_state",
     "register",
+    "restore",
     "sample",
     "sample_ancestral",
     "sample_ddim",
@@ -68,7 +72,9 @@ __all__ = [
     "sample_naive",
     "sample_tacos",
     "shortest_path_schedule",
+    "start_time",
     "time_steps",
     "time_warp",
     "wasserstein_distances",
+    "wiener",
 ]
