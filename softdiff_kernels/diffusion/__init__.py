@@ -5,6 +5,8 @@ from .blur import BlurCorruption
 from .corruption import Corruption, register
 from .denoiser import LOSSES, PREDICTIONS, WEIGHTS, Guided, SoftDenoiser, TrainingLoss
 from .generate import SAMPLING_SEED, generate
+from .linear import LinearCorruption
+from .mask import MaskCorruption
 from .named import SCHEDULES, NamedSchedule, ScheduleOptions
 from .priors import PRIORS, BlurredImagesPrior, GaussianDCTPrior, PlainGaussianPrior, Prior, prior_from_state
 from .rules import DDIM, IHDM, Ancestral, Langevin, Momentum, Naive, Rule, TACoS
@@ -22,6 +24,7 @@ from .samplers import (
 )
 from .schedule import Schedule
 from .shortest_path import PowerSpectrum, power_spectrum, shortest_path_schedule, wasserstein_distances
+from .spectral import SpectralCorruption
 from .times import SPACINGS, time_steps, time_warp
 
 __all__ = [
@@ -42,6 +45,8 @@ __all__ = [
     "GaussianDCTPrior",
     "Guided",
     "Langevin",
+    "LinearCorruption",
+    "MaskCorruption",
     "Momentum",
     "Naive",
     "NamedSchedule",
@@ -52,6 +57,7 @@ __all__ = [
     "Schedule",
     "ScheduleOptions",
     "SoftDenoiser",
+    "SpectralCorruption",
     "TACoS",
     "TrainingLoss",
     "generate",

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import _arguments as args
-from .. import functional
 from ..images import decode
 from ..noise import NoiseKey, fresh_key, uniform_from_words, words_after
 from . import _wrappers
@@ -32,11 +31,7 @@ class Prediction(NamedTuple):
 def _without_noise(out: Tensor, x_t: Tensor, corruption: Corruption, t: Tensor) -> Tensor:
     """V[(V^T x_t - s_t V^T out) / m_t]."""
     gain = corruption.gain(t)
-    masks = [(1.0 / gain).to(out.dtype), (-corruption.noise(t) / gain).to(out.dtype)]
-    if corruption.basis == "dct":
-        return functional.spectral_mix([x_t.to(out.dtype), out], masks)
-    u, v = corruption.to_basis(x_t.to(out.dtype)), corruption.to_basis(out)
-    return corruption.from_basis(masks[0] * u + masks[1] * v)
+    return corruption.mix([x_t.to(out.dtype), out], [1.0 / gain, -corruption.noise(t) / gain])
 
 
 PREDICTIONS: dict[str, Prediction] = {
