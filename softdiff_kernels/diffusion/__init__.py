@@ -5,6 +5,8 @@ from .blur import BlurCorruption
 from .corruption import Corruption, register
 from .denoiser import LOSSES, PREDICTIONS, WEIGHTS, Guided, SoftDenoiser, TrainingLoss
 from .generate import SAMPLING_SEED, generate
+from .linear import LinearCorruption
+from .mask import MaskCorruption
 from .named import SCHEDULES, NamedSchedule, ScheduleOptions
 from .priors import PRIORS, BlurredImagesPrior, GaussianDCTPrior, PlainGaussianPrior, Prior, prior_from_state
 from .restore import blur_gain, inpaint, restore, start_time, wiener
@@ -23,6 +25,7 @@ from .samplers import (
 )
 from .schedule import Schedule
 from .shortest_path import PowerSpectrum, power_spectrum, shortest_path_schedule, wasserstein_distances
+from .spectral import SpectralCorruption
 from .times import SPACINGS, time_steps, time_warp
 
 __all__ = [
@@ -43,6 +46,8 @@ __all__ = [
     "GaussianDCTPrior",
     "Guided",
     "Langevin",
+    "LinearCorruption",
+    "MaskCorruption",
     "Momentum",
     "Naive",
     "NamedSchedule",
@@ -53,6 +58,7 @@ __all__ = [
     "Schedule",
     "ScheduleOptions",
     "SoftDenoiser",
+    "SpectralCorruption",
     "TACoS",
     "TrainingLoss",
     "blur_gain",
