@@ -32,7 +32,7 @@ from .. import _arguments as args
 from .. import functional, spectrum
 from ..images import decode
 from ..noise import NoiseKey, fresh_key
-from .corruption import Corruption, is_zero
+from .corruption import Corruption
 from .rules import DDIM, RuleFunction
 from .samplers import sample
 from .shortest_path import PowerSpectrum
@@ -72,9 +72,8 @@ class _Level(NamedTuple):
 
 
 class _Observation(NamedTuple):
-    """y in the basis; its gain, float64; its noise."""
+    """What is known of y: its gain, float64, and its noise."""
 
-    values: Tensor
     gain: Tensor
     std: float
 
@@ -97,26 +96,18 @@ class _Observation(NamedTuple):
         """The noise that a state of this level has beside that of A y."""
         return (level.noise.square() - (share * self.std).square()).clamp(min=0).sqrt()
 
-    def start(self, level: _Level, noise: Tensor) -> Tensor:
-        """The state of this level, by y alone; noise alone where y knows too little."""
-        share = torch.where(self.knows(level), self.share(level), 0.0)
-        return _mixed((share, self.values), (self.missing(share, level), noise))
+    def swap(self, level: _Level, where: Tensor, power: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Factors of y, x_t and x0_hat in x0_hat as if the network had seen y in the place of x_t.
 
-    def corrected(
-        self, estimate: Tensor, state: Tensor, level: _Level, where: Tensor, power: float | Tensor
-    ) -> Tensor:
-        """x0_hat as if the network had seen y in the place of the state; the mean, if both are Gaussian.
-
-        `x0_hat + [g (y - g x0_hat) - r m (x_t - m x0_hat)] / (g^2 + sigma^2 / power)`, r = sigma^2 / s_t^2.
+        The mean, if both are Gaussian: `x0_hat + [g (y - g x0_hat) - r m (x_t - m x0_hat)] / (g^2 + sigma^2 /
+        power)`, r = sigma^2 / s_t^2.
         """
         P = torch.as_tensor(power, dtype=torch.float64, device="cpu")
         whole = self.gain.square() * P + self.std**2
         factor = torch.where(where & (whole > 0), P / torch.where(whole > 0, whole, 1.0), 0.0)
         ratio = torch.where(where, self.std**2 / level.noise.square(), 0.0)
-        ours = factor * self.gain
-        theirs = factor * ratio * level.gain
-        kept = 1 - (ours * self.gain - theirs * level.gain)
-        return _mixed((ours, self.values), (-theirs, state), (kept, estimate))
+        ours, theirs = factor * self.gain, factor * ratio * level.gain
+        return ours, -theirs, 1 - (ours * self.gain - theirs * level.gain)
 
 
 def start_time(corruption: Corruption, gain: float | Tensor, noise_std: float) -> float:
@@ -144,9 +135,7 @@ def start_time(corruption: Corruption, gain: float | Tensor, noise_std: float) -
     op = "start_time"
     if not isinstance(corruption, Corruption) or not corruption.basis:
         raise ValueError(f"{op}: expected a Corruption with a basis, got {type(corruption).__name__}")
-    observed = _Observation(
-        torch.empty(0), _gain(op, gain, corruption.image_size), args.number(op, "noise_std", noise_std)
-    )
+    observed = _Observation(_gain(op, gain, corruption.image_size), args.number(op, "noise_std", noise_std))
 
     def left(t: float) -> float:
         """How much a state knows at most that y does not, in units of its noise."""
@@ -246,12 +235,9 @@ def restore(
     work = clean.to(torch.float64 if y.dtype == torch.float64 else torch.float32)
     if corruption.basis == "pixels":
         work = work.masked_fill((seen == 0).to(y.device), 0.0)  # hidden pixels may be anything, NaN too
-    observed = _Observation(corruption.to_basis(work), seen, std)
-
-    def noise(draw: int) -> Tensor:
-        return functional.normal(y.shape, key.at(draw), device=y.device, dtype=work.dtype)
-
-    x = corruption.from_basis(observed.start(_Level.at(corruption, times[0]), noise(0)))
+    observed, level = _Observation(seen, std), _Level.at(corruption, times[0])
+    share = torch.where(observed.knows(level), observed.share(level), 0.0)
+    x = corruption.mix([work], [share], noise_mask=observed.missing(share, level), key=key.at(0))
     if not project:
         path = torch.tensor(times, dtype=torch.float64)
         x = sample(model, x, path, chosen, extra_args, callback, True, order=order, key=key)
@@ -262,31 +248,27 @@ def restore(
         x0_hat = model(x, now, **dict(extra_args or {})).to(work.dtype)
         if callback is not None:
             callback({"x": x, "i": i, "t": t, "denoised": x0_hat})
-        state, estimate = corruption.to_basis(x), corruption.to_basis(x0_hat)
         level = _Level.at(corruption, t)
         behind = observed.ahead_of(level)
         if power is not None:
-            estimate = observed.corrected(estimate, state, level, behind, power)
+            x0_hat = corruption.mix([work, x, x0_hat], observed.swap(level, behind, power))
         if s == 0.0:
-            x = corruption.from_basis(estimate)
+            x = x0_hat
             break
-        A, B = chosen(corruption, t, s)
-        ahead = estimate
+        A, B = (torch.as_tensor(factor, dtype=torch.float64) for factor in chosen(corruption, t, s))
         if order == 2:
-            if not is_zero(B):
+            if bool(B.any()):
                 raise ValueError(f"{op}: expected a rule without noise for order 2, got one that adds noise")
-            if last is not None:
-                ahead = torch.lerp(last[1], estimate, 1.0 + 0.5 * (t - s) / (last[0] - t))
-            last = t, estimate
+            before, last = last, (t, x0_hat)
+            if before is not None:
+                x0_hat = torch.lerp(before[1], x0_hat, 1.0 + 0.5 * (t - s) / (before[0] - t))
         after = _Level.at(corruption, s)
-        kept = torch.where(behind, 0.0, torch.as_tensor(A, dtype=torch.float64))
+        kept = torch.where(behind, 0.0, A)
         share = torch.where(behind, observed.share(after), 0.0)
+        fresh = torch.where(behind, observed.missing(share, after), B)
         moved = after.gain - kept * level.gain - share * seen
-        fresh = torch.where(behind, observed.missing(share, after), torch.as_tensor(B, dtype=torch.float64))
-        parts = [(kept, state), (share, observed.values), (moved, ahead)]
-        if bool(fresh.any()):
-            parts.append((fresh, noise(i + 1)))
-        x = corruption.from_basis(_mixed(*parts))
+        noise = fresh if bool(fresh.any()) else None
+        x = corruption.mix([x, work, x0_hat], [kept, share, moved], noise_mask=noise, key=key.at(i + 1))
     return x.to(clean.dtype)
 
 
@@ -315,10 +297,6 @@ def inpaint(model: Any, y: Tensor, known: Tensor, noise_std: float = 0.0, **opti
         ...         return (16 - 16 * torch.as_tensor(t).reshape(-1, 1, 1, 1) - rows).clamp(0, 1).double()
         ...     def noise(self, t):
         ...         return torch.full((torch.as_tensor(t).numel(), 1, 1, 1), 0.1)
-        ...     def to_basis(self, x):
-        ...         return x
-        ...     def from_basis(self, u):
-        ...         return u
         ...     def config(self):
         ...         return {}
         >>> x0 = torch.rand(2, 1, 16, 16) * 2 - 1
@@ -370,16 +348,8 @@ def wiener(y: Tensor, gain: float | Tensor, noise_std: float, spectrum: PowerSpe
     power, whole = spectrum.variance, seen.square() * spectrum.variance + std**2
     factor = torch.where(whole > 0, seen * power / torch.where(whole > 0, whole, 1.0), 0.0)
     rest = spectrum.mean * (1 - factor * seen)
-    out = _mixed((factor, functional.dct2(work)), (rest, torch.ones_like(work)))
+    out = functional.dct2(work) * factor.to(work) + rest.to(work)
     return functional.idct2(out).to(clean.dtype)
-
-
-def _mixed(*parts: tuple[Tensor, Tensor]) -> Tensor:
-    """The sum of masks (float64) times coefficients, in the coefficients' dtype."""
-    out = torch.zeros_like(parts[0][1])
-    for mask, values in parts:
-        out.addcmul_(mask.to(values), values)
-    return out
 
 
 def _gain(op: str, gain: float | Tensor, shape: Sequence[int]) -> Tensor:

@@ -68,12 +68,6 @@ class Window(Corruption):
     def noise(self, t: float | Tensor) -> Tensor:
         return torch.full((torch.as_tensor(t).numel(), 1, 1, 1), self.noise_std, dtype=torch.float64)
 
-    def to_basis(self, x: Tensor) -> Tensor:
-        return x
-
-    def from_basis(self, u: Tensor) -> Tensor:
-        return u
-
     def config(self) -> dict[str, Any]:
         return {"image_size": list(self.image_size), "noise_std": self.noise_std}
 
