@@ -33,7 +33,7 @@ from .. import functional, spectrum
 from ..images import decode
 from ..noise import NoiseKey, fresh_key
 from .corruption import Corruption
-from .rules import DDIM, RuleFunction
+from .rules import DDIM, IHDM, Ancestral, Langevin, Momentum, Naive, Rule, RuleFunction, TACoS
 from .samplers import sample
 from .shortest_path import PowerSpectrum
 
@@ -44,6 +44,18 @@ _ROUNDING = 1e-9
 # everywhere (the floor of Blurring Diffusion, images under the strongest noise).
 _HIDDEN = (1e-6, 0.1)
 _LEAST_GAIN = 1e-3
+
+RULES: dict[str, tuple[Rule, int]] = {
+    "naive": (Naive(), 1),
+    "momentum": (Momentum(), 1),
+    "ddim": (DDIM(), 1),
+    "tacos": (TACoS(), 1),
+    "ancestral": (Ancestral(), 1),
+    "ihdm": (IHDM(), 1),
+    "langevin": (Langevin(), 1),
+    "multistep": (DDIM(), 2),
+}
+"""Rule and order of the samplers, by their names in SAMPLERS."""
 
 
 def blur_gain(image_size: tuple[int, int], blur_std: float | Tensor) -> Tensor:
