@@ -189,10 +189,10 @@ def restore(
 ) -> Tensor:
     """x_0 from an observation y of it, [B, C, H, W] in y's dtype; see the module.
 
-    One step gives the network's estimate, near the mean of all images that fit y: the smallest error, and the
-    least detail. More steps give one of these images. Known exactly: a network that knows x_0 returns it, and
-    for Gaussian data whose frequencies are independent one step is Wiener's filter, if the network and
-    `power` are those of the data.
+    One step gives the network's estimate from y and the added noise; a few more let it see what y knows
+    better. What is exact: a network that knows x_0 returns it; and for Gaussian data whose coefficients are
+    independent, with their denoiser, one step with their `power` is Wiener's filter, many steps of DDIM the
+    map of y's distribution to the data's, of the ancestral rule a draw of x_0 given y.
 
     Args:
         model: A `SoftDenoiser`, or any callable `model(x, t[B], **extra_args) -> x0_hat` with a `.corruption`
