@@ -257,22 +257,22 @@ def test_projection_lowers_the_error_of_gaussian_data() -> None:
 
 def test_noise_in_each_step_samples_the_posterior() -> None:
     # The ancestral rule draws x_0 given y: for Gaussian data a draw has Wiener's estimate as its mean and
-    # Wiener's error, P sigma^2 / (g^2 P + sigma^2), as its variance. Of 2000 draws, 5 deviations of the mean
-    # are 5 / sqrt(2000) = 0.11 deviations of a draw, and of the variance 5 sqrt(2 / 2000) = 0.16 of it.
+    # Wiener's error, P sigma^2 / (g^2 P + sigma^2), as its variance. Of 1000 draws, 5 deviations of the mean
+    # are 5 / sqrt(1000) = 0.16 deviations of a draw, and of the variance 5 sqrt(2 / 1000) = 0.22 of it.
     gain, noise_std = blur_gain(SIZE, 0.6), 0.03
-    y = sk.idct2(torch.ones(2000, 1, *SIZE, dtype=torch.float64))
-    got = sk.dct2(restore(gaussian(PAPER), y, gain, noise_std, rule=Ancestral(), steps=120, key=KEY))
+    y = sk.idct2(torch.ones(1000, 1, *SIZE, dtype=torch.float64))
+    got = sk.dct2(restore(gaussian(PAPER), y, gain, noise_std, rule=Ancestral(), steps=200, key=KEY))
     exact = (POWER * noise_std**2 / (gain**2 * POWER + noise_std**2))[0]
     best = (gain * POWER / (gain**2 * POWER + noise_std**2))[0]
     # Besides, the steps' own error (1 %), and what the last step drops at t = 0: under 0.01^2.
-    assert bool(((got.mean(dim=0) - best).abs() < 0.11 * exact.sqrt() + 0.01 * best).all())
-    assert bool(((got.var(dim=0) - exact).abs() < 0.2 * exact + 2e-4).all())
+    assert bool(((got.mean(dim=0) - best).abs() < 0.16 * exact.sqrt() + 0.01 * best).all())
+    assert bool(((got.var(dim=0) - exact).abs() < 0.25 * exact + 2e-4).all())
 
 
 def test_second_order_needs_fewer_steps() -> None:
     gain, noise_std = blur_gain(SIZE, 1.0), 0.02
     model = gaussian(CORRUPTIONS["ihdm"])  # whose noise is that of y, so that the flow is all there is
-    exact = transfer(model, gain, noise_std, steps=800, order=2)[0]
+    exact = transfer(model, gain, noise_std, steps=400, order=2)[0]
     first, second = (
         (transfer(model, gain, noise_std, steps=80, order=order)[0] / exact - 1).abs().max()
         for order in (1, 2)
