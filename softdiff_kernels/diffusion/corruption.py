@@ -148,7 +148,9 @@ class Corruption(ABC):
         """
         first = inputs[0]
         factors = [_mask(mask, first) for mask in masks]
-        spread = None if noise_mask is None or is_zero(noise_mask) else _mask(noise_mask, first)
+        if noise_mask is not None and is_zero(noise_mask):
+            noise_mask = key = noise = None
+        spread = None if noise_mask is None else _mask(noise_mask, first)
         own = type(self).to_basis is not Corruption.to_basis
         if not own and self._known_basis() == "dct":
             return functional.spectral_mix(inputs, factors, noise_mask=spread, key=key, noise=noise)
