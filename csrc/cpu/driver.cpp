@@ -97,9 +97,9 @@ std::shared_ptr<const Plan> plan_for(int64_t side) {
   }
 }
 
-// Planes of scratch that an op takes: spectral_mix accumulates a second one.
+// Planes of scratch that an op takes: spectral_mix accumulates a second one, spectral_loss keeps its mask in one.
 template <class Args>
-constexpr int kPlanes = std::is_same_v<Args, SpectralMixArgs> ? 2 : 1;
+constexpr int kPlanes = std::is_same_v<Args, SpectralMixArgs> || std::is_same_v<Args, SpectralLossArgs> ? 2 : 1;
 
 template <class Args, class Op>
 void planes(const Args& args, int threads, Op op) {

@@ -52,7 +52,7 @@ inline int64_t layout(const Plan* plan_h, const Plan* plan_w, int planes, Plane*
   return used;
 }
 
-// `planes` is 1, or 2 where an op accumulates a second plane.
+// `planes` is 1, or 2 where an op accumulates a second plane or keeps a mask.
 inline Plane carve(int planes, void* scratch, const Plan* plan_h, const Plan* plan_w) {
   Plane p;
   layout(plan_h, plan_w, planes, &p, static_cast<char*>(scratch));
