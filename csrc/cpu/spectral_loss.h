@@ -9,9 +9,8 @@ namespace softdiff::SOFTDIFF_ISA {
 // The mask times the transform's normalisation, in the order in which strips of rows hold their spectrum.
 inline void mask_strips(const Plane& p, const Image& mask, int64_t b, int64_t c, V* strips) {
   const int32_t* position = p.plan_w->position;
-  V norm_h{};
   for (int64_t k = 0; k < p.hp; k += VL, strips += p.w) {
-    for (int i = 0; i < VL; ++i) norm_h[i] = k + i < p.h ? p.plan_h->norm[k + i] : 0.0f;
+    const V norm_h = load_part(p.plan_h->norm + k, p.h - k < VL ? p.h - k : VL);
     for (int64_t l = 0; l < p.wp; l += VL) {
       V tile[VL];
       read_tile(p, mask, b, c, k, l, tile);
