@@ -131,9 +131,14 @@ inline void columns_forward_from(Plane& p, const Ahead& ahead, From from) {
   clear_rows(p);
 }
 
-// The columns of a plane of a plain image.
+// The columns of the plane (b, c) of an image.
 template <bool Scaled = false>
 inline void columns_forward_of(Plane& p, const Ahead& ahead, const Image& image, int64_t b, int64_t c) {
+  if (!is_plain(image)) {
+    stage(p, image, Image{}, b, c);
+    columns_forward<Scaled>(p);
+    return;
+  }
   const float* at = plane_start(image, b, c);
   columns_forward_from<Scaled>(p, ahead, [&](int64_t j) SD_LAMBDA { return rows_ahead(p, at + j, image.stride[2]); });
 }
