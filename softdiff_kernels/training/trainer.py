@@ -116,7 +116,8 @@ class Trainer:
         if config.density != "t":
             with user_errors("--density: "):
                 time = time_warp(config.density, corruption, images.spectrum)
-        self.denoiser = SoftDenoiser(network, corruption, config.prediction, loss=config.loss, time=time)
+        with user_errors("--prediction and --loss: "):
+            self.denoiser = SoftDenoiser(network, corruption, config.prediction, loss=config.loss, time=time)
         self.sampler = corruption.sampler if config.sampler is None else config.sampler
         if config.sample_count:
             with user_errors("--sampler: "):
