@@ -4,8 +4,10 @@
 from .blur import BlurCorruption
 from .corruption import Corruption, register
 from .denoiser import LOSSES, PREDICTIONS, WEIGHTS, Guided, SoftDenoiser, TrainingLoss
-from .generate import SAMPLING_SEED, generate
-from .named import SCHEDULES, NamedSchedule, ScheduleOptions
+from .generate import SAMPLING_SEED, check_sampler, generate
+from .linear import LinearCorruption
+from .mask import MaskCorruption
+from .named import CORRUPTIONS, SCHEDULES, CorruptionOptions, Named
 from .priors import PRIORS, BlurredImagesPrior, GaussianDCTPrior, PlainGaussianPrior, Prior, prior_from_state
 from .rules import DDIM, IHDM, Ancestral, Langevin, Momentum, Naive, Rule, TACoS
 from .samplers import (
@@ -22,9 +24,11 @@ from .samplers import (
 )
 from .schedule import Schedule
 from .shortest_path import PowerSpectrum, power_spectrum, shortest_path_schedule, wasserstein_distances
+from .spectral import SpectralCorruption
 from .times import SPACINGS, time_steps, time_warp
 
 __all__ = [
+    "CORRUPTIONS",
     "DDIM",
     "IHDM",
     "LOSSES",
@@ -39,21 +43,25 @@ __all__ = [
     "BlurCorruption",
     "BlurredImagesPrior",
     "Corruption",
+    "CorruptionOptions",
     "GaussianDCTPrior",
     "Guided",
     "Langevin",
+    "LinearCorruption",
+    "MaskCorruption",
     "Momentum",
     "Naive",
-    "NamedSchedule",
+    "Named",
     "PlainGaussianPrior",
     "PowerSpectrum",
     "Prior",
     "Rule",
     "Schedule",
-    "ScheduleOptions",
     "SoftDenoiser",
+    "SpectralCorruption",
     "TACoS",
     "TrainingLoss",
+    "check_sampler",
     "generate",
     "power_spectrum",
     "prior_from_state",

@@ -15,8 +15,11 @@ frequencies, and `@register` makes files of it readable.
 
 from __future__ import annotations
 
+import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -24,8 +27,9 @@ from torch import Tensor
 
 from .. import _arguments as args
 from .. import functional
+from ..files import save_json
 from ..images import decode
-from ..noise import NoiseKey
+from ..noise import NoiseKey, fresh_key
 
 FORMAT = "softdiff-corruption"
 Factor = float | Tensor
@@ -35,15 +39,17 @@ Factor = float | Tensor
 class Corruption(ABC):
     """The base of all corruption processes. As it stands, V is the orthonormal 2-D DCT-II.
 
-    A subclass sets `image_size` and implements `gain`, `noise` and `config`. It changes `to_basis`,
-    `from_basis` and `basis` where V is another, and `corrupt`, `step` and `loss` where an op does better.
+    A subclass sets `image_size` and implements `gain`, `noise` and `config`. Where V is the identity it sets
+    `basis` to "pixels"; for any other V it sets a name of its own and implements `to_basis` and `from_basis`.
+    It changes `corrupt`, `step` and `loss` where an op does better.
 
     Attributes:
         image_size: (H, W) of the images.
         channels: C, where gain or noise differ between channels; None allows any number.
         name: How the corruption was made.
         kind: The name of the class in files; set by `register`.
-        basis: "dct", "pixels", or "" where there is no basis in which the corruption is diagonal.
+        sampler: The name in SAMPLERS of the sampler that suits it.
+        basis: "dct", "pixels", a name of your own, or "" where the corruption is diagonal in no basis.
 
     Examples:
         >>> @register("fade")
@@ -66,6 +72,7 @@ class Corruption(ABC):
     image_size: tuple[int, int]
     channels: int | None = None
     name: str = "custom"
+    sampler: str = "ddim"
     kind: ClassVar[str] = ""
     basis: ClassVar[str] = "dct"
 
@@ -106,12 +113,61 @@ class Corruption(ABC):
         return torch.where(nothing, 0.0, gain_t / torch.where(nothing, 1.0, gain_s))
 
     def to_basis(self, x: Tensor) -> Tensor:
-        """V^T x of images [B, C, H, W]."""
-        return functional.dct2(x)
+        """V^T x of images [B, C, H, W], differentiable."""
+        return functional.dct2(x) if self._known_basis() == "dct" else x
 
     def from_basis(self, u: Tensor) -> Tensor:
-        """V u, the images [B, C, H, W]."""
-        return functional.idct2(u)
+        """V u, the images [B, C, H, W], differentiable."""
+        return functional.idct2(u) if self._known_basis() == "dct" else u
+
+    def _known_basis(self) -> str:
+        if self.basis not in ("dct", "pixels"):
+            raise NotImplementedError(
+                f"{type(self).__name__}: expected to_basis and from_basis for the basis {self.basis!r}, or "
+                "the basis 'dct' or 'pixels'"
+            )
+        return self.basis
+
+    def mix(
+        self,
+        inputs: Sequence[Tensor],
+        masks: Sequence[Factor],
+        *,
+        noise_mask: Factor | None = None,
+        key: NoiseKey | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """`V[sum_k m_k * V^T x_k + d * n]`, in the first input's dtype: all that corruption and steps are.
+
+        Args:
+            inputs: Images x_k [B, C, H, W].
+            masks: As many m_k, numbers or masks that broadcast to [B, C, H, W].
+            noise_mask: d, likewise. None, or the number 0, adds no noise.
+            key: Of n, as in `softdiff_kernels.spectral_mix`.
+            noise: n itself, in the basis, in place of a key.
+        """
+        first = inputs[0]
+        factors = [_mask(mask, first) for mask in masks]
+        if noise_mask is not None and is_zero(noise_mask):
+            noise_mask = key = noise = None
+        spread = None if noise_mask is None else _mask(noise_mask, first)
+        own = type(self).to_basis is not Corruption.to_basis
+        if not own and self._known_basis() == "dct":
+            return functional.spectral_mix(inputs, factors, noise_mask=spread, key=key, noise=noise)
+        dtype = factors[0].dtype
+        total = sum(m * self.to_basis(x.to(dtype)) for m, x in zip(factors, inputs, strict=True))
+        assert isinstance(total, Tensor)
+        if spread is not None and not own and spread.dim() == 4 and spread.numel() == spread.shape[0]:
+            # White noise over pixels: a blur of 0 px leaves the image as it is, and n is added in one pass.
+            out = functional.corrupt(total, 0.0, spread.reshape(-1), key=key, noise=noise)
+            assert isinstance(out, Tensor)
+            return out.to(first.dtype)
+        if spread is not None:
+            if noise is None:
+                key = fresh_key() if key is None else key
+                noise = functional.normal(first.shape, key, device=first.device, dtype=dtype)
+            total = total + spread * noise
+        return self.from_basis(total).to(first.dtype)
 
     def white(self, x: Tensor, key: NoiseKey) -> Tensor:
         """The white noise n of images x [B, C, H, W] that `corrupt` adds for this key, in x's dtype."""
@@ -150,11 +206,10 @@ class Corruption(ABC):
         """
         self.check_size("Corruption.corrupt", x0)
         clean = decode(x0)
-        std = self.noise(t)
-        white = None if noise is None else self.to_basis(noise)
-        x_t = functional.spectral_mix(
-            [clean], [_mask(self.gain(t), clean)], noise_mask=_mask(std, clean), key=key, noise=white
-        )
+        if noise is not None:
+            args.image("Corruption.corrupt", "noise", noise, like=clean)
+            noise = self.to_basis(noise)
+        x_t = self.mix([clean], [self.gain(t)], noise_mask=self.noise(t), key=key, noise=noise)
         return (x_t, clean - x_t) if return_residual else x_t
 
     def step(
@@ -179,11 +234,8 @@ class Corruption(ABC):
             B: Likewise, of at least 0.
             key: Of the noise n. None takes a fresh key from torch's default generator.
         """
-        keep = _mask(A, x_t)
-        moved = _mask(self.gain(s) - _wide(A) * self.gain(t), x_t)
-        if is_zero(B):
-            return functional.spectral_mix([x_t, x0_hat], [keep, moved])
-        return functional.spectral_mix([x_t, x0_hat], [keep, moved], noise_mask=_mask(B, x_t), key=key)
+        moved = self.gain(s) - _wide(A) * self.gain(t)
+        return self.mix([x_t, x0_hat], [A, moved], noise_mask=B, key=key)
 
     def loss(
         self,
@@ -210,7 +262,11 @@ class Corruption(ABC):
             float32, float64 for float64 images.
         """
         seen = _mask(self.gain(t) if mask is None else mask, prediction)
-        return functional.spectral_loss(prediction, target, seen, weight=weight, reduction=reduction)
+        if type(self).to_basis is Corruption.to_basis and self._known_basis() == "dct":
+            return functional.spectral_loss(prediction, target, seen, weight=weight, reduction=reduction)
+        args.image("Corruption.loss", "prediction", prediction)
+        args.image("Corruption.loss", "target", target, like=prediction)
+        return squares(seen * self.to_basis((prediction - target).to(seen.dtype)), weight, reduction)
 
     def to_dict(self) -> dict[str, Any]:
         """The corruption as JSON can store it; `from_dict` reads it."""
@@ -220,6 +276,27 @@ class Corruption(ABC):
                 '@register("name")'
             )
         return {"format": FORMAT, "kind": self.kind, **self.config()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_dict` as a JSON file, whole or not at all. UserError, a ValueError, if it cannot be
+        written."""
+        save_json(Path(path), self.to_dict())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], shape: tuple[int, int, int] | None = None) -> Corruption:
+        """The corruption in a file of `save`. ValueError if the file is damaged, or not for images of shape
+        (C, H, W)."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path}: expected a whole JSON file, got another one ({error})") from None
+        try:
+            corruption = Corruption.from_dict(content)
+            if shape is not None:
+                corruption.check_size("images", torch.empty(1, *shape))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return corruption
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Corruption:
@@ -271,6 +348,21 @@ def register(kind: str) -> Any:
         return cls
 
     return enter
+
+
+def squares(error: Tensor, weight: float | Tensor | None, reduction: str) -> Tensor:
+    """The loss of an error [B, C, H, W] as `Corruption.loss` returns it."""
+    args.choice("Corruption.loss", "reduction", reduction, ("none", "mean", "sum"))
+    loss = error.square().sum(dim=(1, 2, 3))
+    if weight is not None:
+        loss = loss * weight
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def times(op: str, t: float | Tensor) -> Tensor:
+    """A checked time as [B], for a number in float64 on the CPU; on a device clamped to [0, 1]."""
+    t = args.time(op, t)
+    return t.reshape(-1).clamp(0.0, 1.0) if isinstance(t, Tensor) else torch.tensor([t], dtype=torch.float64)
 
 
 def is_number(factor: object) -> bool:

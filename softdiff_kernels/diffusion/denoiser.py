@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import _arguments as args
-from .. import functional
 from ..images import decode
 from ..noise import NoiseKey, fresh_key, uniform_from_words, words_after
 from . import _wrappers
-from .corruption import Corruption
+from .corruption import Corruption, Factor
 
-Mask = Callable[[Corruption, Tensor], Tensor]
-"""(corruption, t [B]) -> [B, 1, H, W]: the gain with which a loss sees the error at each DCT frequency."""
+Mask = Callable[[Corruption, Tensor], Factor]
+"""(corruption, t [B]) -> the gain with which a loss sees the error at each frequency: [B, 1, H, W], or a
+number for all."""
 
 
 class Prediction(NamedTuple):
@@ -31,11 +31,7 @@ class Prediction(NamedTuple):
 def _without_noise(out: Tensor, x_t: Tensor, corruption: Corruption, t: Tensor) -> Tensor:
     """V[(V^T x_t - s_t V^T out) / m_t]."""
     gain = corruption.gain(t)
-    masks = [(1.0 / gain).to(out.dtype), (-corruption.noise(t) / gain).to(out.dtype)]
-    if corruption.basis == "dct":
-        return functional.spectral_mix([x_t.to(out.dtype), out], masks)
-    u, v = corruption.to_basis(x_t.to(out.dtype)), corruption.to_basis(out)
-    return corruption.from_basis(masks[0] * u + masks[1] * v)
+    return corruption.mix([x_t.to(out.dtype), out], [1.0 / gain, -corruption.noise(t) / gain])
 
 
 PREDICTIONS: dict[str, Prediction] = {
@@ -150,10 +146,10 @@ class SoftDenoiser(_wrappers.Wrappable):
             that returns [B]. None is "paper" for "soft" and "plain", and "uniform" for every other loss,
             whose mask can include a weight.
         loss: The mask, a name in LOSSES: "soft" (Soft Score Matching,
-            `w(t) ||C_t (prediction - target)||^2`), "plain" (the squared error) or "increment" (see
-            `increment_mask`) or "ihdm"; or a function (corruption, t [B]) -> [B, 1, H, W] of nonnegative
-            gains. All are of the error of x0_hat: with "noise" predicted, "soft" with the paper's weight is
-            the plain squared error of the noise.
+            `w(t) ||C_t (prediction - target)||^2`), "plain" (the squared error), "increment" (see
+            `increment_mask`) or "ihdm" (see `ihdm_mask`); or a function (corruption, t [B]) -> [B, 1, H, W]
+            of nonnegative gains. All are of the error of x0_hat: with "noise" predicted, "soft" with the
+            paper's weight is the plain squared error of the noise.
         time: From u, uniform in (0, 1), to the t of training, such as `time_warp("w2", ...)`. None trains on
             t uniform in (0, 1).
 
@@ -333,7 +329,8 @@ def _check_floor(corruption: Corruption) -> None:
     if least < _LEAST_GAIN:
         raise ValueError(
             f"SoftDenoiser: expected a gain of at least {_LEAST_GAIN:g} everywhere for the prediction "
-            f'"noise", got {least:.3g} at t = 1; predict "residual" or "sample", or give the corruption a floor'
+            f'"noise", got {least:.3g} at t = 1; predict "residual" or "sample", or give the corruption a '
+            "floor"
         )
 
 

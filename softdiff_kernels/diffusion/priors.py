@@ -24,6 +24,7 @@ from .corruption import Corruption
 
 _THRESHOLD = 1e-3
 _FULL_COVARIANCE_UP_TO = 1024
+_BASES = ("dct", "pixels")
 _MOST_VALUES = 2**24
 
 
@@ -77,11 +78,7 @@ class Prior:
         """
         where = torch.device(device)
         key, batch = _for_images(key, images)
-        clean = self._mean(key, batch, where, dtype)
-        # A blur of 0 px leaves the image exactly as it is, and the noise is added in the same pass.
-        noisy = functional.corrupt(clean, 0.0, self.noise_std, key=key)
-        assert isinstance(noisy, Tensor)
-        return noisy
+        return self._add_noise(self._mean(key, batch, where, dtype), key)
 
     def describe(self) -> str:
         """One line for the record of samples.
@@ -107,6 +104,12 @@ class Prior:
     def _mean(self, key: NoiseKey, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """x_1 without its noise, [B, C, H, W] in dtype on the device."""
         raise NotImplementedError
+
+    def _add_noise(self, clean: Tensor, key: NoiseKey) -> Tensor:
+        # A blur of 0 px leaves the image exactly as it is, and the noise is added in the same pass.
+        noisy = functional.corrupt(clean, 0.0, self.noise_std, key=key)
+        assert isinstance(noisy, Tensor)
+        return noisy
 
     @property
     def _elements(self) -> int:
@@ -135,6 +138,7 @@ class Surviving:
 
     They are `m_1 V^T x` where the gain m_1 at t = 1 exceeds `threshold` (V is the DCT for a corruption over
     frequencies). At the paper's strongest blur 13 frequencies have m_1 > 1e-3: 39 numbers for an RGB image.
+    Of a corruption in another basis, or in none, they are the pixels of C_1 x.
 
     image_size: (H, W); gain: m_1, float64 [C, H, W], or [1, H, W] for all channels alike; basis: as
     `Corruption.basis`.
@@ -144,11 +148,11 @@ class Surviving:
         self.image_size = gain.shape[-2], gain.shape[-1]
         self.channels: int = args.integer("prior", "channels", channels, least=1)
         threshold = args.number("prior", "threshold", threshold)
-        args.choice("prior", "basis", basis, ("dct", "pixels"))
+        args.choice("prior", "basis", basis, _BASES)
         self.basis = basis
         self.all_gains = gain.double().cpu()
         full = self.all_gains.reshape(-1, *self.image_size).expand(self.channels, -1, -1).reshape(-1)
-        self.index = (full > threshold).nonzero()[:, 0]
+        self.index = (full.abs() > threshold).nonzero()[:, 0]
         self.gain = full[self.index]
 
     @classmethod
@@ -184,39 +188,58 @@ def _surviving(
 ) -> Iterator[tuple[Surviving, Tensor]]:
     """(Surviving, its coefficients [b, size]) of a stream of batches, piece by piece."""
     surviving: Surviving | None = None
+    known = corruption.basis in _BASES
     for images in pieces(op, batches):
         corruption.check_size(op, images)
         if surviving is None:
-            if not corruption.basis:
-                raise ValueError(
-                    f"{op}: expected a corruption with a basis, got {type(corruption).__name__}; take the "
-                    "prior of plain noise, or one of your own"
-                )
-            surviving = Surviving(images.shape[1], corruption.gain(1.0)[0], threshold, corruption.basis)
+            gain, basis = corruption.gain(1.0) if known else torch.ones(1), corruption.basis
+            gain = gain.reshape((1,) * (4 - gain.dim()) + gain.shape).expand(1, -1, *corruption.image_size)
+            surviving = Surviving(images.shape[1], gain[0], threshold, basis if known else "pixels")
+        if not known:
+            corrupted = corruption.corrupt(images, 1.0, noise=torch.zeros_like(images))
+            assert isinstance(corrupted, Tensor)
+            images = corrupted
         yield surviving, surviving.gather(images)
     if surviving is None:
         raise ValueError(f"{op}: expected at least one image, got none")
 
 
-def _end(corruption: Corruption) -> tuple[float | None, float]:
-    """The blur at t = 1 if it alone makes the gain, and the noise."""
+def _end(op: str, corruption: Corruption, *, white: bool = False) -> tuple[float | None, float | Tensor]:
+    """The blur at t = 1 if it alone makes the gain, and the noise; coloured noise as [C or 1, H, W].
+
+    white: whether the prior takes no other noise.
+    """
     noise = corruption.noise(1.0)
-    if noise.numel() != 1:
-        raise ValueError(
-            f"prior: expected white noise at t = 1, got the coloured noise of {type(corruption).__name__}; "
-            "draw x_1 by its own `corrupt`"
-        )
     plain = isinstance(corruption, BlurCorruption) and corruption.floor == 0 and corruption.mean(1.0) == 1
-    return corruption.blur_std(1.0) if plain else None, noise.item()  # type: ignore[attr-defined]
+    blur = corruption.blur_std(1.0) if plain else None  # type: ignore[attr-defined]
+    if noise.numel() == 1:
+        return blur, noise.item()
+    if white or corruption.basis not in _BASES:
+        raise ValueError(
+            f"{op}: expected white noise at t = 1, got the coloured noise of {type(corruption).__name__}; "
+            + ("take the Gaussian prior" if white else "draw x_1 by its own `corrupt`")
+        )
+    noise = noise.reshape((1,) * (4 - noise.dim()) + noise.shape).expand(1, -1, *corruption.image_size)
+    return blur, noise[0].double().contiguous()
 
 
 class _SpectralPrior(Prior):
-    """A prior over the coefficients that survive the corruption at t = 1."""
+    """A prior over the coefficients that survive the corruption at t = 1.
+
+    noise_std: a number, or coloured noise [C or 1, H, W] in the basis of the coefficients.
+    """
 
     def __init__(
-        self, surviving: Surviving, blur_std: float | None, threshold: float, noise_std: float, count: int
+        self,
+        surviving: Surviving,
+        blur_std: float | None,
+        threshold: float,
+        noise_std: float | Tensor,
+        count: int,
     ) -> None:
-        super().__init__(surviving.image_size, surviving.channels, noise_std)
+        self.noise = noise_std.double().cpu() if isinstance(noise_std, Tensor) else None
+        level = noise_std if self.noise is None else self.noise.square().mean().sqrt().item()
+        super().__init__(surviving.image_size, surviving.channels, level)  # type: ignore[arg-type]
         self.surviving = surviving
         self.blur_std = None if blur_std is None else args.number("prior", "blur_std", blur_std)
         self.threshold: float = args.number("prior", "threshold", threshold)
@@ -232,25 +255,39 @@ class _SpectralPrior(Prior):
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {} if self.blur_std is not None else {"gain": self.surviving.all_gains.contiguous()}
+        state = {} if self.blur_std is not None else {"gain": self.surviving.all_gains.contiguous()}
+        return state if self.noise is None else {**state, "noise": self.noise}
+
+    def _add_noise(self, clean: Tensor, key: NoiseKey) -> Tensor:
+        if self.noise is None:
+            return super()._add_noise(clean, key)
+        dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
+        noise = self.noise.to(clean.device, dtype)
+        if self.surviving.basis == "dct":
+            keep = torch.ones(1, dtype=dtype, device=clean.device)
+            return functional.spectral_mix([clean], [keep], noise_mask=noise, key=key)
+        white = functional.normal(clean.shape, key, device=clean.device, dtype=dtype)
+        return (clean + noise * white).to(clean.dtype)
 
     @staticmethod
     def _parts(
         config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Surviving, float | None, float, float, int]:
+    ) -> tuple[Surviving, float | None, float, float | Tensor, int]:
         blur, threshold, channels = config["blur_std"], config["threshold"], config["channels"]
         if blur is not None:
             surviving = Surviving.of_blur(config["image_size"], channels, blur, threshold)
         else:
             surviving = Surviving(channels, tensors["gain"], threshold, config.get("basis", "dct"))
-        return surviving, blur, threshold, config["noise_std"], config["images"]
+        noise = tensors.get("noise", config["noise_std"])
+        return surviving, blur, threshold, noise, config["images"]
 
     def _tail(self) -> str:
         kind = "DCT coefficients" if self.surviving.basis == "dct" else "pixels"
         blur = "" if self.blur_std is None else f"blur {self.blur_std:g} px, "
+        colour = "" if self.noise is None else "coloured "
         return (
             f"{self.surviving.size} surviving {kind} ({blur}gain over "
-            f"{self.threshold:g}) of {self.count} images, plus noise {self.noise_std:g}"
+            f"{self.threshold:g}) of {self.count} images, plus {colour}noise {self.noise_std:g}"
         )
 
 
@@ -274,7 +311,7 @@ class GaussianDCTPrior(_SpectralPrior):
         surviving: Surviving,
         blur_std: float | None,
         threshold: float,
-        noise_std: float,
+        noise_std: float | Tensor,
         count: int,
         mean: Tensor,
         factor: Tensor,
@@ -312,7 +349,7 @@ class GaussianDCTPrior(_SpectralPrior):
             count += values.shape[0]
         assert surviving is not None
         mean = first / count
-        blur, noise = _end(corruption)
+        blur, noise = _end("GaussianDCTPrior.fit", corruption)
         if full:
             # The symmetric root is unique: it does not depend on a library's choice of signs or pivots.
             values, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
@@ -362,7 +399,7 @@ class BlurredImagesPrior(_SpectralPrior):
         surviving: Surviving,
         blur_std: float | None,
         threshold: float,
-        noise_std: float,
+        noise_std: float | Tensor,
         count: int,
         values: Tensor,
     ) -> None:
@@ -395,7 +432,7 @@ class BlurredImagesPrior(_SpectralPrior):
             if missing <= values.shape[0]:
                 break
         assert surviving is not None
-        blur, noise = _end(corruption)
+        blur, noise = _end("BlurredImagesPrior.fit", corruption)
         return cls(surviving, blur, threshold, noise, count, torch.cat(parts))
 
     def describe(self) -> str:
@@ -438,8 +475,9 @@ class PlainGaussianPrior(Prior):
             channels = surviving.channels
         height, width = corruption.image_size
         mean_square = total / (count * channels * height * width)
-        std = (mean_square + _end(corruption)[1] ** 2) ** 0.5
-        return cls(corruption.image_size, channels, std)
+        _, noise = _end("PlainGaussianPrior.fit", corruption, white=True)
+        assert isinstance(noise, float)
+        return cls(corruption.image_size, channels, (mean_square + noise**2) ** 0.5)
 
     def describe(self) -> str:
         return f"{self.name}: white noise of deviation {self.noise_std:.4g}, mean 0"

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .. import _arguments as args
 from ..files import save_json, whole_file
@@ -66,6 +68,27 @@ def noise_nodes(noise_std_min: float, noise_std_max: float, noise_full_at: float
     """Times at which to tabulate `geometric_noise_std` so that chords are within 3.2e-4 of it."""
     parts = max(1, math.ceil(math.log(noise_std_max / noise_std_min) / LOG_STEP))
     return np.unique(np.append(np.linspace(0.0, noise_full_at, parts + 1), 1.0))
+
+
+@dataclass(frozen=True)
+class GeometricNoise:
+    """White noise whose standard deviation is `geometric_noise_std` at t, exactly; its arguments, checked."""
+
+    noise_std_min: float = 0.01
+    noise_std_max: float = 0.10
+    noise_full_at: float = 0.25
+
+    def __post_init__(self) -> None:
+        checked = noise_range("noise", self.noise_std_min, self.noise_std_max, self.noise_full_at)
+        for field, value in zip(fields(self), checked, strict=True):
+            object.__setattr__(self, field.name, value)
+
+    def at(self, t: Tensor) -> Tensor:
+        """[B, 1, 1, 1] for t [B], in its dtype and on its device."""
+        low, high = self.noise_std_min, self.noise_std_max
+        share = (t.double() / self.noise_full_at).clamp(max=1.0)
+        std = torch.where(share >= 1.0, high, low * torch.exp(share * math.log(high / low)))
+        return std.to(t.dtype).view(-1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
