@@ -23,7 +23,7 @@ SOFT = ("--loss", "soft")
 TRAINED = {
     "soft": Network("Soft Score Matching, Wasserstein schedule", SOFT, True),
     "plain": Network("plain residual loss, Wasserstein schedule (the preset)", (), True),
-    "noise": Network("noise only (VE)", (*SOFT, "--schedule", "noise", "--prior", "plain")),
+    "noise": Network("noise only (VE)", (*SOFT, "--corruption", "noise", "--prior", "plain")),
     "linear": Network("Soft Score Matching, linear schedule", (*SOFT, "--schedule", "linear")),
     "geometric": Network("Soft Score Matching, geometric schedule", (*SOFT, "--schedule", "geometric")),
     "plain-linear": Network("plain loss, linear schedule", ("--schedule", "linear"), True),

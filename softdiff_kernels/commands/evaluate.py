@@ -67,7 +67,7 @@ class EvaluateConfig:
         metadata={"help": f"Inception weights for fid and kid: torch-fidelity's {INCEPTION_FILE}."},
     )
 
-    sampler: SamplerName = "momentum"
+    sampler: SamplerName | None = None
     """For --weights, like the next three options: as in `softdiff sample`."""
     steps: int = 64
     """Sampler steps."""

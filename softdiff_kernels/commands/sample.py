@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ..data.choices import class_list, class_names, class_table, labels_of, parse_seeds
 from ..data.sample_folder import GRID, RECORD, check_npz, enter_folder, image_name, save_npz
+from ..diffusion import SPACINGS, check_sampler, time_steps
 from ..errors import UserError, need, user_errors
 from ..files import PathText, check_no_folder, save_json, write_atomically
 from ..images import save_png, tile
-from ..training.config import SAMPLER_HELP, PriorName, SamplerName
+from ..training.config import SAMPLER_HELP, PriorName, SamplerName, SpacingName, summaries
 from ..training.distributed import (
     Processes,
     autocast,
@@ -51,13 +52,18 @@ class SampleConfig:
     seeds: str = "0-63"
     """Seeds: a range such as 0-63, a list such as 3,5,8-10, or one number. The image of a seed does not
     depend on the other seeds, on --batch or on the number of processes."""
-    sampler: SamplerName = field(default="momentum", metadata={"help": SAMPLER_HELP})
+    sampler: SamplerName | None = field(default=None, metadata={"help": SAMPLER_HELP})
     steps: int = 64
     """Sampler steps. Each evaluates the network once."""
+    spacing: SpacingName = field(
+        default="t", metadata={"help": f"What the steps are even in: {summaries(SPACINGS)}."}
+    )
     variance: Literal["large", "small"] = "large"
     """Noise that the momentum sampler adds: large (the paper's) or small (the exact posterior's)."""
     eta: float = 0.0
     """Noise that ddim adds, as a fraction of the exact posterior's: 0 is deterministic."""
+    delta: float | None = None
+    """Noise that ihdm adds in each step. Default: 1.25 times the corruption's, the paper's."""
     prior: PriorName | None = None
     """Start from this prior, fitted to --data, instead of the prior in the weights file."""
     data: PathText | None = None
@@ -68,6 +74,8 @@ class SampleConfig:
     guidance: float = 1.0
     """Classifier-free guidance: x0_hat without a class, plus this factor times the change due to the
     class."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The t from which to which --guidance acts; outside, the model of the class alone is used."""
     batch: int = 64
     """Images per batch in each process."""
     grid: bool = True
@@ -98,9 +106,15 @@ class SampleConfig:
         for flag, sampler, changed in (
             ("--variance", "momentum", self.variance != "large"),
             ("--eta", "ddim", self.eta != 0),
+            ("--delta", "ihdm", self.delta is not None),
         ):
-            if changed and self.sampler != sampler:
+            if changed and self.sampler not in (None, sampler):
                 raise UserError(f"{flag} is for --sampler {sampler}, got --sampler {self.sampler}")
+        if self.delta is not None and not 0 <= self.delta < math.inf:
+            raise UserError(f"--delta: expected a number of at least 0, got {self.delta}")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"--guidance-interval: expected two rising times in [0, 1], got {low} {high}")
         if (self.prior is None) != (self.data is None):
             raise UserError("--prior and --data: expected both (a prior is fitted to images) or neither")
         if self.trajectory is not None and not self.trajectory.endswith((".png", ".gif")):
@@ -122,8 +136,21 @@ def sampler_options(config: SampleConfig) -> dict[str, Any]:
     options: dict[str, dict[str, Any]] = {
         "momentum": {"variance": config.variance},
         "ddim": {"eta": config.eta},
+        "ihdm": {"delta": config.delta},
     }
-    return options.get(config.sampler, {})
+    return options.get(config.sampler or "", {})
+
+
+def for_model(config: SampleConfig, model: LoadedModel) -> tuple[SampleConfig, Tensor]:
+    """The options with the sampler that suits the model's corruption where none is given, and the steps'
+    times. UserError for a sampler or a spacing that makes no sense for it."""
+    corruption = model.denoiser.corruption
+    config = replace(config, sampler=config.sampler or corruption.sampler)
+    with user_errors("--spacing: "):
+        ts = time_steps(config.steps, config.spacing, corruption=corruption, spectrum=model.spectrum)
+    with user_errors("--sampler: "):
+        check_sampler(corruption, model.shape[0], config.sampler or "", ts, sampler_options(config))
+    return config, ts
 
 
 def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Path]:
@@ -150,6 +177,7 @@ def _sample(
     say: Callable[[str], None],
 ) -> list[Path]:
     prior, device = model.prior, model.device
+    config, ts = for_model(config, model)
     if config.prior is not None and config.data is not None:
         prior = model.fit_prior(config.prior, config.data)
     classes = class_list(config.classes, model.classes)
@@ -179,8 +207,9 @@ def _sample(
                 prior,
                 device=device,
                 sampler=config.sampler,
-                steps=config.steps,
+                ts=ts,
                 guidance=config.guidance,
+                interval=config.guidance_interval,
                 options=sampler_options(config),
                 labels=labels_of(part, classes),
                 say=say,
@@ -247,9 +276,11 @@ def _record(
         "sampler": config.sampler,
         **sampler_options(config),
         "steps": config.steps,
+        "spacing": config.spacing,
         "prior": prior,
         "class": None,
         "guidance": config.guidance,
+        "guidance_interval": list(config.guidance_interval),
         "precision": config.precision,
     }
     if classes is not None:

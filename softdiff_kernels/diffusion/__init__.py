@@ -4,10 +4,10 @@
 from .blur import BlurCorruption
 from .corruption import Corruption, register
 from .denoiser import LOSSES, PREDICTIONS, WEIGHTS, Guided, SoftDenoiser, TrainingLoss
-from .generate import SAMPLING_SEED, generate
+from .generate import SAMPLING_SEED, check_sampler, generate
 from .linear import LinearCorruption
 from .mask import MaskCorruption
-from .named import SCHEDULES, NamedSchedule, ScheduleOptions
+from .named import CORRUPTIONS, SCHEDULES, CorruptionOptions, Named
 from .priors import PRIORS, BlurredImagesPrior, GaussianDCTPrior, PlainGaussianPrior, Prior, prior_from_state
 from .rules import DDIM, IHDM, Ancestral, Langevin, Momentum, Naive, Rule, TACoS
 from .samplers import (
@@ -28,6 +28,7 @@ from .spectral import SpectralCorruption
 from .times import SPACINGS, time_steps, time_warp
 
 __all__ = [
+    "CORRUPTIONS",
     "DDIM",
     "IHDM",
     "LOSSES",
@@ -42,6 +43,7 @@ __all__ = [
     "BlurCorruption",
     "BlurredImagesPrior",
     "Corruption",
+    "CorruptionOptions",
     "GaussianDCTPrior",
     "Guided",
     "Langevin",
@@ -49,17 +51,17 @@ __all__ = [
     "MaskCorruption",
     "Momentum",
     "Naive",
-    "NamedSchedule",
+    "Named",
     "PlainGaussianPrior",
     "PowerSpectrum",
     "Prior",
     "Rule",
     "Schedule",
-    "ScheduleOptions",
     "SoftDenoiser",
     "SpectralCorruption",
     "TACoS",
     "TrainingLoss",
+    "check_sampler",
     "generate",
     "power_spectrum",
     "prior_from_state",

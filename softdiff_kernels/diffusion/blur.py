@@ -90,6 +90,13 @@ class BlurCorruption(Corruption):
         if self.mean_nodes is not None and not min(self.mean_nodes) > 0:
             raise ValueError(f"{op}: expected mean_nodes over 0, got {args.shown(self.mean_nodes)}")
 
+    @property
+    def sampler(self) -> str:  # type: ignore[override]
+        """ "ancestral" where the mean falls (Blurring Diffusion), "ihdm" for `ihdm`, else "momentum"."""
+        if self.mean_nodes is not None:
+            return "ancestral"
+        return "ihdm" if self.name == "ihdm" else "momentum"
+
     @overload
     def blur_std(self, t: float) -> float: ...
     @overload

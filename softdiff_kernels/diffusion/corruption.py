@@ -15,8 +15,11 @@ frequencies, and `@register` makes files of it readable.
 
 from __future__ import annotations
 
+import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -24,6 +27,7 @@ from torch import Tensor
 
 from .. import _arguments as args
 from .. import functional
+from ..files import save_json
 from ..images import decode
 from ..noise import NoiseKey, fresh_key
 
@@ -44,6 +48,7 @@ class Corruption(ABC):
         channels: C, where gain or noise differ between channels; None allows any number.
         name: How the corruption was made.
         kind: The name of the class in files; set by `register`.
+        sampler: The name in SAMPLERS of the sampler that suits it.
         basis: "dct", "pixels", a name of your own, or "" where the corruption is diagonal in no basis.
 
     Examples:
@@ -67,6 +72,7 @@ class Corruption(ABC):
     image_size: tuple[int, int]
     channels: int | None = None
     name: str = "custom"
+    sampler: str = "ddim"
     kind: ClassVar[str] = ""
     basis: ClassVar[str] = "dct"
 
@@ -270,6 +276,27 @@ class Corruption(ABC):
                 '@register("name")'
             )
         return {"format": FORMAT, "kind": self.kind, **self.config()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_dict` as a JSON file, whole or not at all. UserError, a ValueError, if it cannot be
+        written."""
+        save_json(Path(path), self.to_dict())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], shape: tuple[int, int, int] | None = None) -> Corruption:
+        """The corruption in a file of `save`. ValueError if the file is damaged, or not for images of shape
+        (C, H, W)."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path}: expected a whole JSON file, got another one ({error})") from None
+        try:
+            corruption = Corruption.from_dict(content)
+            if shape is not None:
+                corruption.check_size("images", torch.empty(1, *shape))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return corruption
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Corruption:

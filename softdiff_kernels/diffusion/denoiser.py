@@ -13,10 +13,11 @@ from .. import _arguments as args
 from ..images import decode
 from ..noise import NoiseKey, fresh_key, uniform_from_words, words_after
 from . import _wrappers
-from .corruption import Corruption
+from .corruption import Corruption, Factor
 
-Mask = Callable[[Corruption, Tensor], Tensor]
-"""(corruption, t [B]) -> [B, 1, H, W]: the gain with which a loss sees the error at each DCT frequency."""
+Mask = Callable[[Corruption, Tensor], Factor]
+"""(corruption, t [B]) -> the gain with which a loss sees the error at each frequency: [B, 1, H, W], or a
+number for all."""
 
 
 class Prediction(NamedTuple):
@@ -145,10 +146,10 @@ class SoftDenoiser(_wrappers.Wrappable):
             that returns [B]. None is "paper" for "soft" and "plain", and "uniform" for every other loss,
             whose mask can include a weight.
         loss: The mask, a name in LOSSES: "soft" (Soft Score Matching,
-            `w(t) ||C_t (prediction - target)||^2`), "plain" (the squared error) or "increment" (see
-            `increment_mask`) or "ihdm"; or a function (corruption, t [B]) -> [B, 1, H, W] of nonnegative
-            gains. All are of the error of x0_hat: with "noise" predicted, "soft" with the paper's weight is
-            the plain squared error of the noise.
+            `w(t) ||C_t (prediction - target)||^2`), "plain" (the squared error), "increment" (see
+            `increment_mask`) or "ihdm" (see `ihdm_mask`); or a function (corruption, t [B]) -> [B, 1, H, W]
+            of nonnegative gains. All are of the error of x0_hat: with "noise" predicted, "soft" with the
+            paper's weight is the plain squared error of the noise.
         time: From u, uniform in (0, 1), to the t of training, such as `time_warp("w2", ...)`. None trains on
             t uniform in (0, 1).
 

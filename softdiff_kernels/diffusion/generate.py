@@ -14,6 +14,7 @@ from .. import _arguments as args
 from .. import functional
 from ..images import to_uint8
 from ..noise import NoiseKey
+from .corruption import Corruption
 from .denoiser import Guided, SoftDenoiser
 from .priors import Prior
 from .samplers import SAMPLERS
@@ -21,6 +22,7 @@ from .times import time_steps
 
 SAMPLING_SEED = 0x50F7D1FF
 """Separates the noise of sampled images from that of training images, whose streams also count from 0."""
+_MOST_KEPT_NOISE = 1.0  # half of the images' range [-1, 1]
 
 
 @torch.no_grad()
@@ -29,13 +31,14 @@ def generate(
     prior: Prior,
     seeds: Sequence[int],
     *,
-    sampler: str = "momentum",
+    sampler: str | None = None,
     steps: int = 64,
     ts: Tensor | None = None,
     batch: int = 64,
     device: torch.device | str | None = None,
     labels: Sequence[int] | None = None,
     guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
     options: Mapping[str, Any] | None = None,
     progress: bool = False,
     states: list[Tensor] | None = None,
@@ -50,13 +53,14 @@ def generate(
         denoiser: A trained denoiser.
         prior: Where its sampling starts.
         seeds: One for each image.
-        sampler: A name in SAMPLERS.
+        sampler: A name in SAMPLERS. None is the one that suits the corruption, `Corruption.sampler`.
         steps: Number of even steps.
         ts: The sampler's times instead, as in `time_steps`.
         batch: Images at a time.
         device: None is that of the denoiser's parameters.
         labels: One class per seed, for a class-conditional denoiser.
         guidance: The weight of the classes, as in `Guided`.
+        interval: The times at which it is not 1, likewise.
         options: Keyword arguments of the sampler.
         progress: Whether to draw a progress bar per batch.
         states: This list gets x_t before each step of the first batch, then its images, each uint8
@@ -77,6 +81,7 @@ def generate(
         >>> torch.equal(generate(denoiser, prior, seeds=[3], steps=10), images[3:])
         True
     """
+    sampler = denoiser.corruption.sampler if sampler is None else sampler
     args.choice("generate", "sampler", sampler, tuple(SAMPLERS))
     ts = time_steps(steps) if ts is None else ts
     weight = next(denoiser.parameters(), torch.empty(0))
@@ -104,7 +109,7 @@ def generate(
         model: Any = denoiser
         if labels is not None:
             classes = torch.tensor(labels[start : start + batch], dtype=torch.int64, device=where)
-            model = Guided(denoiser, classes, guidance)
+            model = Guided(denoiser, classes, guidance, interval)
         callback = partial(_report, states if start == 0 else None, on_step)
         x = SAMPLERS[sampler](
             model, x, ts, disable=not progress, key=key, callback=callback, **(options or {})
@@ -113,6 +118,38 @@ def generate(
     if states is not None:
         states.append(images[0])
     return torch.cat(images)
+
+
+@torch.no_grad()
+def check_sampler(
+    corruption: Corruption,
+    channels: int,
+    sampler: str,
+    ts: Tensor,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Raises ValueError where a sampler makes no sense for a corruption: before a network is evaluated.
+
+    All steps are taken once, of one image that is 0. Arguments as in `generate`.
+
+    Examples:
+        >>> noise = BlurCorruption.noise_only((16, 16), noise_std_max=20.0)
+        >>> check_sampler(noise, 3, "momentum", time_steps(10))
+        >>> check_sampler(noise, 3, "tacos", time_steps(10))
+        Traceback (most recent call last):
+        ValueError: tacos: expected little noise, for it keeps that of t = 1, got 20; take momentum
+    """
+    args.choice("generate", "sampler", sampler, tuple(SAMPLERS))
+    most = float(corruption.noise(1.0).max()) / corruption.mean(1.0)
+    if sampler == "tacos" and most > _MOST_KEPT_NOISE:
+        raise ValueError(
+            f"tacos: expected little noise, for it keeps that of t = 1, got {most:.3g}; take "
+            f"{corruption.sampler}"
+        )
+    network: Any = functional.echo
+    denoiser = SoftDenoiser(network, corruption, "sample", weight="uniform")
+    x = torch.zeros(1, channels, *corruption.image_size)
+    SAMPLERS[sampler](denoiser, x, ts, disable=True, key=NoiseKey(0), **(options or {}))
 
 
 def _report(states: list[Tensor] | None, on_step: Callable[[], None] | None, step: Mapping[str, Any]) -> None:

@@ -65,6 +65,7 @@ class LinearCorruption(Corruption):
 
     basis = ""
     name = "linear"
+    sampler = "momentum"
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class MaskCorruption(Corruption):
     """
 
     basis = "pixels"
+    sampler = "momentum"
 
     def __init__(
         self,

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..data.choices import class_list, labels_of
 from ..data.sample_folder import Load, read_samples
+from ..diffusion import check_sampler, time_steps
+from ..errors import user_errors
 from ..training.weights import load_model
 
 PROVENANCE = ("weights", "weights_digest", "step", "prior", "sampler", "steps", "seeds", "guidance", "class")
@@ -50,7 +52,7 @@ def drawn_samples(
     weights: str,
     seeds: list[int],
     *,
-    sampler: str,
+    sampler: str | None,
     steps: int,
     batch: int,
     device: torch.device,
@@ -59,6 +61,10 @@ def drawn_samples(
     """Images to draw from a weights file or run folder, one for each seed, as `softdiff sample` draws them by
     default. The weights are loaded now; `pixels` draws, once all else has been checked."""
     model = load_model(weights, device)
+    corruption = model.denoiser.corruption
+    sampler = corruption.sampler if sampler is None else sampler
+    with user_errors("--sampler: "):
+        check_sampler(corruption, model.shape[0], sampler, time_steps(steps))
     provenance = {
         "weights": os.path.abspath(model.file),
         "weights_digest": model.digest,

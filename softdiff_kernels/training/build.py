@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data import ImageSet, find_source, load_images
 from ..diffusion import (
+    CORRUPTIONS,
     PRIORS,
     SCHEDULES,
     BlurCorruption,
@@ -24,10 +25,10 @@ from ..diffusion import (
     PowerSpectrum,
     Prior,
     Schedule,
-    ScheduleOptions,
     prior_from_state,
 )
 from ..errors import UserError, need, user_errors
+from ..images import decode
 from .checkpoint import Checkpoint
 from .config import TrainConfig, is_schedule_file
 
@@ -35,6 +36,7 @@ TIME_SCALE = 1000.0
 SMALLEST = 4
 ATTENTION_UP_TO = 16
 SCALE_NODES = 257
+SCALE_IMAGES = 128
 
 
 def load_data(config: TrainConfig) -> ImageSet:
@@ -61,13 +63,20 @@ def check_data_exists(data: str, started_in: str | None) -> None:
 
 
 def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, Schedule | None]:
-    """The corruption that --schedule names, for these images; and its schedule, if it has one."""
-    if config.schedule in SCHEDULES:
-        if config.schedule == "wasserstein":
+    """The corruption that --corruption names, for these images; and its schedule, if it has one."""
+    soft = config.corruption == "soft"
+    if config.corruption not in CORRUPTIONS:
+        if not Path(config.corruption).is_file():
+            wanted = f"{', '.join(CORRUPTIONS)} or a file of `Corruption.save`"
+            raise UserError(f"--corruption: expected {wanted}, got {config.corruption!r}")
+        with user_errors("--corruption: "):
+            return Corruption.load(config.corruption, images.shape), None
+    if not soft or config.schedule in SCHEDULES:
+        if soft and config.schedule == "wasserstein":
             need("scipy.sparse", "the Wasserstein schedule")
-        ranges = config.blur_std_max, config.noise_std_min, config.noise_std_max
-        with user_errors(f"--schedule {config.schedule}: "):
-            return SCHEDULES[config.schedule].make(images, ScheduleOptions(config.nodes, *ranges))
+        named = f"--schedule {config.schedule}" if soft else f"--corruption {config.corruption}"
+        with user_errors(f"{named}: "):
+            return CORRUPTIONS[config.corruption].make(images, config.corruption_options())
     if not is_schedule_file(config.schedule):
         wanted = f"{', '.join(SCHEDULES)} or a schedule file"
         raise UserError(f"--schedule: expected {wanted}, got {config.schedule!r}")
@@ -79,6 +88,14 @@ def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, 
 def fit_prior(name: str, images: ImageSet, corruption: Corruption) -> Prior:
     """The prior of this name (in PRIORS), fitted to images."""
     return PRIORS[name].fit(images.batches(), corruption)
+
+
+def saved_spectrum(checkpoint: Checkpoint) -> PowerSpectrum | None:
+    """The spectrum of the training images in a checkpoint; None in one of before version 0.3."""
+    part, count = checkpoint.part("spectrum"), checkpoint.meta.get("data", {}).get("count")
+    if "mean" not in part or count is None:
+        return None
+    return PowerSpectrum(part["mean"].double(), part["power"].double(), int(count))
 
 
 def saved_process(checkpoint: Checkpoint) -> tuple[Corruption, Prior]:
@@ -201,17 +218,29 @@ def _interpolated(nodes: Tensor, t: Tensor) -> Tensor:
     return torch.lerp(nodes[left], nodes[left + 1], place - left).view(-1, 1, 1, 1)
 
 
-def scales(spectrum: PowerSpectrum, corruption: Corruption) -> tuple[Tensor, Tensor]:
+def scales(images: ImageSet, corruption: Corruption) -> tuple[Tensor, Tensor]:
     """Root mean squares of x_0 - x_t and of x_t, over images and elements, at 257 evenly spaced t: float32
     [257].
 
-    `mean_k (1 - m_t(k))^2 P_k + mean_k s_t(k)^2` and `mean_k m_t(k)^2 P_k + mean_k s_t(k)^2`, by Parseval.
+    Over DCT frequencies `mean_k (1 - m_t(k))^2 P_k + mean_k s_t(k)^2` and `mean_k m_t(k)^2 P_k + mean_k
+    s_t(k)^2`, by Parseval, with the images' spectrum; in another basis from up to 128 images themselves.
     """
     t = torch.linspace(0, 1, SCALE_NODES, dtype=torch.float64)
-    gain = corruption.gain(t)
-    noise = (corruption.noise(t).square() + torch.zeros_like(gain)).mean(dim=(1, 2, 3))
-    lost = ((1 - gain).square() * spectrum.power).mean(dim=(1, 2, 3))
-    left = (gain.square() * spectrum.power).mean(dim=(1, 2, 3))
+    shape = (1, *images.shape)
+    noise = torch.stack([corruption.noise(float(at)).square().expand(shape).mean() for at in t])
+    if corruption.basis == "dct":
+        gain, power = corruption.gain(t), images.spectrum.power
+        lost = ((1 - gain).square() * power).mean(dim=(1, 2, 3))
+        left = (gain.square() * power).mean(dim=(1, 2, 3))
+    else:
+        count = min(len(images.pixels), SCALE_IMAGES)
+        some = decode(images.pixels[torch.linspace(0, len(images.pixels) - 1, count).round().long()])
+        nothing = torch.zeros_like(some)
+        pairs = []
+        for at in t:
+            x_t, residual = corruption.corrupt(some, float(at), noise=nothing, return_residual=True)
+            pairs.append(torch.stack([residual.double().square().mean(), x_t.double().square().mean()]))
+        lost, left = torch.stack(pairs).unbind(1)
     return (lost + noise).sqrt().float(), (left + noise).sqrt().float()
 
 

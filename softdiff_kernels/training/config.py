@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data import SOURCE_LIST, check_sides, height_and_width
-from ..diffusion import LOSSES, PREDICTIONS, PRIORS, SAMPLERS, SCHEDULES, ScheduleOptions
+from ..diffusion import (
+    CORRUPTIONS,
+    LOSSES,
+    PREDICTIONS,
+    PRIORS,
+    SAMPLERS,
+    SCHEDULES,
+    SPACINGS,
+    CorruptionOptions,
+    Named,
+)
 from ..errors import UserError, with_nearest
 from ..files import PathText, seen_from
 from .presets import PRESETS, Setting
@@ -24,11 +34,13 @@ if TYPE_CHECKING:
     PriorName = str
     LossName = str
     PredictionName = str
+    SpacingName = str
 else:  # a type checker takes no computed choices; tyro does
     SamplerName = Literal[tuple(SAMPLERS)]
     PriorName = Literal[tuple(PRIORS)]
     LossName = Literal[tuple(LOSSES)]
     PredictionName = Literal[tuple(PREDICTIONS)]
+    SpacingName = Literal[tuple(SPACINGS)]
 
 
 def summaries(choices: Mapping[str, Any]) -> str:
@@ -37,8 +49,11 @@ def summaries(choices: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({line.removesuffix('.')})" for name, line in lines.items())
 
 
-SAMPLER_HELP = f"Sampler: {summaries(SAMPLERS)}."
-_SCHEDULE_HELP = ", ".join(f"{name} ({schedule.help})" for name, schedule in SCHEDULES.items())
+SAMPLER_HELP = f"Sampler: {summaries(SAMPLERS)}. Default: the one that suits the corruption."
+
+
+def _helps(named: Mapping[str, Named]) -> str:
+    return ", ".join(f"{name} ({choice.help})" for name, choice in named.items())
 
 
 @dataclass(frozen=True)
@@ -114,25 +129,46 @@ class TrainConfig:
     patch: int = 1
     """Patches of this many pixels a side become channels (space-to-depth): 2 costs a quarter."""
     prediction: PredictionName = "residual"
-    """What the network predicts: x_0 - x_t (the paper's), or x_0."""
+    """What the network predicts: x_0 - x_t (the paper's), x_0, or the noise, for blurring."""
 
     loss: LossName = field(default="soft", metadata={"help": f"The training loss: {summaries(LOSSES)}."})
 
+    density: SpacingName = field(
+        default="t", metadata={"help": f"How t is drawn in training: {summaries(SPACINGS)}."}
+    )
+
+    corruption: PathText = field(
+        default="soft",
+        metadata={
+            "help": f"What the network undoes: {_helps(CORRUPTIONS)}, or a JSON file of `Corruption.save`."
+        },
+    )
     schedule: PathText = field(
         default="wasserstein",
         metadata={
-            "help": f"How blur and noise grow with t: {_SCHEDULE_HELP}, or a file from `softdiff schedule`."
+            "help": "For --corruption soft: how blur and noise grow with t: "
+            f"{_helps(SCHEDULES)}, or a file from `softdiff schedule`."
         },
     )
     nodes: int = 32
     """Number of distributions on the shortest path."""
     blur_std_max: float | None = None
-    """Blur at t = 1, in pixels. Default: 23 px at 64 px (the paper's), in proportion to the longer side."""
+    """Blur at t = 1, in pixels. Default: for soft 23 px at 64 px (the paper's), in proportion to the longer
+    side; for blurring 20 px; for ihdm half of the longer side."""
     noise_std_min: float = 0.01
     """Noise at t = 0, for images in [-1, 1]."""
     noise_std_max: float | None = None
-    """Noise from t = 1/4 on. Default: 0.1 (the paper's); for --schedule noise, the noise at t = 1, by default
-    the largest distance between two images. These three do not apply to a schedule file."""
+    """Noise from t = 1/4 on. Default: 0.1 (the paper's); for noise, that at t = 1, by default the largest
+    distance between two images; for ihdm the constant noise, 0.02. These three do not apply to a schedule
+    file."""
+    floor: float = 0.001
+    """For blurring: the share of the image that is not blurred."""
+    logsnr_min: float = -10.0
+    """For blurring and equal-snr: the logarithm of the signal-to-noise ratio at t = 1."""
+    logsnr_max: float = 10.0
+    """Likewise at t = 0."""
+    softness: float = 0.25
+    """For mask: how long a pixel takes to fade."""
     prior: PriorName = field(
         default="gaussian",
         metadata={
@@ -141,8 +177,9 @@ class TrainConfig:
         },
     )
 
-    sampler: SamplerName = field(
-        default="momentum", metadata={"help": f"Sampler of the grids during training: {summaries(SAMPLERS)}."}
+    sampler: SamplerName | None = field(
+        default=None,
+        metadata={"help": f"Of the grids in training. {SAMPLER_HELP}"},
     )
     sample_steps: int = 64
     """Steps of that sampler."""
@@ -195,6 +232,10 @@ class TrainConfig:
         _check_value(
             self, "noise_std_max", most is None or least <= most < math.inf, "at least --noise-std-min"
         )
+        _check_value(self, "floor", 0 <= self.floor <= 1, "in [0, 1]")
+        low, high = self.logsnr_min, self.logsnr_max
+        _check_value(self, "logsnr_max", -100 <= low < high <= 100, "over --logsnr-min, both within 100 of 0")
+        _check_value(self, "softness", 0 < self.softness <= 1, "in (0, 1]")
         _check_value(self, "lr", math.isfinite(self.lr) and self.lr > 0, "a positive number")
         good = len(self.ema) == len(set(self.ema)) > 0 and all(0 <= decay < 1 for decay in self.ema)
         _check_value(self, "ema", good, "one or more different decays in [0, 1)")
@@ -228,11 +269,19 @@ class TrainConfig:
         steps = math.ceil(images_of(self.duration) / self.batch)
         return dataclasses.replace(self, steps=max(1, steps), duration=None)
 
+    def corruption_options(self) -> CorruptionOptions:
+        """The options of a named corruption."""
+        names = (field.name for field in dataclasses.fields(CorruptionOptions))
+        return CorruptionOptions(**{name: getattr(self, name) for name in names})
+
     def with_absolute_paths(self, folder: Path) -> TrainConfig:
-        """With the paths of images and schedule file, which are relative to `folder`, made absolute. A path
-        at which nothing exists stays as it is."""
-        schedule = self.schedule if self.schedule in SCHEDULES else seen_from(folder, self.schedule)
-        return dataclasses.replace(self, data=seen_from(folder, self.data), schedule=schedule)
+        """With the paths of images, schedule file and corruption file, which are relative to `folder`, made
+        absolute. A path at which nothing exists stays as it is."""
+        changes: dict[str, Any] = {"data": seen_from(folder, self.data)}
+        for name, named in (("schedule", SCHEDULES), ("corruption", CORRUPTIONS)):
+            if getattr(self, name) not in named:
+                changes[name] = seen_from(folder, getattr(self, name))
+        return dataclasses.replace(self, **changes)
 
     def batch_split(self, processes: int) -> tuple[int, int]:
         """Images per forward pass in each process, and forward passes per step. UserError where the batch
@@ -311,12 +360,17 @@ def check_effects(given: Iterable[str], config: TrainConfig) -> None:
     """Raises UserError for options given as flags that have no effect beside the others: whoever gives one
     expects an effect. Options from a preset or a file are not checked."""
     needed = {"class_dropout": "" if config.conditional else "--conditional"}
-    choice = SCHEDULES.get(config.schedule)
-    if choice is not None or is_schedule_file(config.schedule):
-        effective = choice.options if choice else ()
-        for name in vars(ScheduleOptions()):
-            words = [word for word, other in SCHEDULES.items() if name in other.options]
-            needed[name] = "" if name in effective else f"--schedule {', '.join(words)}"
+    corruption, schedule = CORRUPTIONS.get(config.corruption), SCHEDULES.get(config.schedule)
+    of_corruption = corruption.options if corruption else ()
+    # Of a name or file that does not exist, the run says more.
+    known = corruption is not None or Path(config.corruption).is_file()
+    for name in vars(CorruptionOptions()) if known else ():
+        if name not in of_corruption:
+            needed[name] = f"--corruption {_words(CORRUPTIONS, name)}"
+    if config.corruption == "soft" and (schedule is not None or is_schedule_file(config.schedule)):
+        for name in set(of_corruption) - {"schedule"}:
+            if schedule is None or name not in schedule.options:
+                needed[name] = f"--schedule {_words(SCHEDULES, name)}"
     without = [
         f"{flag(name)} has an effect only with {needed[name]}"
         for name in needed
@@ -324,6 +378,10 @@ def check_effects(given: Iterable[str], config: TrainConfig) -> None:
     ]
     if without:
         raise UserError("; ".join(without))
+
+
+def _words(named: Mapping[str, Named], option: str) -> str:
+    return ", ".join(word for word, choice in named.items() if option in choice.options)
 
 
 MAY_CHANGE = frozenset(
@@ -338,7 +396,7 @@ MAY_CHANGE = frozenset(
 
 FITTED = frozenset(
     {
-        *("schedule", "nodes", "blur_std_max", "noise_std_min", "noise_std_max", "prior", "image_size"),
+        *("corruption", *vars(CorruptionOptions()), "prior", "image_size"),
         *("network", "width", "multipliers", "blocks", "patch", "prediction", "conditional", "ema"),
     }
 )
@@ -354,7 +412,7 @@ def check_resumed(old: TrainConfig, new: TrainConfig) -> None:
     for name, before in vars(old).items():
         after = getattr(new, name)
         may = name in MAY_CHANGE or (new.allow_changes and name not in FITTED)
-        if name == "schedule" and _same_file(before, after):
+        if name in ("schedule", "corruption") and _same_file(before, after):
             continue
         if not may and before != after:
             changed.append(f"{flag(name)}: expected {before}, got {after}")

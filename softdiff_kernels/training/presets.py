@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Presets of `softdiff train`: the values that the paper of Soft Diffusion is known to use, and our own.
 
-Sources: "paper" is Daras et al. 2022 (arXiv 2209.05442), directly or as two independent implementations
-quote its appendix. "ncsn++" is the default of Song et al. 2021, whose network the paper builds on; it is used
-where the paper's own value is not known. "ours" is neither.
+Sources: "paper" is the paper of the preset's method: Daras et al. 2022 (arXiv 2209.05442), directly or as two
+independent implementations quote its appendix; for "-blurring" Hoogeboom & Salimans 2022 (arXiv 2209.05557);
+for "-ihdm" Rissanen et al. 2022 (arXiv 2206.13397). "ncsn++" is the default of Song et al. 2021, on whose
+network the first of them builds; it is used where the paper's own value is not known. "ours" is none of
+these.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def _ours(value: Any) -> Setting:
     return Setting(value, "ours")
 
 
-_METHOD = {
+_SOFT = {
+    "corruption": _paper("soft"),
     "prediction": _paper("residual"),
     "loss": _paper("soft"),
     "schedule": _paper("wasserstein"),
@@ -40,8 +43,20 @@ _METHOD = {
     "prior": _ours("gaussian"),
 }
 
+_BLURRING = {
+    "corruption": _paper("blurring"),
+    "prediction": _paper("noise"),
+    # Of the noise, with the weight 1 / noise_std^2: its plain squared error.
+    "loss": _paper("soft"),
+    "blur_std_max": _paper(20.0),
+    "floor": _paper(0.001),
+    "logsnr_min": _paper(-10.0),
+    "logsnr_max": _paper(10.0),
+    "sampler": _paper("ancestral"),
+    "prior": _ours("gaussian"),
+}
+
 _LARGE = {
-    **_METHOD,
     "channels": _ours(3),
     "network": _song("ncsnpp"),
     "width": _song(128),
@@ -71,9 +86,22 @@ _SMALL = {
     "ema": _ours((0.998,)),
 }
 
+_MNIST = {
+    **_SMALL,
+    "channels": _ours(1),
+    "image_size": _ours((28,)),
+    "patch": _ours(2),
+    "steps": _ours(2500),
+    "batch": _ours(64),
+    "lr": _ours(1.5e-3),
+    "warmup": _ours(150),
+    "sample_every": _ours(500),
+    "save_every": _ours(500),
+}
+
 PRESETS: dict[str, dict[str, Setting]] = {
     "digits": {
-        **_METHOD,
+        **_SOFT,
         **_SMALL,
         "data": _ours("digits"),
         # As for mnist below; here half the distance.
@@ -91,21 +119,47 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "save_every": _ours(600),
     },
     "mnist": {
-        **_METHOD,
-        **_SMALL,
+        **_SOFT,
+        **_MNIST,
         # After so little training, errors at frequencies that the blur removes, which the soft loss does not
         # see, harm the sampler's next steps: three times the distance (docs/experiments.md).
         "loss": _ours("plain"),
-        "channels": _ours(1),
-        "image_size": _ours((28,)),
-        "patch": _ours(2),
-        "steps": _ours(2500),
-        "batch": _ours(64),
-        "lr": _ours(1.5e-3),
-        "warmup": _ours(150),
-        "sample_every": _ours(500),
-        "save_every": _ours(500),
     },
-    "cifar10": {**_LARGE, "image_size": _paper((32,))},
-    "celeba64": {**_LARGE, "image_size": _paper((64,)), "blur_std_max": _paper(23.0)},
+    "mnist-blurring": {**_BLURRING, **_MNIST, "blur_std_max": _ours(20.0)},
+    "mnist-ihdm": {
+        **_MNIST,
+        "corruption": _paper("ihdm"),
+        "prediction": _ours("residual"),
+        "loss": _paper("ihdm"),
+        "blur_std_max": _paper(20.0),
+        "noise_std_max": _paper(0.02),
+        "sampler": _paper("ihdm"),
+        "sample_steps": _paper(100),
+        "prior": _paper("blurred"),
+    },
+    "mnist-mask": {
+        **_MNIST,
+        "corruption": _ours("mask"),
+        "softness": _ours(0.25),
+        "prediction": _paper("residual"),
+        "loss": _ours("plain"),
+        "noise_std_min": _paper(0.01),
+        "noise_std_max": _paper(0.1),
+        "sampler": _paper("momentum"),
+        "prior": _ours("gaussian"),
+    },
+    "cifar10": {**_SOFT, **_LARGE, "image_size": _paper((32,))},
+    "cifar10-blurring": {
+        **_LARGE,
+        **_BLURRING,
+        "image_size": _paper((32,)),
+        "dropout": _paper(0.2),
+        "ema": _paper((0.9999,)),
+        # Soft Diffusion's.
+        "lr": _ours(2e-4),
+        "beta2": _ours(0.999),
+        "warmup": _ours(5000),
+        "sample_steps": _paper(1000),
+    },
+    "celeba64": {**_SOFT, **_LARGE, "image_size": _paper((64,)), "blur_std_max": _paper(23.0)},
 }

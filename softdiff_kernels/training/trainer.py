@@ -19,7 +19,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from .. import functional
 from ..data import ImageOrder, ImageSet
-from ..diffusion import SAMPLING_SEED, Corruption, SoftDenoiser, TrainingLoss, generate
+from ..diffusion import (
+    SAMPLING_SEED,
+    Corruption,
+    SoftDenoiser,
+    TrainingLoss,
+    check_sampler,
+    generate,
+    time_steps,
+    time_warp,
+)
+from ..errors import user_errors
 from ..noise import NoiseKey, uniforms
 from .build import build_model, scales
 from .checkpoint import Checkpoint, fitting
@@ -96,12 +106,22 @@ class Trainer:
         }
         self.order = ImageOrder(len(images.pixels), config.seed)
         residual = config.prediction == "residual"
-        scale, input_scale = scales(images.spectrum, corruption)
+        scale, input_scale = scales(images, corruption)
         self.model = build_model(
             config, images.shape, scale if residual else None, input_scale, len(self.classes)
         ).to(device)
         network: Any = torch.compile(self.model) if config.compile else self.model
-        self.denoiser = SoftDenoiser(network, corruption, config.prediction, loss=config.loss)
+        self.spectrum = images.spectrum
+        time = None
+        if config.density != "t":
+            with user_errors("--density: "):
+                time = time_warp(config.density, corruption, images.spectrum)
+        with user_errors("--prediction and --loss: "):
+            self.denoiser = SoftDenoiser(network, corruption, config.prediction, loss=config.loss, time=time)
+        self.sampler = corruption.sampler if config.sampler is None else config.sampler
+        if config.sample_count:
+            with user_errors("--sampler: "):
+                check_sampler(corruption, images.shape[0], self.sampler, time_steps(config.sample_steps))
         self.loss: Any = TrainingLoss(self.denoiser)
         if self.processes.world > 1:
             gpu = [device.index] if device.type == "cuda" else None
@@ -185,7 +205,7 @@ class Trainer:
             x0, key, _ = self.batch(self.seen, self.each)
             denoiser.loss(x0, self.denoiser.draw_time(x0, key), key=key).sum().backward()
             if shown:
-                options: dict[str, Any] = {"sampler": config.sampler, "steps": config.sample_steps}
+                options: dict[str, Any] = {"sampler": self.sampler, "steps": config.sample_steps}
                 generate(denoiser, self.prior, shown, batch=self.each, device=self.device, **options)
 
         return functional.rehearse(rehearsal, self.device)
@@ -200,7 +220,7 @@ class Trainer:
                 self.averaged,
                 self.prior,
                 seeds,
-                sampler=self.config.sampler,
+                sampler=self.sampler,
                 steps=self.config.sample_steps,
                 batch=self.each,
                 labels=[seed % len(self.classes) for seed in seeds] if self.classes else None,
@@ -231,6 +251,8 @@ class Trainer:
         }
         checkpoint = Checkpoint(kind, meta)
         checkpoint.put("prior", self.prior.state_dict())
+        spectrum = {"mean": self.spectrum.mean.float(), "power": self.spectrum.power.float()}
+        checkpoint.put("spectrum", spectrum)
         return checkpoint
 
     def weights(self, average: int = 0) -> Checkpoint:

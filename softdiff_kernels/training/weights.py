@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..data import load_images
-from ..diffusion import Prior, SoftDenoiser, generate
+from ..diffusion import PowerSpectrum, Prior, SoftDenoiser, generate
 from ..errors import UserError
-from .build import build_model, fit_prior, saved_process
+from .build import build_model, fit_prior, saved_process, saved_spectrum
 from .checkpoint import Checkpoint, find, fitting, load_checkpoint, numbered, weights_kind
 from .config import TrainConfig
 
@@ -22,7 +22,7 @@ from .config import TrainConfig
 @dataclass
 class LoadedModel:
     """The content of a weights file. shape: (C, H, W); classes: the names, for a conditional model; file:
-    its path, if it was read from one."""
+    its path, if it was read from one; spectrum: that of the training images, if the file has it."""
 
     denoiser: SoftDenoiser
     prior: Prior
@@ -32,6 +32,7 @@ class LoadedModel:
     classes: tuple[str, ...] = ()
     digest: str | None = None
     file: str = ""
+    spectrum: PowerSpectrum | None = None
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +70,10 @@ def restore(checkpoint: Checkpoint, part: str, path: object, device: torch.devic
         model.load_state_dict(checkpoint.part(part))
         step = int(meta["step"])
     denoiser = SoftDenoiser(model, corruption, config.prediction).to(device).eval()
-    return LoadedModel(denoiser, prior, (channels, height, width), config, step, classes, checkpoint.digest)
+    shape = (channels, height, width)
+    model_of = LoadedModel(denoiser, prior, shape, config, step, classes, checkpoint.digest)
+    model_of.spectrum = saved_spectrum(checkpoint)
+    return model_of
 
 
 def load_model(path: str, device: torch.device, ema: float | None = None) -> LoadedModel:
