@@ -285,6 +285,8 @@ class MotionBlur(_Stored):
         self.angle: float = args.number("LinearCorruption.motion_blur", "angle", angle, nonnegative=False)
 
     def apply(self, x: Tensor, t: Tensor) -> Tensor:
+        if x.numel() == 0:  # of which the FFT makes an error
+            return x
         height, width = self.image_size
         down = torch.fft.fftfreq(height, dtype=x.dtype, device=x.device)[:, None]
         across = torch.fft.rfftfreq(width, dtype=x.dtype, device=x.device)

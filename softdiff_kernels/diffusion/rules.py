@@ -63,12 +63,12 @@ def _over(value: Factor, by: Factor, otherwise: float) -> Factor:
     return otherwise if by == 0 else value / by
 
 
-def _falls(op: str, noise_t: Factor, noise_s: Factor, t: float, s: float) -> None:
-    """Raises ValueError where the noise over the mean rises from t to s."""
+def _falls(op: str, noise_t: Factor, noise_s: Factor, t: float, s: float, over: str = "mean") -> None:
+    """Raises ValueError where the noise, over the mean or gain, rises from t to s."""
     rises = noise_s > noise_t
     if bool(rises.any() if isinstance(rises, Tensor) else rises):
         raise ValueError(
-            f"{op}: expected noise over mean that does not rise towards t = 0, got a rise from t = {t:.4g} "
+            f"{op}: expected noise over {over} that does not rise towards t = 0, got a rise from t = {t:.4g} "
             f"to {s:.4g}; take ddim with eta = 0"
         )
 
@@ -189,7 +189,7 @@ class Ancestral(Rule):
         noise_t, noise_s = corruption.noise(t).double(), corruption.noise(s).double()
         ratio = corruption.gain_ratio(t, s)
         known = ratio * noise_s
-        _falls("ancestral", noise_t, known, t, s)
+        _falls("ancestral", noise_t, known, t, s, "gain")
         share = _over(noise_s, noise_t, 1.0)
         fresh = _root((noise_t - known) * (noise_t + known))
         A = ratio * share * share
