@@ -14,12 +14,15 @@ import torch
 import softdiff_kernels as sk
 from softdiff_kernels import spectrum
 from softdiff_kernels.diffusion import (
+    DDIM,
     PRIORS,
     SAMPLERS,
+    Ancestral,
     BlurCorruption,
     Corruption,
     LinearCorruption,
     MaskCorruption,
+    Momentum,
     SoftDenoiser,
     SpectralCorruption,
     power_spectrum,
@@ -170,6 +173,23 @@ def test_priors_draw_what_the_corruption_makes(name: str, prior: str) -> None:
         assert (ratio.log().abs() < 0.35).all(), ratio.log().abs().max()
     spread = truth.std(dim=0) * 6 * math.sqrt(2 / 800)
     assert ((got.mean(dim=0) - truth.mean(dim=0)).abs() < spread + 1e-3).all()
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_nothing_reads_a_tensor_of_a_device(name: str) -> None:
+    # On "meta" there is nothing to read: what passes there waits for no device, and mixes no two of them.
+    c, x, t = STORED[name], torch.empty(3, 2, *SIZE, device="meta"), torch.empty(3, device="meta")
+    network = SoftDenoiser(lambda x, t: x, c)
+    rules = [Momentum(), DDIM(eta=1.0), *([] if c.basis == "" else [Ancestral()])]
+    for got in (
+        c.corrupt(x, t, key=KEY),
+        c.corrupt(x, 0.5, key=KEY),
+        c.corrupt(x, t, noise=x),
+        network(x, t),
+        *(rule.step(c, x, x, 0.5, 0.4, KEY) for rule in rules),
+    ):
+        assert got.shape == x.shape and got.device.type == "meta"
+    assert network.loss(x, t, key=KEY).device.type == "meta"
 
 
 def test_tables_are_linear_between_their_nodes() -> None:
