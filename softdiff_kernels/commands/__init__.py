@@ -39,6 +39,7 @@ COMMANDS = {
         prepare="prepare",
     ),
     "sample": Command("generate images from a weights file", "sample", "SampleConfig"),
+    "restore": Command("deblur, denoise or fill in images with a trained model", "restore", "RestoreConfig"),
     "evaluate": Command(
         "measure the distance of images from a reference data set", "evaluate", "EvaluateConfig"
     ),

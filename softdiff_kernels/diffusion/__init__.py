@@ -9,6 +9,7 @@ from .linear import LinearCorruption
 from .mask import MaskCorruption
 from .named import CORRUPTIONS, SCHEDULES, CorruptionOptions, Named
 from .priors import PRIORS, BlurredImagesPrior, GaussianDCTPrior, PlainGaussianPrior, Prior, prior_from_state
+from .restore import blur_gain, inpaint, restore, start_time, wiener
 from .rules import DDIM, IHDM, Ancestral, Langevin, Momentum, Naive, Rule, TACoS
 from .samplers import (
     SAMPLERS,
@@ -61,11 +62,14 @@ __all__ = [
     "SpectralCorruption",
     "TACoS",
     "TrainingLoss",
+    "blur_gain",
     "check_sampler",
     "generate",
+    "inpaint",
     "power_spectrum",
     "prior_from_state",
     "register",
+    "restore",
     "sample",
     "sample_ancestral",
     "sample_ddim",
@@ -76,7 +80,9 @@ __all__ = [
     "sample_naive",
     "sample_tacos",
     "shortest_path_schedule",
+    "start_time",
     "time_steps",
     "time_warp",
     "wasserstein_distances",
+    "wiener",
 ]

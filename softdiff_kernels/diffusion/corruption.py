@@ -334,7 +334,12 @@ def register(kind: str) -> Any:
 
     A class that is defined again, as in a notebook, replaces the one of the same name and module.
 
-    Examples: see `Corruption`.
+    Examples:
+        >>> @register("halves")
+        ... class Halves(SpectralCorruption):
+        ...     pass
+        >>> Halves((8, 8), [1.0, 0.5], [0.0, 0.1]).to_dict()["kind"]
+        'halves'
     """
     if not isinstance(kind, str) or not kind:
         raise ValueError(f"register: expected a name, got {args.shown(kind)}")

@@ -99,6 +99,9 @@ def test_what_makes_no_sense_is_refused_before_anything_is_drawn(
     )
     assert "--density: " in refused(capsys, *train, "--corruption", "mask", "--density", "w2")
     assert "for the prediction" in refused(capsys, *train, "--corruption", "mask", "--prediction", "noise")
+    LinearCorruption.downsampling((8, 8), 4).save(tmp_path / "small.json")
+    said = refused(capsys, *train, "--corruption", str(tmp_path / "small.json"), "--loss", "increment")
+    assert "--prediction and --loss: " in said and "diagonal in a basis" in said
     LinearCorruption.downsampling((16, 16), 4).save(tmp_path / "large.json")
     said = refused(capsys, *train, "--corruption", str(tmp_path / "large.json"))
     assert "large.json: " in said and "16 x 16" in said
