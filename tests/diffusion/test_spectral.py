@@ -48,7 +48,7 @@ STORED: dict[str, Corruption] = {
         SIZE, _random(3, *SIZE).sort(0, descending=True)[0] + 0.2, [0.1, 0.2, 0.3], t=[0, 0.2, 1]
     ),
     "by channel": SpectralCorruption(
-        SIZE, _random(3, 2, *SIZE).sort(0, descending=True)[0], _random(3, *SIZE).sort(0)[0] + 0.1
+        SIZE, -_random(3, 2, *SIZE).sort(0, descending=True)[0], _random(3, *SIZE).sort(0)[0] + 0.1
     ),
     "equal-snr": SpectralCorruption.equal_snr(_random(2, *SIZE)),
     "anisotropic": SpectralCorruption.anisotropic(SIZE, 2.0, 0.5),
@@ -222,9 +222,12 @@ def test_the_mean_is_the_gain_of_the_whole_image() -> None:
         torch.testing.assert_close(grows.gain_ratio(t, s), blur.gain_ratio(t, s), rtol=1e-12, atol=0)
 
 
-def test_noise_that_falls_or_is_coloured_is_legal() -> None:
+def test_noise_that_falls_is_legal() -> None:
     falling = SpectralCorruption(SIZE, [1.0, 0.1], [0.5, 0.1])
     x0 = torch.rand(2, 1, *SIZE)
+    for loss in ("soft", "plain", "increment"):
+        wrong = SoftDenoiser(lambda x, t: x0 + 1, falling, prediction="sample", loss=loss)
+        assert (wrong.loss(x0, torch.tensor([0.2, 0.9]), key=KEY) > 1).all(), loss
     denoiser = SoftDenoiser(lambda x, t: x0, falling, prediction="sample")
     start = falling.corrupt(x0, 1.0, key=KEY)
     with pytest.raises(ValueError, match=r"^momentum: expected noise over mean that does not rise .* ddim"):
