@@ -14,12 +14,15 @@ import torch
 import softdiff_kernels as sk
 from softdiff_kernels import spectrum
 from softdiff_kernels.diffusion import (
+    DDIM,
     PRIORS,
     SAMPLERS,
+    Ancestral,
     BlurCorruption,
     Corruption,
     LinearCorruption,
     MaskCorruption,
+    Momentum,
     SoftDenoiser,
     SpectralCorruption,
     power_spectrum,
@@ -45,7 +48,7 @@ STORED: dict[str, Corruption] = {
         SIZE, _random(3, *SIZE).sort(0, descending=True)[0] + 0.2, [0.1, 0.2, 0.3], t=[0, 0.2, 1]
     ),
     "by channel": SpectralCorruption(
-        SIZE, _random(3, 2, *SIZE).sort(0, descending=True)[0], _random(3, *SIZE).sort(0)[0] + 0.1
+        SIZE, -_random(3, 2, *SIZE).sort(0, descending=True)[0], _random(3, *SIZE).sort(0)[0] + 0.1
     ),
     "equal-snr": SpectralCorruption.equal_snr(_random(2, *SIZE)),
     "anisotropic": SpectralCorruption.anisotropic(SIZE, 2.0, 0.5),
@@ -172,6 +175,96 @@ def test_priors_draw_what_the_corruption_makes(name: str, prior: str) -> None:
     assert ((got.mean(dim=0) - truth.mean(dim=0)).abs() < spread + 1e-3).all()
 
 
+@pytest.mark.parametrize("name", STORED)
+def test_nothing_reads_a_tensor_of_a_device(name: str) -> None:
+    # On "meta" there is nothing to read: what passes there waits for no device, and mixes no two of them.
+    c, x, t = STORED[name], torch.empty(3, 2, *SIZE, device="meta"), torch.empty(3, device="meta")
+    network = SoftDenoiser(lambda x, t: x, c)
+    rules = [Momentum(), DDIM(eta=1.0), *([] if c.basis == "" else [Ancestral()])]
+    for got in (
+        c.corrupt(x, t, key=KEY),
+        c.corrupt(x, 0.5, key=KEY),
+        c.corrupt(x, t, noise=x),
+        network(x, t),
+        *(rule.step(c, x, x, 0.5, 0.4, KEY) for rule in rules),
+    ):
+        assert got.shape == x.shape and got.device.type == "meta"
+    assert network.loss(x, t, key=KEY).device.type == "meta"
+
+
+class Shaped(Corruption):
+    """Gains and noise of any shape that broadcasts, in float32, as a user may give them."""
+
+    def __init__(self, gain: torch.Tensor, noise: torch.Tensor, basis: str = "dct") -> None:
+        self.image_size, self.ends, self.basis = SIZE, (gain, noise), basis  # type: ignore[misc]
+
+    def gain(self, t: float | torch.Tensor) -> torch.Tensor:
+        return 1 - torch.as_tensor(t).float().reshape(-1, 1, 1, 1) * (1 - self.ends[0])
+
+    def noise(self, t: float | torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(t).float().reshape(-1, 1, 1, 1) * self.ends[1]
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("basis", ["dct", "pixels"])
+@pytest.mark.parametrize("gain", [(), SIZE, (1, *SIZE), (2, 1, 1), (2, *SIZE)])
+@pytest.mark.parametrize("noise", [(), SIZE, (2, 1, 1)])
+def test_gains_and_noise_of_any_shape(basis: str, gain: tuple, noise: tuple) -> None:
+    # Rule: what broadcasts to [B, C, H, W] means the same everywhere as its expanded form.
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(shape, generator=generator) * 0.5 + 0.2 for shape in (gain, noise)]
+    c = Shaped(*masks, basis)
+    # White noise stays a number: as a mask it is drawn over the basis.
+    wide = Shaped(*(m.expand(1, 2, *SIZE) if m.dim() or m is masks[0] else m for m in masks), basis)
+    x0 = torch.randn(60, 2, *SIZE, generator=generator)
+    t = torch.linspace(0, 1, 60)
+    torch.testing.assert_close(c.corrupt(x0, t, noise=x0), wide.corrupt(x0, t, noise=x0), rtol=0, atol=1e-6)
+    for rule in (DDIM(), Ancestral()):
+        steps = [rule.step(one, x0, x0 / 2, 0.8, 0.5, KEY) for one in (c, wide)]
+        torch.testing.assert_close(*steps, rtol=0, atol=2e-6)
+    for loss in ("soft", "plain", "increment"):
+        for prediction in ("sample", "noise"):
+            one, other = (
+                SoftDenoiser(lambda x, t: x / 2, v, prediction, "uniform", loss).loss(x0, t, noise=x0 / 3)
+                for v in (c, wide)
+            )
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert c.loss(x0, 0 * x0, t, mask=masks[0]).item() == pytest.approx(
+        wide.loss(x0, 0 * x0, t, mask=masks[0].expand(1, 2, *SIZE)).item(), rel=1e-5
+    )
+    for name in ("gaussian", "blurred"):
+        drawn = [PRIORS[name].fit([x0], v).sample(5, key=KEY) for v in (c, wide)]
+        torch.testing.assert_close(*drawn, rtol=0, atol=1e-4)
+    if basis == "dct":
+        spent = [time_steps(4, "w2", corruption=v, spectrum=power_spectrum([x0])) for v in (c, wide)]
+        torch.testing.assert_close(*spent, rtol=1e-4, atol=1e-5)
+
+
+class Mirrored(Shaped):
+    """A basis of one's own, as simple as can be: the pixels of the mirror image."""
+
+    def to_basis(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flip(3)
+
+    from_basis = to_basis
+
+
+def test_priors_of_a_basis_of_ones_own() -> None:
+    # They keep the pixels of C_1 x; only coloured noise, of which they know nothing, is refused.
+    gain = torch.linspace(0, 1, 8).expand(SIZE)
+    x0 = torch.randn(500, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+    c = Mirrored(gain, torch.tensor(0.1), "mirrored")
+    truth = c.corrupt(x0, 1.0, key=KEY)
+    for prior in (PRIORS["gaussian"], PRIORS["blurred"]):
+        got = prior.fit([x0], c).sample(500, key=KEY)
+        assert (got.var(dim=0) / truth.var(dim=0)).log().abs().max() < 0.35
+        assert got.var(dim=0)[0, :, 0].mean() > 10 * got.var(dim=0)[0, :, 7].mean()
+        with pytest.raises(ValueError, match=r"expected white noise at t = 1, got .* Mirrored; draw x_1 by"):
+            prior.fit([x0], Mirrored(gain, gain, "mirrored"))
+
+
 def test_tables_are_linear_between_their_nodes() -> None:
     gain, noise = _random(3, 2, *SIZE) - 0.5, _random(3, *SIZE)
     c = SpectralCorruption(SIZE, gain, noise, t=[0, 0.2, 1])
@@ -202,9 +295,12 @@ def test_the_mean_is_the_gain_of_the_whole_image() -> None:
         torch.testing.assert_close(grows.gain_ratio(t, s), blur.gain_ratio(t, s), rtol=1e-12, atol=0)
 
 
-def test_noise_that_falls_or_is_coloured_is_legal() -> None:
+def test_noise_that_falls_is_legal() -> None:
     falling = SpectralCorruption(SIZE, [1.0, 0.1], [0.5, 0.1])
     x0 = torch.rand(2, 1, *SIZE)
+    for loss in ("soft", "plain", "increment"):
+        wrong = SoftDenoiser(lambda x, t: x0 + 1, falling, prediction="sample", loss=loss)
+        assert (wrong.loss(x0, torch.tensor([0.2, 0.9]), key=KEY) > 1).all(), loss
     denoiser = SoftDenoiser(lambda x, t: x0, falling, prediction="sample")
     start = falling.corrupt(x0, 1.0, key=KEY)
     with pytest.raises(ValueError, match=r"^momentum: expected noise over mean that does not rise .* ddim"):
