@@ -11,12 +11,7 @@ namespace softdiff::SOFTDIFF_ISA {
 inline void corrupt_spectrum(Plane& p, const CorruptArgs& a, const Heat& heat, const Ahead& ahead, int64_t b, int64_t c,
                              bool again) {
   const Mask mask = corrupt_gains(p, heat, again);
-  if (is_plain(a.source)) {
-    columns_forward_of(p, ahead, a.source, b, c);
-  } else {
-    stage(p, a.source, Image{}, b, c);
-    columns_forward(p);
-  }
+  columns_forward_of(p, ahead, a.source, b, c);
   if (mask.terms == 1) {
     rows_mask<1, false>(p, mask.rows, false, 1.0f);
   } else if (mask.terms == 2) {
@@ -84,7 +79,7 @@ inline void corrupt(const CorruptArgs& a, int64_t b, int64_t c, const Plan* plan
   } else {
     // Noise takes so long that stores need no help.
     const Ahead ahead = drawn ? Ahead() : ahead_of(p, a.out, b, c);
-    corrupt_spectrum(p, a, heat, ahead, b, c, again);
+    corrupt_spectrum(p, a, heat, ahead, b, c, again && c > 0);
     if (plain && terms == 0 && !a.residual) {
       columns_inverse_to(p, plane_start(a.out, b, c), a.out.stride[2]);
       return;

@@ -10,7 +10,6 @@
 #include <cstring>
 #include <memory>
 #include <stdexcept>
-#include <type_traits>
 
 namespace softdiff {
 namespace {
@@ -97,10 +96,6 @@ std::shared_ptr<const Plan> plan_for(int64_t side) {
   }
 }
 
-// Planes of scratch that an op takes: spectral_mix accumulates a second one.
-template <class Args>
-constexpr int kPlanes = std::is_same_v<Args, SpectralMixArgs> ? 2 : 1;
-
 template <class Args, class Op>
 void planes(const Args& args, int threads, Op op) {
   const Shape& shape = args.shape;
@@ -109,7 +104,7 @@ void planes(const Args& args, int threads, Op op) {
   const Kernels& kernels = *chosen().load(std::memory_order_relaxed);
   // Held until the call ends, whatever becomes of the cache.
   const auto plan_h = plan_for(shape.h), plan_w = plan_for(shape.w);
-  const int64_t bytes = kernels.scratch(plan_h.get(), plan_w.get(), kPlanes<Args>);
+  const int64_t bytes = kernels.scratch(plan_h.get(), plan_w.get(), planes_of(args));
   // The caller's thread comes first: where it has its scratch, the call gets done, if need be by it alone.
   if (scratch.reserve(bytes) == nullptr) {
     throw OutOfMemory("each thread needs " + mebibytes(bytes) + " for its plane in float32, and there is no such memory");
@@ -120,7 +115,7 @@ void planes(const Args& args, int threads, Op op) {
     for (int64_t begin, end; items.take(begin, end);) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t b = item / shape.c, c = item % shape.c;
-        op(kernels)(args, b, c, plan_h.get(), plan_w.get(), memory, item > begin && c > 0);
+        op(kernels)(args, b, c, plan_h.get(), plan_w.get(), memory, item > begin);
       }
     }
     scratch.release();

@@ -26,7 +26,7 @@ inline void identity(const IdentityArgs& a, int64_t b, int64_t c, const Plan* pl
   }
 }
 
-inline int64_t scratch_bytes(const Plan* plan_h, const Plan* plan_w, int planes) {
+inline int64_t scratch_bytes(const Plan* plan_h, const Plan* plan_w, int64_t planes) {
   return layout(plan_h, plan_w, planes, nullptr, nullptr);
 }
 

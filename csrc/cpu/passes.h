@@ -131,9 +131,14 @@ inline void columns_forward_from(Plane& p, const Ahead& ahead, From from) {
   clear_rows(p);
 }
 
-// The columns of a plane of a plain image.
+// The columns of the plane (b, c) of an image.
 template <bool Scaled = false>
 inline void columns_forward_of(Plane& p, const Ahead& ahead, const Image& image, int64_t b, int64_t c) {
+  if (!is_plain(image)) {
+    stage(p, image, Image{}, b, c);
+    columns_forward<Scaled>(p);
+    return;
+  }
   const float* at = plane_start(image, b, c);
   columns_forward_from<Scaled>(p, ahead, [&](int64_t j) SD_LAMBDA { return rows_ahead(p, at + j, image.stride[2]); });
 }
@@ -195,6 +200,21 @@ SD_INLINE void rows_store(const Plane& p, int64_t k, const V* x, const int32_t* 
   }
 }
 
+// VL columns of VL rows of an image, from row k and column l of its plane (b, c) on; zeros beyond the plane.
+SD_INLINE void read_tile(const Plane& p, const Image& image, int64_t b, int64_t c, int64_t k, int64_t l, V* tile) {
+  const int64_t n = p.w - l < VL ? p.w - l : VL;
+  const bool plain = is_plain(image);
+  for (int i = 0; i < VL; ++i) {
+    if (k + i >= p.h) {
+      tile[i] = V{};
+      continue;
+    }
+    const int64_t at = row_offset(image, b, c, k + i) + l * image.stride[3];
+    const float* x = plain ? static_cast<const float*>(image.data) + at : read_row(image, at, n, p.row);
+    tile[i] = n == VL ? load(x) : load_part(x, n);
+  }
+}
+
 // Forward and normalised along the rows: the spectrum in its natural order, or back from it.
 inline void rows_transform(Plane& p, bool inverse) {
   const int32_t* position = p.plan_w->position;
@@ -231,16 +251,11 @@ struct Masked {
   SD_INLINE Masked from(int i) const { return {y + i, w0 + i, w1 + i, w2 + i, h0, h1, h2}; }
 };
 
-// Sums mask * spectrum^2 over a strip, and puts factor * mask * spectrum in its place. Four sums side by side: one
-// would wait for itself, longer than the strip's transform takes.
-template <int Terms>
-SD_INLINE double energy(const Masked<Terms>& mask, int64_t n, float factor) {
+// The sum of what `add(l, to)` adds to `to` for each place of a strip. Four sums side by side: one would wait for
+// itself, longer than the strip's transform takes.
+template <class Add>
+SD_INLINE double strip_sum(int64_t n, Add add) {
   V sum[4] = {};
-  const auto add = [&](int64_t l, V& to) SD_LAMBDA {
-    const V v = mask.y[l], masked = v * mask.gain(l);
-    to += masked * v;
-    mask.y[l] = masked * factor;
-  };
   int64_t l = 0;
   for (; l + 4 <= n; l += 4) {
     for (int i = 0; i < 4; ++i) add(l + i, sum[i]);
@@ -250,6 +265,16 @@ SD_INLINE double energy(const Masked<Terms>& mask, int64_t n, float factor) {
   double total = 0.0;
   for (int i = 0; i < VL; ++i) total += static_cast<double>(all[i]);
   return total;
+}
+
+// Sums mask * spectrum^2 over a strip, and puts factor * mask * spectrum in its place.
+template <int Terms>
+SD_INLINE double energy(const Masked<Terms>& mask, int64_t n, float factor) {
+  return strip_sum(n, [&](int64_t l, V& to) SD_LAMBDA {
+    const V v = mask.y[l], masked = v * mask.gain(l);
+    to += masked * v;
+    mask.y[l] = masked * factor;
+  });
 }
 
 // Rows forward, times the mask, and, unless `measure_only`, back. With `Energy`, returns the sum of mask *

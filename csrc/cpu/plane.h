@@ -23,7 +23,7 @@ struct Plane {
 };
 
 // Bytes that the strips, tables and `planes` planes take, laid out from `base` on.
-inline int64_t layout(const Plan* plan_h, const Plan* plan_w, int planes, Plane* p, char* base) {
+inline int64_t layout(const Plan* plan_h, const Plan* plan_w, int64_t planes, Plane* p, char* base) {
   const int64_t h = plan_h->n, w = plan_w->n;
   const int64_t hp = round_up(h), wp = round_up(w), longest = hp > wp ? hp : wp;
   const int64_t spare = plan_h->spare > plan_w->spare ? plan_h->spare : plan_w->spare;
@@ -52,8 +52,8 @@ inline int64_t layout(const Plan* plan_h, const Plan* plan_w, int planes, Plane*
   return used;
 }
 
-// `planes` is 1, or 2 where an op accumulates a second plane.
-inline Plane carve(int planes, void* scratch, const Plan* plan_h, const Plan* plan_w) {
+// `planes` as in kernels.h.
+inline Plane carve(int64_t planes, void* scratch, const Plan* plan_h, const Plan* plan_w) {
   Plane p;
   layout(plan_h, plan_w, planes, &p, static_cast<char*>(scratch));
   return p;

@@ -24,7 +24,7 @@ inline void soft_score_loss(const SoftScoreLossArgs& a, int64_t b, int64_t c, co
                             void* scratch, bool again) {
   Plane p = carve(1, scratch, plan_h, plan_w);
   const double std = a.blur_std.at(b), weight = a.weight.at(b);
-  const Mask mask = loss_gains(p, 0.5 * std * std, a.floor, again);
+  const Mask mask = loss_gains(p, 0.5 * std * std, a.floor, again && c > 0);
   difference_forward<false>(p, a, b, c);
   const bool measure_only = !a.gradient;
   const float factor = static_cast<float>(2.0 * weight * a.gradient_scale);

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import packages
+from .cases import FLOOR, LOSSES
 from .config import OPS
 from .forms import FORMS, DctForm, FftDct, FoldedTwoProduct, Form, FourProduct, TwoProductBmm
 from .packages import PACKAGES
@@ -102,6 +103,21 @@ def corrupt(form: Form, draw: Callable[[Tensor], Tensor] = torch_noise) -> Op:
     return call
 
 
+def blurring_corrupt(form: Form) -> Op:
+    """`IDCT(alpha DCT(x0)) + noise_std n`, `diffuse` of Blurring Diffusion. Hoogeboom & Salimans 2022."""
+
+    def call(x0: Tensor, blur_std: Tensor, *stds: Tensor, noise: Tensor | None = None) -> Tensor:
+        noise_std, scale = map(_column, stds)
+        if isinstance(form, DctForm):
+            alpha = scale * (form.gain(blur_std) * (1 - FLOOR) + FLOOR)
+            blurred = form.idct2(alpha * form.dct2(x0))
+        else:
+            blurred = scale * torch.lerp(form.blur(x0, blur_std), x0, FLOOR)
+        return torch.addcmul(blurred, noise_std, _drawn(noise, x0))
+
+    return call
+
+
 def corrupt_in_one_product(form: TwoProductBmm) -> Op:
     """The same with the sum in the second product: `torch.baddbmm` onto the noise, scaled in place."""
 
@@ -162,15 +178,20 @@ def reverse_step(form: Form) -> Op:
     return call
 
 
+def _gain(form: Form, seen: Tensor) -> Tensor:
+    """The third argument of a loss as a mask: blur_std [B], or a mask already."""
+    return seen if seen.dim() == 4 else form.gain(seen)
+
+
 def losses(form: Form) -> Op:
     """Each image's loss, over the frequencies where the form has them. Daras et al. 2022, eq. 12."""
 
-    def call(prediction: Tensor, target: Tensor, blur_std: Tensor, weight: Tensor) -> Tensor:
+    def call(prediction: Tensor, target: Tensor, seen: Tensor, weight: Tensor) -> Tensor:
         error = prediction - target
         if isinstance(form, DctForm):
-            filtered = form.gain(blur_std) * form.dct2(error)
+            filtered = _gain(form, seen) * form.dct2(error)
         else:
-            filtered = form.blur(error, blur_std)
+            filtered = form.blur(error, seen)
         return weight * filtered.square().sum(dim=(1, 2, 3))
 
     return call
@@ -201,8 +222,8 @@ def loss_and_gradient(form: Form) -> Op:
 def loss_and_gradient_by_hand(form: DctForm) -> Op:
     """The same without autograd: the gradient is `2 w IDCT2(m^2 DCT2(error)) / B`."""
 
-    def call(prediction: Tensor, target: Tensor, blur_std: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        gain = form.gain(blur_std)
+    def call(prediction: Tensor, target: Tensor, seen: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        gain = _gain(form, seen)
         filtered = form.dct2(prediction - target).mul_(gain)
         loss = (weight * filtered.square().sum(dim=(1, 2, 3))).mean()
         return loss, form.idct2(filtered.mul_(_column(weight * (2.0 / len(weight))) * gain))
@@ -210,8 +231,19 @@ def loss_and_gradient_by_hand(form: DctForm) -> Op:
     return call
 
 
+def ancestral(form: DctForm) -> Op:
+    """Blurring Diffusion's `denoise` as it is printed: five transforms. Hoogeboom & Salimans 2022."""
+
+    def call(x_t: Tensor, x0_hat: Tensor, *masks: Tensor, noise: Tensor | None = None) -> Tensor:
+        mask_t, mask_0, noise_mask = masks
+        mu = form.idct2(mask_t * form.dct2(x_t)) + form.idct2(mask_0 * form.dct2(x0_hat))
+        return mu + form.idct2(noise_mask * _drawn(noise, x_t))
+
+    return call
+
+
 def spectral_mix(form: DctForm) -> Op:
-    """`IDCT2(m_t DCT2(x_t) + m_0 DCT2(x0_hat) + d n)`. Hoogeboom & Salimans 2022, appendix A."""
+    """The same with one inverse transform, `IDCT2(m_t DCT2(x_t) + m_0 DCT2(x0_hat) + d n)`."""
 
     def call(x_t: Tensor, x0_hat: Tensor, *masks: Tensor, noise: Tensor | None = None) -> Tensor:
         mask_t, mask_0, noise_mask = masks
@@ -223,22 +255,24 @@ def spectral_mix(form: DctForm) -> Op:
 
 _OVER_FORM: dict[str, Callable[[Any], Op]] = {
     "corrupt": corrupt,
+    "blurring_corrupt": blurring_corrupt,
     "momentum_step": algorithm_2,
     "reverse_step": reverse_step,
     "soft_score_loss": loss_and_gradient,
+    "spectral_loss": loss_and_gradient,
     "blur": lambda form: form.blur,
     "dct2": lambda form: form.dct2,
     "idct2": lambda form: form.idct2,
-    "spectral_mix": spectral_mix,
+    "spectral_mix": ancestral,
 }
-_NEEDS_TRANSFORM = ("dct2", "idct2", "spectral_mix")
+NEEDS_TRANSFORM = ("dct2", "idct2", "spectral_loss", "spectral_mix")
 
 
 def of(op: str, form: Form) -> Op | None:
     """An op by a form as one writes it first; None where the form lacks what the op needs."""
-    if op in _NEEDS_TRANSFORM and not isinstance(form, DctForm):
+    if op in NEEDS_TRANSFORM and not isinstance(form, DctForm):
         return None
-    if op == "soft_score_loss" and not form.autograd:
+    if op in LOSSES and not form.autograd:
         return loss_and_gradient_by_hand(form) if isinstance(form, DctForm) else None
     return _OVER_FORM[op](form)
 
@@ -280,7 +314,7 @@ def _by_form(op: str, form: Form) -> Iterator[Baseline]:
     if call is None:
         return
     first = Baseline(form.name, form.group, form.source, call, form.same, form.difference)
-    if op == "soft_score_loss" and not form.autograd:
+    if op in LOSSES and not form.autograd:
         source = f"{form.source}; the gradient written out"
         yield replace(first, name=f"{form.name} by hand", group="extra", source=source)
         return
@@ -298,7 +332,9 @@ def _special(op: str, form: Form) -> Iterator[tuple[str, str, str, Op]]:
         yield "two-product baddbmm", "main", "torch.baddbmm onto the scaled noise", onto_noise
     if op == "momentum_step" and isinstance(form, FourProduct):
         yield "one mask, four-product", "extra", "algebra on Algorithm 2", one_line_momentum(form)
-    if op == "soft_score_loss" and isinstance(form, FourProduct):
+    if op == "spectral_mix" and isinstance(form, FourProduct):
+        yield "one inverse, four-product", "extra", "algebra on the pseudo-code", spectral_mix(form)
+    if op in LOSSES and isinstance(form, FourProduct):
         by_hand = loss_and_gradient_by_hand(form)
         yield "four-product by hand", "main", "the gradient written out", by_hand
 
@@ -336,7 +372,7 @@ def compiled(
         form = kind(height, width, torch.float32 if dtype in HALVES else dtype).to(device)
         for one in _by_form(op, form):
             # Of the loss by autograd, the loss is compiled with its backward pass; the user calls autograd.
-            by_autograd = op == "soft_score_loss" and one.name == form.name
+            by_autograd = op in LOSSES and one.name == form.name
             call = with_gradient(late(loss(form))) if by_autograd else late(one.call)
             name = f"{one.name} compiled"
             listed.append(replace(one, name=name, source="torch.compile", call=call, compiled=True))

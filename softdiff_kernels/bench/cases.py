@@ -17,16 +17,18 @@ import softdiff_kernels as sk
 CHANNELS = 3
 SEED = 20220911
 HEADLINE = ("corrupt", "momentum_step", "soft_score_loss")  # the ops of a training and of a sampling step
-_GIVEN_NOISE = ("corrupt", "momentum_step", "reverse_step")  # these take their noise as an argument
-NOISY = (*_GIVEN_NOISE, "spectral_mix", "normal")
+LOSSES = ("soft_score_loss", "spectral_loss")  # timed with their gradients
+_GIVEN_NOISE = ("corrupt", "blurring_corrupt", "momentum_step", "reverse_step", "spectral_mix")
+NOISY = (*_GIVEN_NOISE, "normal")
+FLOOR = 0.001  # of blurring_corrupt: Hoogeboom & Salimans 2022, appendix A
 _ELEMENTS = 3 * 2**18  # a call's values, 0.79 M: enough to hide the cost of a call, few enough for the caches
 # For one value of the result, in units of N multiply-adds by dense matrix products: two products for a blur
-# or a transform, so 2 x 2 N operations; the loss needs two and its gradient two more; spectral_mix three
+# or a transform, so 2 x 2 N operations; a loss needs two and its gradient two more; spectral_mix three
 # transforms.
-_DENSE = {"soft_score_loss": 8, "spectral_mix": 12, "normal": 0}
-# Bytes that a float32 op has to read and write for one value: images in and out; spectral_mix also has three
-# masks that three channels share.
-_BYTES = {"momentum_step": 12, "reverse_step": 12, "soft_score_loss": 12, "spectral_mix": 16, "normal": 4}
+_DENSE = {"soft_score_loss": 8, "spectral_loss": 8, "spectral_mix": 12, "normal": 0}
+# Images that an op has to read and write; a mask, which three channels share, is a third of one.
+_IMAGES = {"momentum_step": 3, "reverse_step": 3, "soft_score_loss": 3, "spectral_loss": 10 / 3}
+_IMAGES |= {"spectral_mix": 4, "normal": 1}
 
 
 def dense_operations(op: str, px: int) -> int:
@@ -34,9 +36,9 @@ def dense_operations(op: str, px: int) -> int:
     return _DENSE.get(op, 4) * px
 
 
-def bytes_of(op: str) -> int:
+def bytes_of(op: str) -> float:
     """Bytes that the op has to read and write for one float32 value."""
-    return _BYTES.get(op, 8)
+    return 4 * _IMAGES.get(op, 2)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ def make(
     noises = {"noise_std_t": noise_std, "noise_std_s": 0.9 * noise_std}
     build: dict[str, Callable[[], dict[str, Tensor]]] = {
         "corrupt": lambda: {**images("x0"), "blur_std": blur_std, "noise_std": noise_std},
+        "blurring_corrupt": lambda: {
+            **images("x0"),
+            **{"blur_std": blur_std, "noise_std": noise_std, "scale": (1 - noise_std.square()).sqrt()},
+        },
         "momentum_step": lambda: images("x_t", "x0_hat") | blurs | noises,
         "reverse_step": lambda: {
             **(images("x_t", "x0_hat") | blurs),
@@ -102,6 +108,10 @@ def make(
         "soft_score_loss": lambda: {
             **images("prediction", "target"),
             **{"blur_std": blur_std, "weight": noise_std.square().reciprocal()},
+        },
+        "spectral_loss": lambda: {
+            **images("prediction", "target"),
+            **{"mask": mask(1), "weight": noise_std.square().reciprocal()},
         },
         "blur": lambda: {**images("x"), "blur_std": blur_std},
         "dct2": lambda: images("x"),
@@ -121,35 +131,31 @@ def make(
 
 def ours(case: Case, *, noise: Tensor | None = None, module: Any = sk) -> Any:
     """The library's op on the case. Without `noise` it draws its own, where it has noise."""
-    a, function = case.arguments, getattr(module, case.op)
-    if case.op in _GIVEN_NOISE:
-        return function(**a, **({} if noise is None else {"noise": noise}))
-    if case.op == "soft_score_loss":
-        leaf = a["prediction"].detach().requires_grad_()
-        loss = function(leaf, a["target"], a["blur_std"], weight=a["weight"])
-        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+    a, function = case.arguments, getattr(module, case.op.removeprefix("blurring_"))
+    given = {} if noise is None else {"noise": noise}
+    if case.op == "blurring_corrupt":
+        return function(**a, floor=FLOOR, **given)
     if case.op == "spectral_mix":
-        return function((a["x_t"], a["x0_hat"]), (a["mask_t"], a["mask_0"]), noise_mask=a["noise_mask"])
+        x_t, x0_hat, mask_t, mask_0, noise_mask = a.values()
+        return function((x_t, x0_hat), (mask_t, mask_0), noise_mask=noise_mask, **given)
+    if case.op in _GIVEN_NOISE:
+        return function(**a, **given)
+    if case.op in LOSSES:
+        prediction, target, seen, weight = a.values()
+        leaf = prediction.detach().requires_grad_()
+        loss = function(leaf, target, seen, weight=weight)
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
     if case.op == "normal":
         like = a["like"]
         return function(like.shape, sk.NoiseKey(SEED), device=like.device, dtype=like.dtype)
     return function(*a.values())
 
 
-def silent(case: Case) -> Case:
-    """The case without the noise that spectral_mix has no argument for: its mask is zero."""
-    if case.op != "spectral_mix":
-        return case
-    arguments = {**case.arguments, "noise_mask": torch.zeros_like(case.arguments["noise_mask"])}
-    return replace(case, arguments=arguments)
-
-
 def truth(case: Case) -> Any:
-    """The specification in float64 on the case's numbers, with its noise given or silent."""
-    quiet = silent(case)
-    arguments = {name: value.double() for name, value in quiet.arguments.items()}
-    noise = None if quiet.noise is None else quiet.noise.double()
-    return ours(replace(quiet, arguments=arguments, noise=noise), noise=noise, module=sk.reference)
+    """The specification in float64 on the case's numbers, with its noise given."""
+    arguments = {name: value.double() for name, value in case.arguments.items()}
+    noise = None if case.noise is None else case.noise.double()
+    return ours(replace(case, arguments=arguments, noise=noise), noise=noise, module=sk.reference)
 
 
 def synthetic_photographs(count: int, size: int, seed: int = SEED) -> Tensor:

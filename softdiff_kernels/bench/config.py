@@ -11,9 +11,11 @@ from ..files import PathText
 
 Op = Literal[
     "corrupt",
+    "blurring_corrupt",
     "momentum_step",
     "reverse_step",
     "soft_score_loss",
+    "spectral_loss",
     "blur",
     "dct2",
     "idct2",

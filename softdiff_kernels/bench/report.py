@@ -200,7 +200,9 @@ def _sweep(entries: Sequence[Any]) -> str:
 _LEGEND = """\
 Times are ns per value of the result (batch x 3 channels x height x width): medians with their 20 % and
 80 % quantiles, drawing the noise and setting up the operator included; blur_std is drawn for each sample,
-log-uniformly from 0.01 px to a third of the side. A ratio says how many times as long the other takes; it is
+log-uniformly from 0.01 px to a third of the side. blurring_corrupt is Blurring Diffusion's forward process,
+`corrupt` with a floor and a scale; spectral_mix is its ancestral step, of two images, two masks and coloured
+noise; the losses include their gradients. A ratio says how many times as long the other takes; it is
 "none" where it is within the noise. "Fastest" is the fastest of all that compute the same and that people
 write, compile or install, without the DCTs by FFT in PyTorch, which have a ratio of their own, and without
 what few would write, which is under "other". Errors are relative (L2), against the specification in float64,

@@ -148,7 +148,9 @@ class Corruption(ABC):
         """
         first = inputs[0]
         factors = [_mask(mask, first) for mask in masks]
-        spread = None if noise_mask is None or is_zero(noise_mask) else _mask(noise_mask, first)
+        if noise_mask is not None and is_zero(noise_mask):
+            noise_mask = key = noise = None
+        spread = None if noise_mask is None else _mask(noise_mask, first)
         own = type(self).to_basis is not Corruption.to_basis
         if not own and self._known_basis() == "dct":
             return functional.spectral_mix(inputs, factors, noise_mask=spread, key=key, noise=noise)
@@ -207,7 +209,8 @@ class Corruption(ABC):
         if noise is not None:
             args.image("Corruption.corrupt", "noise", noise, like=clean)
             noise = self.to_basis(noise)
-        x_t = self.mix([clean], [self.gain(t)], noise_mask=self.noise(t), key=key, noise=noise)
+        time = _there("Corruption.corrupt", t, clean)
+        x_t = self.mix([clean], [self.gain(time)], noise_mask=self.noise(time), key=key, noise=noise)
         return (x_t, clean - x_t) if return_residual else x_t
 
     def step(
@@ -232,8 +235,10 @@ class Corruption(ABC):
             B: Likewise, of at least 0.
             key: Of the noise n. None takes a fresh key from torch's default generator.
         """
-        moved = self.gain(s) - _wide(A) * self.gain(t)
-        return self.mix([x_t, x0_hat], [A, moved], noise_mask=B, key=key)
+        keep = A.to(x_t.device, torch.float64) if isinstance(A, Tensor) else A
+        gain_t, gain_s = (self.gain(_there("Corruption.step", time, x_t)) for time in (t, s))
+        moved = gain_s - keep * gain_t
+        return self.mix([x_t, x0_hat], [keep, moved], noise_mask=B, key=key)
 
     def loss(
         self,
@@ -329,7 +334,12 @@ def register(kind: str) -> Any:
 
     A class that is defined again, as in a notebook, replaces the one of the same name and module.
 
-    Examples: see `Corruption`.
+    Examples:
+        >>> @register("halves")
+        ... class Halves(SpectralCorruption):
+        ...     pass
+        >>> Halves((8, 8), [1.0, 0.5], [0.0, 0.1]).to_dict()["kind"]
+        'halves'
     """
     if not isinstance(kind, str) or not kind:
         raise ValueError(f"register: expected a name, got {args.shown(kind)}")
@@ -373,8 +383,10 @@ def is_zero(factor: Factor) -> bool:
     return not isinstance(factor, Tensor) and factor == 0
 
 
-def _wide(factor: Factor) -> Factor:
-    return factor.double() if isinstance(factor, Tensor) else factor
+def _there(op: str, t: float | Tensor, x: Tensor) -> Tensor:
+    """A number as a time [1] where the images are, so that masks are made there and not copied."""
+    t = args.time(op, t)
+    return t if isinstance(t, Tensor) else torch.full((1,), t, dtype=torch.float64, device=x.device)
 
 
 def _mask(factor: Factor, x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ INCREMENT_STEP = 1 / 64
 def increment_mask(corruption: Corruption, t: Tensor) -> Tensor:
     """Errors weighted by what the sampler's next step adds to the image.
 
-    The mask is the root of (m_s - a m_t) / (t - s), with s = t - 1/64 (at least 0) and
+    The mask is the root of |m_s - a m_t| / (t - s), with s = t - 1/64 (at least 0) and
     a = noise_std(s)^2 / noise_std(t)^2.
 
     A step from t to s adds `(C_s - a C_t) x0_hat` to the image. Soft Score Matching weighs an error of x0_hat
@@ -100,7 +100,8 @@ def increment_mask(corruption: Corruption, t: Tensor) -> Tensor:
     ratio = torch.where(noise_t == 0, 1.0, corruption.noise(s) / noise_t)
     gain = corruption.gain(s) - ratio.square() * corruption.gain(t)
     step = (t - s).clamp(min=1e-3)  # at t = 0 there is no step, and the gain is 0
-    return (gain / step.view(-1, 1, 1, 1)).clamp(min=0.0).sqrt()
+    # Negative where gains are, or where the noise falls with t; what a step takes away counts as well.
+    return (gain / step.view(-1, 1, 1, 1)).abs().sqrt()
 
 
 IHDM_STEP = 1 / 100

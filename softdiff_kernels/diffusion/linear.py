@@ -171,7 +171,8 @@ class LinearCorruption(Corruption):
     ) -> Tensor | tuple[Tensor, Tensor]:
         self.check_size("LinearCorruption.corrupt", x0)
         clean = decode(x0)
-        x_t = _noisy(self._seen(clean, t), self.noise(t), key, noise)
+        std = self.noise(t)
+        x_t = _noisy(self._seen(clean, t), std if isinstance(t, Tensor) else std.item(), key, noise)
         return (x_t, clean - x_t) if return_residual else x_t
 
     def step(
@@ -251,7 +252,7 @@ class LinearCorruption(Corruption):
 
 def _noisy(x: Tensor, std: Factor, key: NoiseKey | None, noise: Tensor | None) -> Tensor:
     """x + std n, std a number or [B, 1, 1, 1]. A blur of 0 px leaves the image as it is."""
-    std = std if not isinstance(std, Tensor) else std.reshape(-1).to(x.device)
+    std = std.reshape(-1) if isinstance(std, Tensor) else std
     out = functional.corrupt(x, 0.0, std, key=key, noise=noise)
     assert isinstance(out, Tensor)
     return out
@@ -285,6 +286,8 @@ class MotionBlur(_Stored):
         self.angle: float = args.number("LinearCorruption.motion_blur", "angle", angle, nonnegative=False)
 
     def apply(self, x: Tensor, t: Tensor) -> Tensor:
+        if x.numel() == 0:  # of which the FFT makes an error
+            return x
         height, width = self.image_size
         down = torch.fft.fftfreq(height, dtype=x.dtype, device=x.device)[:, None]
         across = torch.fft.rfftfreq(width, dtype=x.dtype, device=x.device)

@@ -63,19 +63,24 @@ def _over(value: Factor, by: Factor, otherwise: float) -> Factor:
     return otherwise if by == 0 else value / by
 
 
-def _falls(op: str, noise_t: Factor, noise_s: Factor, t: float, s: float) -> None:
-    """Raises ValueError where the noise over the mean rises from t to s."""
+def _falls(op: str, noise_t: Factor, noise_s: Factor, t: float, s: float, over: str = "mean") -> None:
+    """Raises ValueError where the noise, over the mean or gain, rises from t to s."""
     rises = noise_s > noise_t
     if bool(rises.any() if isinstance(rises, Tensor) else rises):
         raise ValueError(
-            f"{op}: expected noise over mean that does not rise towards t = 0, got a rise from t = {t:.4g} "
+            f"{op}: expected noise over {over} that does not rise towards t = 0, got a rise from t = {t:.4g} "
             f"to {s:.4g}; take ddim with eta = 0"
         )
 
 
 @dataclass(frozen=True)
 class Naive(Rule):
-    """A = 0, B = s_s. Daras et al. 2022, Algorithm 1."""
+    """A = 0, B = s_s. Daras et al. 2022, Algorithm 1.
+
+    Examples:
+        >>> Naive()(BlurCorruption.paper((16, 16)), 0.5, 0.25)
+        (0.0, 0.1)
+    """
 
     def __call__(self, corruption: Corruption, t: float, s: float) -> tuple[Factor, Factor]:
         return 0.0, _scaled(_level(corruption, s), corruption, s)
@@ -86,6 +91,10 @@ class Momentum(Rule):
     """A = s_s^2 / s_t^2, B = sqrt(s_t^2 - s_s^2), times s_s / s_t if variance is "small".
 
     Daras et al. 2022, Algorithm 2.
+
+    Examples:
+        >>> Momentum()(BlurCorruption.paper((16, 16)), 0.5, 0.25)  # constant noise there
+        (1.0, 0.0)
     """
 
     variance: str = "large"
@@ -118,6 +127,10 @@ class DDIM(Rule):
     """A = sqrt(s_s^2 - nu^2) / s_t, B = nu; with eta, nu = eta s_s sqrt(s_t^2 - s_s^2) / s_t.
 
     Song, Meng & Ermon 2021, eq. 12 and 16. Of noise 0 at t: A = 1, B = 0.
+
+    Examples:
+        >>> DDIM(eta=0.0)(BlurCorruption.paper((16, 16)), 0.5, 0.25)
+        (1.0, 0.0)
     """
 
     nu: float = 0.0
@@ -148,7 +161,12 @@ class DDIM(Rule):
 
 @dataclass(frozen=True)
 class TACoS(Rule):
-    """A = 1, B = 0. Bansal et al. 2022, Algorithm 2."""
+    """A = 1, B = 0. Bansal et al. 2022, Algorithm 2.
+
+    Examples:
+        >>> TACoS()(BlurCorruption.paper((16, 16)), 0.5, 0.25)
+        (1.0, 0.0)
+    """
 
     def __call__(self, corruption: Corruption, t: float, s: float) -> tuple[Factor, Factor]:
         return _kept(1.0, corruption, t, s), 0.0
@@ -160,13 +178,18 @@ class Ancestral(Rule):
 
     With r = m_t / m_s: A = r s_s^2 / s_t^2 and B = s_s sqrt(s_t^2 - r^2 s_s^2) / s_t, here with the noise
     itself. Hoogeboom & Salimans 2022 (Blurring Diffusion), eq. 6 to 9.
+
+    Examples:
+        >>> A, B = Ancestral()(BlurCorruption.paper((16, 16)), 0.5, 0.25)
+        >>> A.shape, B.shape  # masks
+        (torch.Size([1, 1, 16, 16]), torch.Size([1, 1, 16, 16]))
     """
 
     def __call__(self, corruption: Corruption, t: float, s: float) -> tuple[Factor, Factor]:
         noise_t, noise_s = corruption.noise(t).double(), corruption.noise(s).double()
         ratio = corruption.gain_ratio(t, s)
         known = ratio * noise_s
-        _falls("ancestral", noise_t, known, t, s)
+        _falls("ancestral", noise_t, known, t, s, "gain")
         share = _over(noise_s, noise_t, 1.0)
         fresh = _root((noise_t - known) * (noise_t + known))
         A = ratio * share * share
@@ -175,7 +198,12 @@ class Ancestral(Rule):
 
 @dataclass(frozen=True)
 class IHDM(Rule):
-    """A = 0, B = delta, by default 1.25 times the noise at s. Rissanen et al. 2022, Algorithm 2."""
+    """A = 0, B = delta, by default 1.25 times the noise at s. Rissanen et al. 2022, Algorithm 2.
+
+    Examples:
+        >>> IHDM(delta=0.02)(BlurCorruption.paper((16, 16)), 0.5, 0.25)
+        (0.0, 0.02)
+    """
 
     delta: float | None = None
 
@@ -195,6 +223,10 @@ class Langevin(Rule):
 
     By Tweedie's formula a step with A = a moves x_t along the score by (1 - a) s^2, so its temperature is
     B^2 / (2 (1 - a) s^2): 1/2 for naive, 0.78 for IHDM, 1 here.
+
+    Examples:
+        >>> Langevin()(BlurCorruption.paper((16, 16)), 0.5, 0.25)
+        (0.5, 0.1)
     """
 
     def __call__(self, corruption: Corruption, t: float, s: float) -> tuple[Factor, Factor]:

@@ -151,6 +151,8 @@ def _typed(where: str, hint: Any, text: Any) -> Any:
     """A text as the type of its option, as its flag would read it."""
     if text is None or isinstance(text, bool):
         return text
+    if NoneType in get_args(hint):
+        return None if text == "None" else _typed(where, get_args(hint)[0], text)
     if get_origin(hint) is tuple:
         items = text if isinstance(text, list) else [text]
         return tuple(_typed(where, get_args(hint)[0], item) for item in items)
@@ -158,10 +160,6 @@ def _typed(where: str, hint: Any, text: Any) -> Any:
         if text not in get_args(hint):
             raise UserError(f"{where}: expected one of {', '.join(get_args(hint))}, got {text!r}")
         return text
-    if NoneType in get_args(hint):
-        if text == "None":
-            return None
-        hint = get_args(hint)[0]
     if hint not in _KINDS:
         return text
     try:

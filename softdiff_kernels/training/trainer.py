@@ -116,7 +116,12 @@ class Trainer:
         if config.density != "t":
             with user_errors("--density: "):
                 time = time_warp(config.density, corruption, images.spectrum)
-        self.denoiser = SoftDenoiser(network, corruption, config.prediction, loss=config.loss, time=time)
+        with user_errors("--prediction and --loss: "):
+            self.denoiser = SoftDenoiser(network, corruption, config.prediction, loss=config.loss, time=time)
+            # What cannot be computed is said now, and not in the first step.
+            echo: Any = functional.echo
+            tried = SoftDenoiser(echo, corruption, config.prediction, loss=config.loss)
+            tried.loss(torch.zeros(1, *self.shape), 0.5, key=NoiseKey(0))
         self.sampler = corruption.sampler if config.sampler is None else config.sampler
         if config.sample_count:
             with user_errors("--sampler: "):

@@ -120,6 +120,10 @@ def test_an_animation_ends_with_the_images(weights: Path, tmp_path: Path) -> Non
         ({"sampler": "ddim", "eta": 0.5}, {"eta": 0.5}),
         ({"sampler": "tacos"}, {}),
         ({"sampler": "naive"}, {}),
+        ({"sampler": "ihdm", "delta": 0.05}, {"delta": 0.05}),
+        ({"sampler": "ancestral"}, {}),
+        ({"sampler": "langevin"}, {}),
+        ({"sampler": "multistep"}, {}),
     ],
 )
 def test_every_sampler_gets_its_options(
@@ -195,6 +199,9 @@ def test_low_precision_and_compiling_draw_nearly_the_same(
             "--variance is for --sampler momentum, got --sampler ddim",
         ),
         ({"eta": 0.5}, "--eta is for --sampler ddim, got --sampler momentum"),
+        ({"delta": 0.1, "sampler": "naive"}, "--delta is for --sampler ihdm, got --sampler naive"),
+        ({"delta": -1.0, "sampler": "ihdm"}, "--delta: expected a number of at least 0, got -1"),
+        ({"guidance_interval": (0.5, 0.2)}, r"--guidance-interval: expected two rising times"),
         ({"eta": 2.0, "sampler": "ddim"}, r"--eta: expected a number in \[0, 1\], got 2"),
         ({"prior": "plain"}, "--prior and --data: expected both"),
         ({"trajectory": "path.mp4"}, "--trajectory: expected a name that ends in .png or .gif"),

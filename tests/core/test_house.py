@@ -24,7 +24,7 @@ commands cli __main__
 PARTS = _ORDER.split()
 MOST_IMPORTS = 400  # 320 before each corruption of the family had a file
 MOST_SMALL_FILES, SMALL = 22, 75
-MOST_BENCHMARK_LINES = 5600
+MOST_BENCHMARK_LINES = 5700  # 5600 before Blurring Diffusion had its rows
 
 
 @lru_cache

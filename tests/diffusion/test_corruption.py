@@ -9,6 +9,8 @@ import json
 import math
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ import torch
 
 from softdiff_kernels import functional
 from softdiff_kernels.diffusion import (
+    CORRUPTIONS,
     SCHEDULES,
     BlurCorruption,
     Corruption,
-    ScheduleOptions,
+    CorruptionOptions,
     blur,
     power_spectrum,
 )
@@ -342,38 +345,63 @@ class Blobs:
     spectrum = power_spectrum([pixels])
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+NAMED = {**{f"soft {name}": choice for name, choice in SCHEDULES.items()}, **CORRUPTIONS}
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_a_named_corruption_uses_the_options_that_it_says(name: str) -> None:
     """Rule: an option has an effect if the registry lists it, and none otherwise."""
-    if name == "wasserstein":
+    if name in ("soft", "soft wasserstein"):
         pytest.importorskip("scipy")
-    make, told, uses = SCHEDULES[name]
-    options = ScheduleOptions(nodes=6, blur_std_max=2.0, noise_std_min=0.02, noise_std_max=0.2)
+    make, told, uses = NAMED[name]
+    options = CorruptionOptions(nodes=6, blur_std_max=2.0, noise_std_min=0.02, noise_std_max=0.2)
     c, schedule = make(Blobs(), options)
-    assert (
-        c.image_size == (8, 12) and told and (schedule is None or BlurCorruption.from_schedule(schedule) == c)
-    )
-    assert c.noise_std(0.0) == pytest.approx(0.02) and c.noise_std(1.0) == pytest.approx(0.2)
-    for field, value in (
-        ("nodes", 8),
-        ("blur_std_max", 3.0),
-        ("noise_std_min", 0.03),
-        ("noise_std_max", 0.3),
-    ):
+    assert c.image_size == (8, 12) and told
+    assert schedule is None or BlurCorruption.from_schedule(schedule) == c
+    if "noise_std_max" in uses:
+        least = 0.02 if "noise_std_min" in uses else 0.2
+        assert c.noise(0.0).item() == pytest.approx(least) and c.noise(1.0).item() == pytest.approx(0.2)
+    changes: dict[str, Any] = {
+        **{"schedule": "linear", "nodes": 8, "blur_std_max": 3.0, "noise_std_min": 0.03},
+        **{"noise_std_max": 0.3, "floor": 0.1, "logsnr_min": -5.0, "logsnr_max": 5.0, "softness": 0.5},
+    }
+    assert set(changes) == set(vars(options))
+    for field, value in changes.items():
         changed = make(Blobs(), dataclasses.replace(options, **{field: value}))[0]
-        assert (changed != c) == (field in uses), field
+        assert (changed.to_dict() != c.to_dict()) == (field in uses), field
 
 
 def test_defaults_of_the_named_corruptions() -> None:
     """Rule: noise up to the paper's 0.1, or to noise_std_min where that is more; without blur up to the
-    largest distance between two images."""
+    largest distance between two images; IHDM's 0.01 of images in [0, 1]."""
     for least, most in ((0.01, 0.1), (0.3, 0.3)):
-        c = SCHEDULES["linear"].make(Blobs(), ScheduleOptions(noise_std_min=least))[0]
+        options = CorruptionOptions(schedule="linear", noise_std_min=least)
+        c = CORRUPTIONS["soft"].make(Blobs(), options)[0]
+        assert isinstance(c, BlurCorruption)
         assert c.noise_std(1.0) == most and c.blur_std(1.0) == pytest.approx(23 * 12 / 64)
     flat = Blobs.pixels.flatten(1).double() / 127.5
     largest = max(float((a - b).norm()) for a in flat for b in flat)
     assert farthest(Blobs.pixels) == pytest.approx(largest, rel=1e-5)
-    assert SCHEDULES["noise"].make(Blobs(), ScheduleOptions())[0].noise_std(1.0) == farthest(Blobs.pixels)
+    made = {name: CORRUPTIONS[name].make(Blobs(), CorruptionOptions())[0] for name in ("noise", "ihdm")}
+    assert made["noise"].noise(1.0) == farthest(Blobs.pixels)
+    assert made["ihdm"].noise(0.0) == made["ihdm"].noise(1.0) == 0.02
+    assert made["ihdm"].to_dict()["blur_std"][-1] == 6.0
+
+
+def test_a_file_of_a_corruption(tmp_path: Path) -> None:
+    """Rule: `load` gives what `save` wrote, or one sentence with the file's name."""
+    file = tmp_path / "c.json"
+    paper = BlurCorruption.paper((8, 12))
+    paper.save(file)
+    assert Corruption.load(file) == paper and Corruption.load(file, (3, 8, 12)) == paper
+    with pytest.raises(ValueError, match=r"c\.json: images: the corruption is for images of"):
+        Corruption.load(file, (3, 5, 5))
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(ValueError, match=r"c\.json: expected a whole JSON file"):
+        Corruption.load(file)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match=r"c\.json: Corruption: expected a dictionary of format"):
+        Corruption.load(file)
 
 
 def test_tables_are_not_differentiated_by() -> None:

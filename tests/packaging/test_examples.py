@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,3 +99,26 @@ def test_the_pairs_of_the_pipeline_are_a_blur_of_the_photograph(tmp_path: Path) 
     # Without noise a blur keeps each channel's mean and takes from every other frequency.
     torch.testing.assert_close(blurred.mean(dim=(2, 3)), sharp.mean(dim=(2, 3)), rtol=0, atol=1e-5)
     assert (blurred.var(dim=(2, 3)) < sharp.var(dim=(2, 3))).all()
+
+
+def test_own_corruption(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    pytest.importorskip("tyro")
+    example = load("own_corruption")
+    classes = ast.parse((EXAMPLES / "own_corruption.py").read_text()).body
+    fog = next(node for node in classes if isinstance(node, ast.ClassDef) and node.name == "Fog")
+    assert fog.end_lineno - fog.decorator_list[0].lineno < 20
+    options = ["--steps", "20", "--sampler-steps", "5"]
+    result = example.main([*options, "--out", str(tmp_path / "fog.png")])
+    fog, foggy, samples = result["corruption"], result["foggy"], result["samples"]
+    # It was read from the weights file, and is what was trained with.
+    assert type(fog) is example.Fog and fog.to_dict() == example.Fog((8, 8)).to_dict()
+    assert fog.to_dict()["kind"] == "fog" and picture_size(tmp_path / "fog.png")[0] > 12 * 48
+    # A fog leaves the mean alone and takes contrast, more at each t; what is left at the end is mostly noise.
+    means, spreads = foggy.mean(dim=(1, 2, 3)), foggy.std(dim=(1, 2, 3))
+    assert (means - means[0]).abs().max() < 0.05 and (spreads.diff() < 0).all()
+    assert spreads[-1] < 0.35 * spreads[0]
+    assert samples.shape == (12, 1, 8, 8) and samples.float().std() > 30
+    # Twelve seeds, twelve images, and the same again.
+    assert len(samples.flatten(1).unique(dim=0)) == 12
+    assert torch.equal(example.main(options)["samples"], samples)
