@@ -197,7 +197,7 @@ def restore(
     Args:
         model: A `SoftDenoiser`, or any callable `model(x, t[B], **extra_args) -> x0_hat` with a `.corruption`
             that has a basis.
-        y: Images [B, C, H, W] in [-1, 1], or uint8. Where the gain is 0, its values are not used.
+        y: Images [B, C, H, W] in [-1, 1], or uint8. Pixels whose gain is 0 may have any value, NaN too.
         gain: g, as in `start_time`.
         noise_std: sigma, likewise. Over 0 for gains under 0.001, which would amplify rounding; that of 8 bits
             is 0.0023.
@@ -257,7 +257,8 @@ def restore(
     last: tuple[float, Tensor] | None = None
     for i, (t, s) in enumerate(pairwise(times)):
         now = torch.full((y.shape[0],), t, dtype=torch.float32, device=y.device)
-        x0_hat = model(x, now, **dict(extra_args or {})).to(work.dtype)
+        # A copy: a network may return a tensor that it keeps.
+        x0_hat = model(x, now, **dict(extra_args or {})).to(work.dtype, copy=True)
         if callback is not None:
             callback({"x": x, "i": i, "t": t, "denoised": x0_hat})
         level = _Level.at(corruption, t)
