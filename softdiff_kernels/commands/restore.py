@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..diffusion import (
     start_time,
     wiener,
 )
-from ..diffusion.restore import RULES
+from ..diffusion.restore import RULES, natural_sampler
 from ..errors import UserError, need, user_errors
 from ..files import PathText, save_json
 from ..images import decode, labelled, save_png, tile, to_uint8
@@ -66,7 +66,12 @@ class RestoreConfig:
     reference."""
     num: int | None = None
     """Use only this many images, from the first."""
-    sampler: SamplerName = field(default="ddim", metadata={"help": f"Sampler: {summaries(SAMPLERS)}."})
+    sampler: SamplerName | None = field(
+        default=None,
+        metadata={
+            "help": f"Sampler: {summaries(SAMPLERS)}. Default: ddim, and ancestral for a model of blurring."
+        },
+    )
     steps: int = 8
     """Sampler steps. Each evaluates the network once; about 4 to 8 give the smallest error."""
     project: bool = True
@@ -130,6 +135,7 @@ def restore_images(config: RestoreConfig, say: Callable[[str], None] = print) ->
         need("skimage.metrics", "measuring PSNR and SSIM", "restore")
     model = load_model(config.weights, pick_device(config.device), config.ema)
     corruption = model.denoiser.corruption
+    config = replace(config, sampler=config.sampler or natural_sampler(corruption))
     given = _load("--images", config.images, model.shape)[: config.num]
     clean = given if config.degrade else None
     if config.reference is not None:
@@ -274,7 +280,7 @@ def _restored(
     power: Tensor | None,
 ) -> Tensor:
     """uint8 [N, C, H, W]. Images that start at the same t together, so that none depends on the others."""
-    rule, order = RULES[config.sampler]
+    rule, order = RULES[config.sampler or ""]
     options: dict[str, Any] = {"rule": rule, "order": order, "steps": config.steps}
     out = torch.empty_like(y)
     starts = times.expand(len(y))

@@ -58,6 +58,15 @@ RULES: dict[str, tuple[Rule, int]] = {
 """Rule and order of the samplers, by their names in SAMPLERS."""
 
 
+def natural_sampler(corruption: Corruption) -> str:
+    """The name of the rule for restorations: "ancestral" where it is the corruption's own, else "ddim".
+
+    Other than from pure noise, fresh noise in each step only adds to the error; but where x0_hat is unsure at
+    the frequencies that are all but gone, as in Blurring Diffusion, few steps of DDIM would take it up.
+    """
+    return "ancestral" if corruption.sampler == "ancestral" else "ddim"
+
+
 def blur_gain(image_size: tuple[int, int], blur_std: float | Tensor) -> Tensor:
     """The gain of a Gaussian blur at each DCT frequency: float64 [1, 1, H, W], or [B, 1, H, W] for blur_std
     [B].
@@ -201,7 +210,8 @@ def restore(
         gain: g, as in `start_time`.
         noise_std: sigma, likewise. Over 0 for gains under 0.001, which would amplify rounding; that of 8 bits
             is 0.0023.
-        rule: A `Rule` or function (corruption, t, s) -> (A, B), for what y has no say in; None is `DDIM()`.
+        rule: A `Rule` or function (corruption, t, s) -> (A, B), for what y has no say in. None is the natural
+            one, `natural_sampler`.
         steps: Number of steps, even in t from `start_time` to 0.
         ts: Falling times instead, from `start_time` or later.
         order: As in `sample`.
@@ -242,7 +252,7 @@ def restore(
             f"{op}: expected noise_std over 0 for gains under {_LEAST_GAIN}, got 0; that of 8 bits is 0.0023"
         )
     times = _times(op, start_time(corruption, seen, std), steps, ts)
-    chosen = DDIM() if rule is None else rule
+    chosen = RULES[natural_sampler(corruption)][0] if rule is None else rule
     key = fresh_key() if key is None else key
     work = clean.to(torch.float64 if y.dtype == torch.float64 else torch.float32)
     if corruption.basis == "pixels":
