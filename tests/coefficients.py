@@ -38,6 +38,7 @@ COEFFICIENTS = [
     ("momentum_step", "noise_std_s", lambda c: momentum(noise_std_s=c), False),
     ("soft_score_loss", "blur_std", lambda c: sk.soft_score_loss(X, X, c), False),
     ("soft_score_loss", "weight", lambda c: sk.soft_score_loss(X, X, 1.0, weight=c), False),
+    ("spectral_loss", "weight", lambda c: sk.spectral_loss(X, X, X, weight=c), False),
 ]
 EACH = pytest.mark.parametrize(
     ("op", "name", "call", "any_sign"), COEFFICIENTS, ids=lambda v: v if isinstance(v, str) else ""

@@ -45,7 +45,7 @@ OPS: dict[str, tuple[Callable[..., Any], int]] = {
     ),
     "corrupt by a key": (lambda m, x: m.corrupt(x, STD, 0.3, scale=0.5, key=KEY), 1),
     "reverse_step": (_step("reverse_step", a=0.7, b=SCALE, floor=0.1), 3),
-    "momentum_step": (_step("momentum_step", noise_std_t=SCALE, noise_std_s=0.3 * SCALE), 3),
+    "momentum_step": (_step("momentum_step", noise_std_t=SCALE, noise_std_s=0.3 * SCALE, floor=0.1), 3),
     "soft_score_loss": (_loss(weight=SCALE), 2),
     "soft_score_loss, none": (_loss(reduction="none"), 2),
     "spectral_loss": (lambda m, x, y: m.spectral_loss(x, y, MASKS[1], weight=SCALE), 2),

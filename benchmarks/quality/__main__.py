@@ -14,14 +14,14 @@ import sys
 import time
 from pathlib import Path
 
-from .plan import COMPARED_AT, PARTS, PRESET, TRAINED
+from .plan import COMPARED_AT, PARTS, TRAINED
 
 
 def train(data: str, out: Path, only: list[str]) -> None:
     """Trains the networks into out/NAME, one after the other, by `softdiff train`; each run is resumed."""
     for name in only or TRAINED:
         network, folder = TRAINED[name], out / name
-        argv = ["--preset", PRESET, "--data", data, "--outdir", str(folder), "--resume", "auto"]
+        argv = ["--preset", network.preset, "--data", data, "--outdir", str(folder), "--resume", "auto"]
         command = [sys.executable, "-m", "softdiff_kernels", "train", *argv, *network.flags, "--keep", "0"]
         begun = time.monotonic()
         process = subprocess.Popen(command)

@@ -12,11 +12,12 @@ PRESET = "mnist"
 
 class Network(NamedTuple):
     """label: in tables and plots. flags: of `softdiff train`, beside the preset's. to_the_end: trained to the
-    preset's last step; the others stop at COMPARED_AT."""
+    preset's last step; the others stop at COMPARED_AT. preset: with the same network, images and steps."""
 
     label: str
     flags: tuple[str, ...] = ()
     to_the_end: bool = False
+    preset: str = PRESET
 
 
 SOFT = ("--loss", "soft")
@@ -29,6 +30,10 @@ TRAINED = {
     "plain-linear": Network("plain loss, linear schedule", ("--schedule", "linear"), True),
     "plain-geometric": Network("plain loss, geometric schedule", ("--schedule", "geometric")),
     "increment": Network("increment-weighted loss, Wasserstein schedule", ("--loss", "increment")),
+    "noise-plain": Network("noise alone", ("--corruption", "noise"), True),
+    "blurring": Network("Blurring Diffusion", (), True, "mnist-blurring"),
+    "ihdm": Network("IHDM", (), True, "mnist-ihdm"),
+    "mask": Network("mask", (), True, "mnist-mask"),
 }
 COMPARED_AT = 1500
 """The step at which networks are compared. Up to there all have the preset's learning rates."""
@@ -92,5 +97,17 @@ PARTS = {
     "plain": _compared("plain", LINEAR, "plain-geometric", "increment"),
     "linear": [Drawing(LINEAR, "momentum", LONG), Drawing(LINEAR, "naive", LONG)],
     # Whether a schedule matters by where it trains or by where the sampler's steps are.
+    # Each process by the sampler that suits it and by the second-order one.
+    "corruptions": [
+        Drawing(network, sampler, SHORT)
+        for network, own in (
+            ("plain", "momentum"),
+            ("blurring", "ancestral"),
+            ("ihdm", "ihdm"),
+            ("mask", "momentum"),
+            ("noise-plain", "momentum"),
+        )
+        for sampler in (own, "multistep")
+    ],
     "crossed": [_crossed("plain"), _crossed("plain", LINEAR), _crossed(LINEAR), _crossed(LINEAR, "plain")],
 }

@@ -16,6 +16,7 @@ from .measure import grid_name, read
 from .plan import IMAGES, PARTS, TRAINED, Drawing
 
 COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6", "#111111", "#8fc0a5")
+COLOURS += ("#7fb2dd", "#a05a2c", "#b0b0b0")
 SAMPLER_NAMES = {
     "momentum": "momentum, large variance (the paper's)",
     "naive": "naive",
@@ -29,6 +30,7 @@ TITLES = {
     "variances": "Samplers: weights of the paper's loss",
     "networks": "Losses, corruptions and schedules: the momentum sampler",
     "plain": "Schedules under the plain loss, and the increment-weighted loss",
+    "corruptions": "Corruptions: each by its own sampler and by the second-order one",
     "crossed": "Schedules: where they train, and where the sampler's steps are",
     "linear": "Samplers: the plain loss, linear schedule, to the preset's end",
 }
@@ -42,7 +44,7 @@ def report(out: Path) -> str:
         if distances:
             lines += [f"## {title}", "", _table(part, distances), ""]
             _plot(out / f"{part}.png", part, distances)
-    for part, steps in (("samplers", 100), ("networks", 25), ("plain", 25)):
+    for part, steps in (("samplers", 100), ("networks", 25), ("plain", 25), ("corruptions", 50)):
         _pictures(out / f"{part}-grids.png", out, part, steps)
     return "\n".join(lines)
 
@@ -67,7 +69,11 @@ def _distances(out: Path, part: str) -> dict[tuple[str, int], list[float]]:
 
 
 def _label(drawing: Drawing) -> str:
-    """What distinguishes a curve: its network if networks are compared at one step, else its sampler."""
+    """What distinguishes a curve: its network if networks are compared at one step, its network and sampler
+    if corruptions are, else its sampler."""
+    if drawing in PARTS["corruptions"]:
+        network = "Soft Diffusion" if drawing.network == "plain" else TRAINED[drawing.network].label
+        return f"{network}, {drawing.sampler}"
     if drawing.step is not None:
         where = f", steps at the blurs of {drawing.blurs_of}" if drawing.blurs_of else ""
         return TRAINED[drawing.network].label + (", DDIM" if drawing.sampler == "ddim" else "") + where

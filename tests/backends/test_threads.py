@@ -37,7 +37,9 @@ OPS = {
         X, Y, blur_std_t=STD, blur_std_s=0.5 * STD, noise_std_t=0.2, noise_std_s=0.1, key=KEY
     ),
     "soft_score_loss": lambda: sk.soft_score_loss(X, Y, STD, reduction="none"),
-    "spectral_mix": lambda: sk.spectral_mix([X, Y], [MASK, MASK], noise_mask=MASK, key=KEY),
+    "spectral_loss": lambda: sk.spectral_loss(X, Y, MASK, reduction="none"),
+    "spectral_mix": lambda: sk.spectral_mix([X, Y], [MASK, X[:, :1]], noise_mask=MASK, key=KEY),
+    "spectral_mix by noise": lambda: sk.spectral_mix([X], [MASK], noise_mask=MASK, noise=Y),
     "normal": lambda: sk.normal(X.shape, KEY),
 }
 

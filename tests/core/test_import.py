@@ -43,6 +43,7 @@ results = {
     "momentum_step": sk.momentum_step(
         image, image, blur_std_t=2.0, blur_std_s=1.0, noise_std_t=0.2, noise_std_s=0.1, key=key),
     "soft_score_loss": sk.soft_score_loss(image, 0.5 * image, 1.0),
+    "spectral_loss": sk.spectral_loss(image, 0.5 * image, torch.ones(8, 6)),
     "spectral_mix": sk.spectral_mix([image], [torch.ones(8, 6)]),
     "normal": sk.normal((2, 3, 8, 6), key),
 }

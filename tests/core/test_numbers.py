@@ -21,6 +21,7 @@ FLOORS = [
     ("blur", "floor", lambda c: sk.blur(X, 1.0, floor=c), False),
     ("corrupt", "floor", lambda c: sk.corrupt(X, 1.0, 0.1, floor=c), False),
     ("reverse_step", "floor", lambda c: reverse(floor=c), False),
+    ("momentum_step", "floor", lambda c: momentum(floor=c), False),
     ("soft_score_loss", "floor", lambda c: sk.soft_score_loss(X, X, 1.0, floor=c), False),
 ]
 EACH_AND_FLOORS = pytest.mark.parametrize(

@@ -18,10 +18,12 @@ OPS = {
     "corrupt": lambda x, y: sk.corrupt(x, 1.5, 0.1, key=KEY, return_residual=True),
     "reverse_step": lambda x, y: sk.reverse_step(x, y, blur_std_t=2.0, blur_std_s=1.0, a=0.5, b=0.1, key=KEY),
     "momentum_step": lambda x, y: sk.momentum_step(
-        x, y, blur_std_t=2.0, blur_std_s=1.0, noise_std_t=0.2, noise_std_s=0.1, key=KEY
+        x, y, blur_std_t=2.0, blur_std_s=1.0, noise_std_t=0.2, noise_std_s=0.1, floor=0.1, key=KEY
     ),
     "soft_score_loss": lambda x, y: sk.soft_score_loss(x, y, 1.5, reduction="none"),
+    "spectral_loss": lambda x, y: sk.spectral_loss(x, y, MASK, reduction="none"),
     "spectral_mix": lambda x, y: sk.spectral_mix([x, y], [MASK, MASK], noise_mask=MASK, key=KEY),
+    "spectral_mix by noise": lambda x, y: sk.spectral_mix([x], [MASK], noise_mask=MASK, noise=y),
     "normal": lambda x, y: sk.normal(x.shape, KEY, dtype=x.dtype),
 }
 

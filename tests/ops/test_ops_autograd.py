@@ -26,12 +26,15 @@ def reverse_step(x, y, n):
 
 def momentum_step(x, y, n, variance="large"):
     noises = {"noise_std_t": SCALE, "noise_std_s": 0.3 * SCALE}
-    return sk.momentum_step(x, y, blur_std_t=STD, blur_std_s=0.5 * STD, variance=variance, noise=n, **noises)
+    stds = {"blur_std_t": STD, "blur_std_s": 0.5 * STD}
+    return sk.momentum_step(x, y, **stds, variance=variance, floor=0.2, noise=n, **noises)
 
 
-def mix(x, y):
-    masks = [torch.linspace(0.2, 1, 4), torch.linspace(1, 0, 12).view(3, 4)]
-    return sk.spectral_mix([x, y], masks, noise_mask=torch.ones(1), key=KEY)
+MASKS = [torch.linspace(0.2, 1, 4), torch.linspace(1, 0, 12).view(3, 4)]
+
+
+def mix(x, y, **noise):
+    return sk.spectral_mix([x, y], MASKS, noise_mask=MASKS[0], **(noise or {"key": KEY}))
 
 
 def loss(reduction, weight):
@@ -50,9 +53,12 @@ FUNCTIONS = {
     "momentum_step": (momentum_step, 3),
     "momentum_step small": (lambda *x: momentum_step(*x, variance="small"), 3),
     "spectral_mix": (mix, 2),
+    "spectral_mix by noise": (lambda x, y, n: mix(x, y, noise=n), 3),
     "loss none": (loss("none", SCALE), 2),
     "loss mean": (loss("mean", None), 2),
     "loss sum": (loss("sum", 3.0), 2),
+    "spectral_loss": (lambda x, y: sk.spectral_loss(x, y, MASKS[1], weight=SCALE), 2),
+    "spectral_loss none": (lambda x, y: sk.spectral_loss(x, y, MASKS[1], reduction="none"), 2),
 }
 
 
@@ -98,12 +104,19 @@ def gradients(module, name, dtype, create_graph=False):
             *x[:2], blur_std_t=std, blur_std_s=0.5 * std, a=0.7, b=scale, floor=0.1, noise=x[2]
         ),
         "momentum_step": lambda: module.momentum_step(
-            *x[:2], blur_std_t=std, blur_std_s=0.5, noise_std_t=scale, noise_std_s=0.5 * scale, noise=x[2]
+            *x[:2],
+            **{"blur_std_t": std, "blur_std_s": 0.5, "noise_std_t": scale, "noise_std_s": 0.5 * scale},
+            **{"floor": 0.1, "noise": x[2]},
         ),
         "spectral_mix": lambda: module.spectral_mix(x, [mask, mask.flip(0)]),
+        "spectral_mix by noise": lambda: module.spectral_mix(
+            x[:2], [mask, mask.flip(0)], noise_mask=mask.square(), noise=x[2]
+        ),
         "loss none": lambda: module.soft_score_loss(*x, std, weight=scale, floor=0.1, reduction="none"),
         "loss mean": lambda: module.soft_score_loss(*x, std),
         "loss sum": lambda: module.soft_score_loss(*x, std, weight=scale, reduction="sum"),
+        "spectral_loss": lambda: module.spectral_loss(*x, mask, weight=scale),
+        "spectral_loss none": lambda: module.spectral_loss(*x, mask, weight=scale, reduction="none"),
     }
     result = calls[name]()
     results = result if isinstance(result, tuple) else (result,)
@@ -124,9 +137,8 @@ PLAIN = [
     "reverse_step",
     "momentum_step",
     "spectral_mix",
-    "loss none",
-    "loss mean",
-    "loss sum",
+    "spectral_mix by noise",
+    *(name for name in FUNCTIONS if "loss" in name),
 ]
 
 
@@ -143,7 +155,7 @@ def test_float32_gradients_keep_the_contract(backend, name):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["loss none", "loss mean", "loss sum"])
+@pytest.mark.parametrize("name", [name for name in PLAIN if "loss" in name])
 def test_float32_second_gradients_keep_the_contract(backend, name):
     # The gradient of |gradient|^2: four blurs deep, so twice the slack of one op.
     with sk.use_backend(backend):
@@ -161,10 +173,11 @@ def test_gradients_have_their_images_dtype(backend, dtype):
     x = picture(2, 1, 8, 8, dtype=dtype).requires_grad_()
     y = picture(2, 1, 8, 8, seed=1).requires_grad_()
     wide = [t.detach().double().requires_grad_() for t in (x, y)]
-    step = {"blur_std_t": 2.0, "blur_std_s": 1.0, "a": 0.5, "b": 0.0}
+    step, mask = {"blur_std_t": 2.0, "blur_std_s": 1.0, "a": 0.5, "b": 0.0}, torch.linspace(0.2, 1, 8)
     with sk.use_backend(backend):
         calls = [
             (sk.soft_score_loss(x, y, 1.0), sk.soft_score_loss(*wide, 1.0)),
+            (sk.spectral_loss(x, y, mask), sk.spectral_loss(*wide, mask)),
             (sk.reverse_step(x, y, **step).sum(), sk.reverse_step(*wide, **step).sum()),
         ]
         for narrow_result, wide_result in calls:
@@ -177,11 +190,13 @@ def test_gradients_have_their_images_dtype(backend, dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_the_upstream_gradient_reaches_the_loss(backend, reduction):
+@pytest.mark.parametrize("op", ["soft_score_loss", "spectral_loss"])
+def test_the_upstream_gradient_reaches_the_loss(backend, op, reduction):
     # d(c L)/dx = c dL/dx, whatever path c takes: a factor on the loss, or `backward(c)`.
     x, y = picture(3, 2, 9, 9).requires_grad_(), picture(3, 2, 9, 9, seed=1)
     with sk.use_backend(backend):
-        plain = sk.soft_score_loss(x, y, 1.0, reduction=reduction)
+        seen = 1.0 if op == "soft_score_loss" else torch.linspace(0, 1, 9)
+        plain = getattr(sk, op)(x, y, seen, reduction=reduction)
         one = torch.ones_like(plain)
         (base,) = torch.autograd.grad(plain, x, one, retain_graph=True)
         (scaled,) = torch.autograd.grad(plain, x, -0.25 * one, retain_graph=True)
@@ -240,6 +255,10 @@ COEFFICIENTS = {
     "soft_score_loss": [
         ("blur_std", lambda c, x: sk.soft_score_loss(x, x, c)),
         ("weight", lambda c, x: sk.soft_score_loss(x, x, 1.0, weight=c)),
+    ],
+    "spectral_loss": [
+        ("mask", lambda c, x: sk.spectral_loss(x, x, c)),
+        ("weight", lambda c, x: sk.spectral_loss(x, x, torch.ones(1), weight=c)),
     ],
     "spectral_mix": [
         ("masks[0]", lambda c, x: sk.spectral_mix([x], [c])),

@@ -74,13 +74,14 @@ def test_bad_numbers_inside_tensors(op, name, call, any_sign, value):
             call(torch.tensor([good, value], dtype=dtype))
 
 
-@pytest.mark.parametrize("op", ["blur", "corrupt", "reverse_step", "soft_score_loss"])
+@pytest.mark.parametrize("op", ["blur", "corrupt", "reverse_step", "momentum_step", "soft_score_loss"])
 @pytest.mark.parametrize("floor", [-0.1, 1.1, NAN, INF])
 def test_a_floor_outside_0_to_1(op, floor):
     calls = {
         "blur": lambda: sk.blur(X, 1.0, floor=floor),
         "corrupt": lambda: sk.corrupt(X, 1.0, 0.1, floor=floor),
         "reverse_step": lambda: reverse(floor=floor),
+        "momentum_step": lambda: momentum(floor=floor),
         "soft_score_loss": lambda: sk.soft_score_loss(X, X, 1.0, floor=floor),
     }
     pattern = f"^{op}: expected floor as a finite number of at least 0 and at most 1, got {floor!r}$"

@@ -47,7 +47,7 @@ SAMPLES = {
     ],
     "step": [
         (X, Y, 2 * STD, STD, C1, C2, "given", 0.1, INTS, None, None),
-        (X, Y, 2 * STD, STD, C1, C2 * 0, "large", 0.0, [], ROWS, None),
+        (X, Y, 2 * STD, STD, C1, C2 * 0, "large", 0.1, [], ROWS, None),
         (None, Y, 2 * STD, STD, C1, C2, "given", 0.0, [], None, None),
     ],
     "step_out": [
@@ -91,7 +91,7 @@ def test_opcheck(backend, name):
 
 def momentum(x, y, n):
     return sk.momentum_step(
-        x, y, blur_std_t=2 * STD, blur_std_s=STD, noise_std_t=0.2, noise_std_s=0.1, noise=n
+        x, y, blur_std_t=2 * STD, blur_std_s=STD, noise_std_t=0.2, noise_std_s=0.1, floor=0.1, noise=n
     )
 
 
@@ -147,7 +147,8 @@ def test_one_tensor_in_two_places(backend):
         lambda x: sk.soft_score_loss(x, Y, STD, weight=STD, reduction="none"),
         lambda x: sk.corrupt(x, STD, STD, scale=STD, noise=x),
         lambda x: sk.reverse_step(x, x, blur_std_t=STD, blur_std_s=STD, a=STD, b=STD, noise=x),
-        lambda x: sk.spectral_mix([x, x], [MASK, MASK]),
+        lambda x: sk.spectral_loss(x, Y, X, weight=STD, reduction="none"),
+        lambda x: sk.spectral_mix([x, x], [MASK, MASK], noise_mask=MASK, noise=x),
     ]
     for call in calls:
         expected = outputs(call, [X], True)
@@ -156,14 +157,18 @@ def test_one_tensor_in_two_places(backend):
             assert float((one - other).abs().max()) <= 2.0**-22 * float(other.abs().max())
 
 
-@pytest.mark.parametrize("step", ["reverse_step", "momentum_step"])
+@pytest.mark.parametrize("step", ["reverse_step", "momentum_step", "spectral_mix"])
 def test_out_inside_a_compiled_loop(backend, step):
     # out= is a declared mutation, so functionalisation keeps it: x is written in place, step by step.
     rest = {"a": 0.5, "b": 0.1} if step == "reverse_step" else {"noise_std_t": 0.2, "noise_std_s": 0.1}
 
     def loop(x, y):
         for draw in range(3):
-            getattr(sk, step)(x, y, blur_std_t=2.0, blur_std_s=1.0, key=KEY.at(draw), out=x, **rest)
+            last = {"key": KEY.at(draw), "out": x}
+            if step == "spectral_mix":
+                sk.spectral_mix([x, y], [MASK, MASK], noise_mask=MASK, **last)
+            else:
+                getattr(sk, step)(x, y, blur_std_t=2.0, blur_std_s=1.0, **rest, **last)
         return x * 2
 
     x, y, _ = images()

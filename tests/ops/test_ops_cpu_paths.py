@@ -65,6 +65,8 @@ def test_noise_and_other_images_in_strips(height, width):
     noises = {"noise_std_t": 0.2, "noise_std_s": 0.15}
     check("momentum_step", x, y, blur_std_t=std, blur_std_s=0.9 * std, key=key, **noises)
     check("reverse_step", x, y, blur_std_t=std, blur_std_s=0.9 * std, a=0.5, b=0.0)
+    mask = torch.rand(height, width, generator=torch.Generator().manual_seed(0))
+    check("spectral_mix", [x, y], [mask, mask.flip(0)], noise_mask=mask.flip(1), key=key)
 
 
 @pytest.mark.parametrize("width", [28, 48])
@@ -72,6 +74,30 @@ def test_the_noise_of_a_strip_is_that_of_the_stream(width):
     # With nothing but noise to see, it is `normal`'s, bit for bit.
     key, zeros = sk.NoiseKey(11, 3, 2), torch.zeros(2, 3, 37, width)
     assert torch.equal(sk.corrupt(zeros, 1.5, 1.0, key=key), sk.normal(zeros.shape, key))
+
+
+# Beyond 256 px a side, two inputs' masks and planes are more than a second-level cache holds: none is kept.
+@pytest.mark.parametrize("shape", [(3, 2, 20, 33), (2, 2, 270, 260)], ids=str)
+def test_masks_that_planes_share_and_masks_of_their_own(shape):
+    # A mask that the plane before had is taken over, any other is not: each plane alone gives the same bits.
+    x, y = picture(*shape), picture(*shape, seed=1)
+    height, width = shape[2:]
+    generator = torch.Generator().manual_seed(0)
+    for own in ((1, 1), (1, 2), (shape[0], 1), (shape[0], 2)):
+        mask = torch.rand(*own, height, width, generator=generator)
+        masks = [mask, torch.rand(height, width, generator=generator)]
+        mixed = sk.spectral_mix([x, y], masks, noise_mask=mask, noise=y)
+        loss = sk.spectral_loss(x, y, mask, reduction="none")
+        whole = mask.expand(shape)
+        total = torch.zeros(shape[0])
+        for b in range(shape[0]):
+            for c in range(2):
+                one = (slice(b, b + 1), slice(c, c + 1))
+                alone = [whole[one], masks[1]]
+                expected = sk.spectral_mix([x[one], y[one]], alone, noise_mask=whole[one], noise=y[one])
+                assert torch.equal(mixed[one], expected)
+                total[b] += sk.spectral_loss(x[one], y[one], whole[one], reduction="sum")
+        torch.testing.assert_close(loss, total, rtol=1e-6, atol=0)
 
 
 def test_channels_of_a_sample_share_gains_and_samples_do_not():

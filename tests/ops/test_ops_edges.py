@@ -10,7 +10,7 @@ from checks import BACKENDS, assert_accurate, check, needs_native, picture, pois
 import softdiff_kernels as sk
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-OPS = ["dct2", "idct2", "blur", "corrupt", "reverse_step", "momentum_step", "mix", "loss"]
+OPS = ["dct2", "idct2", "blur", "corrupt", "reverse_step", "momentum_step", "mix", "loss", "spectral_loss"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -41,12 +41,16 @@ def test_empty_batches(backend, dtype, op):
         "momentum_step": lambda: sk.momentum_step(
             x, x, blur_std_t=1.0, blur_std_s=none, noise_std_t=0.1, noise_std_s=none
         ),
-        "mix": lambda: sk.spectral_mix([x], [torch.ones(6, 5)], noise_mask=torch.ones(1), key=key),
+        "mix": lambda: (
+            sk.spectral_mix([x], [torch.ones(6, 5)], noise_mask=torch.ones(1), key=key),
+            sk.spectral_mix([x, x], [torch.ones(6, 5), x], noise_mask=x[:, :1], noise=x),
+        ),
         "loss": lambda: sk.soft_score_loss(x, x, none, weight=none, reduction="none"),
+        "spectral_loss": lambda: sk.spectral_loss(x, x, x[:, :1], weight=none, reduction="none"),
     }
     result = results[op]()
     for y in result if isinstance(result, tuple) else (result,):
-        if op == "loss":
+        if op in ("loss", "spectral_loss"):
             assert y.shape == (0,)
             assert y.dtype == torch.float32
         else:
@@ -56,10 +60,10 @@ def test_empty_batches(backend, dtype, op):
 
 
 def test_no_channels(backend):
-    assert sk.blur(torch.zeros(2, 0, 4, 4), 1.0).shape == (2, 0, 4, 4)
-    assert sk.soft_score_loss(
-        torch.zeros(2, 0, 4, 4), torch.zeros(2, 0, 4, 4), 1.0, reduction="none"
-    ).tolist() == [0, 0]
+    x, mask = torch.zeros(2, 0, 4, 4), torch.ones(4, 4)
+    assert sk.blur(x, 1.0).shape == sk.spectral_mix([x], [mask], noise_mask=mask, noise=x).shape == x.shape
+    assert sk.soft_score_loss(x, x, 1.0, reduction="none").tolist() == [0, 0]
+    assert sk.spectral_loss(x, x, mask, reduction="none").tolist() == [0, 0]
 
 
 def test_no_blur_is_the_input_exactly(backend, dtype):
@@ -107,6 +111,27 @@ def test_one_bad_image_does_not_touch_its_neighbours(backend):
     assert bool(dirty[1, 0].isnan().any())
 
 
+def test_one_bad_plane_does_not_touch_those_that_share_its_mask(backend):
+    # The same of what sums up inputs and noise, and of a loss: a NaN in one plane, on the way in by each.
+    mask, noise_mask = torch.rand(13, 20, generator=torch.Generator().manual_seed(0)), torch.ones(1)
+    clean = [picture(3, 2, 13, 20, seed=s) for s in range(3)]
+
+    def both(x, y, n):
+        mixed = sk.spectral_mix([x, y], [mask, mask.flip(0)], noise_mask=noise_mask, noise=n)
+        return mixed, sk.spectral_loss(x, y, mask, reduction="none")
+
+    expected = both(*clean)
+    for place in range(3):
+        dirty = [x.clone() for x in clean]
+        dirty[place][1, 0, 3, 4] = float("nan")
+        mixed, loss = both(*dirty)
+        assert bool(mixed[1, 0].isnan().any())
+        assert torch.equal(mixed[[0, 2]], expected[0][[0, 2]])
+        assert torch.equal(mixed[1, 1], expected[0][1, 1])
+        assert loss.isnan().tolist() == [False, place < 2, False]
+        assert torch.equal(loss[[0, 2]], expected[1][[0, 2]])
+
+
 def test_coefficients_of_every_kind_agree(backend):
     # A number, a tensor [], [1] or [B], float32, float64 or strided, mean the same.
     x = picture(3, 2, 12, 10)
@@ -132,7 +157,9 @@ def test_mixed_image_dtypes(backend):
     assert check("reverse_step", x_t, x0_hat, **step).dtype == torch.bfloat16
     assert check("reverse_step", x0_hat, x_t, **step).dtype == torch.float32
     check("soft_score_loss", x_t, x0_hat, 1.0, reduction="none")
+    check("spectral_loss", x_t, x0_hat, torch.ones(8, 8), reduction="none")
     check("spectral_mix", [x_t, x0_hat], [torch.ones(8, 8), torch.ones(8, 8)])
+    check("spectral_mix", [x0_hat], [torch.ones(8, 8)], noise_mask=torch.ones(8, 8), noise=x_t)
     check("corrupt", x0_hat, 1.0, 0.5, noise=x_t)
 
 
@@ -141,18 +168,18 @@ def test_float64_images_are_the_truth(backend):
     x, y = picture(2, 2, 9, 14, dtype=torch.float64), picture(2, 2, 9, 14, seed=1, dtype=torch.float64)
     key, std = sk.NoiseKey(3), torch.tensor([0.5, 4.0])
     step = {"blur_std_t": std, "blur_std_s": 0.5 * std, "noise_std_t": 0.2, "noise_std_s": 0.1, "key": key}
+    mask = torch.rand(9, 14)
     cases = [
         ("dct2", (x,), {}),
         ("idct2", (x,), {}),
         ("blur", (x, std), {"floor": 0.1, "scale": std}),
         ("corrupt", (x, std, 0.1), {"key": key}),
         ("momentum_step", (x, y), step),
+        ("momentum_step", (x, y), {**step, "floor": 0.1}),
         ("soft_score_loss", (x, y, std), {"weight": std, "reduction": "none"}),
-        (
-            "spectral_mix",
-            ([x, y], [torch.rand(9, 14), torch.rand(9, 14)]),
-            {"noise_mask": torch.ones(1), "key": key},
-        ),
+        ("spectral_loss", (x, y, mask), {"weight": std, "reduction": "none"}),
+        ("spectral_mix", ([x, y], [mask, mask.flip(0)]), {"noise_mask": torch.ones(1), "key": key}),
+        ("spectral_mix", ([x], [mask]), {"noise_mask": torch.ones(1), "noise": y}),
         ("normal", ((2, 5), key), {"dtype": torch.float64}),
     ]
     for op, args, kwargs in cases:

@@ -60,15 +60,15 @@ def test_blur_of_hard_images(backend, size, kind):
         assert_mean_kept(check("blur", x, std), x, 4e-6 if backend == "reference" else 1e-6)
 
 
-def loss_with_gradient(prediction, target, std):
+def loss_with_gradient(op, prediction, target, seen):
     """Loss and gradient, each against the reference."""
     truths = []
     for dtype in (torch.float64, torch.float32):
         leaf = prediction.to(dtype).requires_grad_()
-        loss = sk.reference.soft_score_loss(leaf, target.to(dtype), std)
+        loss = getattr(sk.reference, op)(leaf, target.to(dtype), seen)
         truths.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
     leaf = prediction.clone().requires_grad_()
-    loss = sk.soft_score_loss(leaf, target, std)
+    loss = getattr(sk, op)(leaf, target, seen)
     for got, truth, eager in zip((loss.detach(), *torch.autograd.grad(loss, leaf)), *truths, strict=True):
         assert_accurate(got, truth, eager)
 
@@ -84,7 +84,8 @@ OPS = {
     "momentum_step": lambda x, y, mask: check(
         "momentum_step", x, y, blur_std_t=1.0, blur_std_s=0.3, noise_std_t=0.3, noise_std_s=0.2, key=KEY
     ),
-    "soft_score_loss": lambda x, y, mask: loss_with_gradient(x, y, 0.3),
+    "soft_score_loss": lambda x, y, mask: loss_with_gradient("soft_score_loss", x, y, 0.3),
+    "spectral_loss": lambda x, y, mask: loss_with_gradient("spectral_loss", x, y, mask),
     "spectral_mix": lambda x, y, mask: check("spectral_mix", [x], [mask], noise_mask=0.1 * mask, key=KEY),
 }
 

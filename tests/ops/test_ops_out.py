@@ -12,7 +12,8 @@ import softdiff_kernels as sk
 SHAPE = (2, 3, 12, 18)
 STEPS = {
     "reverse_step": {"a": 0.6, "b": 0.2},
-    "momentum_step": {"noise_std_t": 0.3, "noise_std_s": 0.2},
+    "momentum_step": {"noise_std_t": 0.3, "noise_std_s": 0.2, "floor": 0.1},
+    "spectral_mix": {"noise_mask": torch.ones(1)},
 }
 
 
@@ -27,9 +28,14 @@ def step(request):
     def run(x_t, x0_hat, **kwargs):
         if "noise" not in kwargs:
             kwargs["key"] = sk.NoiseKey(4)
+        if request.param == "spectral_mix":
+            height, width = x_t.shape[2:]
+            masks = [torch.linspace(1, 0, width), torch.linspace(0, 1, height).view(height, 1)]
+            return sk.spectral_mix([x_t, x0_hat], masks, **STEPS[request.param], **kwargs)
         stds = {"blur_std_t": torch.tensor([2.0, 0.0]), "blur_std_s": torch.tensor([1.5, 0.0])}
         return getattr(sk, request.param)(x_t, x0_hat, **stds, **STEPS[request.param], **kwargs)
 
+    run.op = "spectral_mix_out" if request.param == "spectral_mix" else "step_out"
     return run
 
 
@@ -107,14 +113,29 @@ def test_out_in_any_layout(backend, step):
     assert torch.equal(room[..., 1::2], torch.zeros(2, 3, 12, 18))  # the columns between are not its own
 
 
+def test_out_that_is_a_mask(backend):
+    # A mask of the images' shape may be written over; one that several planes read is read to the end first.
+    x, y, noise = images()
+    for shape in (SHAPE, (1, 1, 12, 18)):
+        for place in range(3):
+            masks = [torch.rand(shape, generator=torch.Generator().manual_seed(s)) for s in range(3)]
+            room = torch.zeros(SHAPE)
+            room[: shape[0], : shape[1]] = masks[place]
+            masks[place] = room[: shape[0], : shape[1]]
+            expected = sk.spectral_mix([x, y], masks[:2], noise_mask=masks[2], noise=noise)
+            sk.spectral_mix([x, y], masks[:2], noise_mask=masks[2], noise=noise, out=room)
+            assert torch.equal(room, expected)
+
+
 def test_out_of_an_empty_batch(backend):
     x = torch.zeros(0, 1, 4, 4)
     assert sk.reverse_step(x, x, blur_std_t=1.0, blur_std_s=0.5, a=0.5, b=0.0, out=x) is x
+    assert sk.spectral_mix([x], [torch.ones(4)], out=x) is x
 
 
 def test_the_mutation_is_declared(backend, step):
     # The schema says Tensor(a!) out, and autograd's version counter of out moves, of the inputs not.
-    schema = torch.ops.softdiff.step_out.default._schema
+    schema = getattr(torch.ops.softdiff, step.op).default._schema
     assert [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write] == ["out"]
     x_t, x0_hat, out = images()
     step(x_t, x0_hat, out=out)

@@ -29,8 +29,12 @@ def results(x, y):
     yield sk.blur(x, std)
     yield from sk.corrupt(x, std, 0.1, key=key, return_residual=True)
     yield sk.reverse_step(x, y, blur_std_t=std, blur_std_s=0.5 * std, a=0.5, b=0.1, key=key)
+    noises = {"noise_std_t": 0.2, "noise_std_s": 0.1, "floor": 0.1}
+    yield sk.momentum_step(x, y, blur_std_t=std, blur_std_s=0.5 * std, key=key, **noises)
     yield sk.soft_score_loss(x, y, std, reduction="none")
+    yield sk.spectral_loss(x, y, mask, reduction="none")
     yield sk.spectral_mix([x, y], [mask, mask], noise_mask=mask, key=key)
+    yield sk.spectral_mix([x], [mask], noise_mask=mask, noise=y)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -49,6 +53,8 @@ def test_relaxed_matrix_products_change_nothing(backend, level, precision):
         check("blur", x, std_range(2))
         check("corrupt", x, std_range(2), 0.1, key=sk.NoiseKey(1), return_residual=True)
         check("soft_score_loss", x, y, std_range(2), reduction="none")
+        check("spectral_loss", x, y, torch.linspace(0, 1, 96), reduction="none")
+        check("spectral_mix", [x], [torch.linspace(0, 1, 96)], noise_mask=torch.ones(1), noise=y)
     for one, other in zip(strict, relaxed, strict=True):
         assert float((one - other).norm() / one.norm()) < 2e-6
         if sk.backends()["native"].usable:

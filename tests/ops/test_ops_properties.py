@@ -154,6 +154,18 @@ def test_the_loss_is_the_energy_of_the_blurred_difference(shape, std, floor, see
 
 
 @COMMON
+@given(SHAPES, BLURS, FLOORS, SEEDS)
+def test_soft_score_loss_is_a_spectral_loss(shape, std, floor, seed):
+    # With the heat gains as its mask; both are right to 1e-6 of |p - t|.
+    p, t = noise(shape, seed), noise(shape, seed, 100)
+    mask = spectrum.heat_gain(torch.tensor([std], dtype=torch.float64), *shape[2:]) * (1 - floor) + floor
+    loss = sk.spectral_loss(p, t, mask, weight=1.5, reduction="none").double()
+    soft = sk.soft_score_loss(p, t, std, weight=1.5, floor=floor, reduction="none").double()
+    scale = 1.5 * (p - t).double().square().sum(dim=(1, 2, 3))
+    assert bool(((loss - soft).abs() <= BOUND * (soft * scale).sqrt() + 1e-12 * scale).all())
+
+
+@COMMON
 @given(SHAPES, st.floats(0.01, 20), st.floats(0, 1), st.floats(0.05, 1), st.floats(0, 1), SEEDS)
 def test_algorithm_2_as_printed_is_momentum_step(shape, blur_t, part, noise_t, ratio, seed):
     # Daras et al. 2022, Algorithm 2, line by line.
@@ -222,3 +234,16 @@ def test_blur_is_a_spectral_mix(shape, std, seed):
     x = noise(shape, seed)
     mask = spectrum.heat_gain(torch.tensor([std], dtype=torch.float64), *shape[2:])
     assert apart(sk.spectral_mix([x], [mask]), sk.blur(x, std), x.norm()) < BOUND
+
+
+@COMMON
+@given(SHAPES, SEEDS, SEEDS)
+def test_a_given_noise_is_that_of_the_key(shape, seed, stream):
+    # `noise` takes the place of the stream's normals: noise over frequencies, added to those of the images.
+    x, y, key = noise(shape, seed), noise(shape, seed, 100), sk.NoiseKey(seed, stream, 3)
+    masks = [noise((2, *shape[1:]), seed, 200)[i].abs() for i in range(2)]
+    drawn = sk.spectral_mix([x, y], masks, noise_mask=masks[0], key=key)
+    given = sk.spectral_mix([x, y], masks, noise_mask=masks[0], noise=sk.normal(shape, key))
+    assert apart(drawn, given, x.norm() + y.norm()) < BOUND
+    by_hand = sk.idct2(masks[0] * sk.dct2(x) + masks[1] * sk.dct2(y) + masks[0] * sk.normal(shape, key))
+    assert apart(drawn, by_hand, sum(float((m * z).norm()) for m in masks for z in (x, y)) + 1) < BOUND

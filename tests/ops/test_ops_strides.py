@@ -54,7 +54,7 @@ def call(op: str, x: torch.Tensor, y: torch.Tensor):
     if op == "reverse_step":
         return sk.reverse_step(x, y, blur_std_t=std, blur_std_s=0.5 * std, a=0.5, b=0.1, noise=y)
     if op == "momentum_step":
-        noises = {"noise_std_t": 0.2, "noise_std_s": 0.1}
+        noises = {"noise_std_t": 0.2, "noise_std_s": 0.1, "floor": 0.1}
         return sk.momentum_step(x, y, blur_std_t=std, blur_std_s=0.5 * std, key=key, **noises)
     if op == "soft_score_loss":
         return sk.soft_score_loss(x, y, std, reduction="none")
@@ -142,7 +142,7 @@ def test_bytes_in_any_layout(backend_name):
     assert (window - expected).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("op", ["blur", "corrupt", "reverse_step", "soft_score_loss"])
+@pytest.mark.parametrize("op", ["blur", "corrupt", "reverse_step", "soft_score_loss", *OPS[-3:]])
 def test_lazily_negated_tensors(backend, op):
     # torch keeps the sign of a conjugate's imaginary part as a flag beside the memory; it must be resolved.
     pair = torch.complex(picture(*SHAPE), picture(*SHAPE, seed=1))
