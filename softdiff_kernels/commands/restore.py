@@ -68,7 +68,7 @@ class RestoreConfig:
     """Use only this many images, from the first."""
     sampler: SamplerName = field(default="ddim", metadata={"help": f"Sampler: {summaries(SAMPLERS)}."})
     steps: int = 8
-    """Sampler steps. 1 gives the smallest error per evaluation of the network; more give more detail."""
+    """Sampler steps. Each evaluates the network once; about 4 to 8 give the smallest error."""
     project: bool = True
     """Take up the observed image at each step, and not only at the start."""
     data: PathText | None = None
@@ -222,8 +222,10 @@ def _masks(source: str, size: tuple[int, int], count: int, num: int | None) -> T
 
 def _start_times(corruption: Corruption, observed: Observed) -> Tensor:
     """Where the restoration of each image starts, float64 [1 or N]."""
+    gains, places = observed.gain.unique(dim=0, return_inverse=True)
     try:
-        return torch.tensor([start_time(corruption, gain, observed.noise_std) for gain in observed.gain])
+        times = [start_time(corruption, gain, observed.noise_std) for gain in gains]
+        return torch.tensor(times, dtype=torch.float64)[places]
     except ValueError:
         grid = torch.linspace(0, 1, 257, dtype=torch.float64)
         most = max(float(corruption.noise(t).max()) / corruption.mean(t) for t in grid.tolist())

@@ -189,15 +189,15 @@ def restore(
 ) -> Tensor:
     """x_0 from an observation y of it, [B, C, H, W] in y's dtype; see the module.
 
-    One step gives the network's estimate, near the mean of all images that fit y: the smallest error, and the
-    least detail. More steps give one of these images. Known exactly: a network that knows x_0 returns it, and
-    for Gaussian data whose frequencies are independent one step is Wiener's filter, if the network and
-    `power` are those of the data.
+    One step gives the network's estimate from y and the added noise; a few more let it see what y knows
+    better. What is exact: a network that knows x_0 returns it; and for Gaussian data whose coefficients are
+    independent, with their denoiser, one step with their `power` is Wiener's filter, many steps of DDIM the
+    map of y's distribution to the data's, of the ancestral rule a draw of x_0 given y.
 
     Args:
         model: A `SoftDenoiser`, or any callable `model(x, t[B], **extra_args) -> x0_hat` with a `.corruption`
             that has a basis.
-        y: Images [B, C, H, W] in [-1, 1], or uint8. Where the gain is 0, its values are not used.
+        y: Images [B, C, H, W] in [-1, 1], or uint8. Pixels whose gain is 0 may have any value, NaN too.
         gain: g, as in `start_time`.
         noise_std: sigma, likewise. Over 0 for gains under 0.001, which would amplify rounding; that of 8 bits
             is 0.0023.
@@ -257,7 +257,8 @@ def restore(
     last: tuple[float, Tensor] | None = None
     for i, (t, s) in enumerate(pairwise(times)):
         now = torch.full((y.shape[0],), t, dtype=torch.float32, device=y.device)
-        x0_hat = model(x, now, **dict(extra_args or {})).to(work.dtype)
+        # A copy: a network may return a tensor that it keeps.
+        x0_hat = model(x, now, **dict(extra_args or {})).to(work.dtype, copy=True)
         if callback is not None:
             callback({"x": x, "i": i, "t": t, "denoised": x0_hat})
         level = _Level.at(corruption, t)
