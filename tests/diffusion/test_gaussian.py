@@ -204,7 +204,15 @@ class Exact(Wiener):
         return super().__call__(x, torch.tensor([self.left.pop(0)], dtype=F64))
 
 
+def _alternating(u: Tensor) -> Tensor:
+    """Steps of 1/2 and 3/2 of the even ones in turn, for which the weight 3/2 of even steps is wrong."""
+    moved = u.clone()
+    moved[1::2] -= 0.5 * u[1]
+    return 1 - 0.875 * moved
+
+
 SPACED = {
+    "alternating": _alternating,
     "even": lambda u: 1 - 0.875 * u,
     "uneven": lambda u: 1 - 0.875 * (0.5 * u + 0.5 * u**2),
 }

@@ -128,23 +128,35 @@ Results all_ops(const Shape& s, DType dtype, Layout layout, Layout written) {
     run(a, 1);
     gather(results, s, out);
   }
+  // A mask for each channel, and one for all planes.
+  const Held mask(s, DType::float64, expanded, 4), line(s, DType::float32, expanded, 5);
+  Image shared = line.image;
+  shared.stride[1] = 0;
   for (int form = 0; form < 2; ++form) {
-    const Held gradient(s, result, written, 0, true);
-    std::vector<double> planes(static_cast<size_t>(s.b * s.c));
-    SoftScoreLossArgs a;
-    a.shape = s, a.prediction = x.image, a.target = y.image, a.blur_std = blurs, a.weight = fews;
-    if (form == 0) a.gradient = gradient.image;
-    a.floor = form * 0.2;
-    a.plane_loss = planes.data();
-    run(a, 1);
-    if (form == 0) gather(results, s, gradient);
-    results.insert(results.end(), planes.begin(), planes.end());
+    const auto loss = [&](auto a) {
+      const Held gradient(s, result, written, 0, true);
+      std::vector<double> planes(static_cast<size_t>(s.b * s.c));
+      a.shape = s, a.prediction = x.image, a.target = y.image, a.weight = fews;
+      if (form == 0) a.gradient = gradient.image;
+      a.plane_loss = planes.data();
+      run(a, 1);
+      if (form == 0) gather(results, s, gradient);
+      results.insert(results.end(), planes.begin(), planes.end());
+    };
+    SoftScoreLossArgs soft;
+    soft.blur_std = blurs, soft.floor = form * 0.2;
+    loss(soft);
+    SpectralLossArgs spectral;
+    spectral.mask = form == 0 ? shared : mask.image;
+    loss(spectral);
   }
-  {
-    const Held out(s, result, written, 0, true), mask(s, DType::float64, expanded, 4), line(s, DType::float32, expanded, 5);
-    const Image inputs[] = {x.image, y.image}, masks[] = {mask.image, line.image};
+  for (int form = 0; form < 2; ++form) {
+    const Held out(s, result, written, 0, true);
+    const Image inputs[] = {x.image, y.image}, masks[] = {mask.image, shared};
     SpectralMixArgs a;
-    a.shape = s, a.count = 2, a.in = inputs, a.mask = masks, a.noise_mask = line.image, a.out = out.image, a.key = table;
+    a.shape = s, a.count = 2, a.in = inputs, a.mask = masks, a.noise_mask = line.image, a.out = out.image;
+    if (form == 0) a.key = table;
+    if (form == 1) a.noise = noise.image;
     run(a, 1);
     gather(results, s, out);
   }

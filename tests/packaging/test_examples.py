@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from softdiff_kernels.images import decode
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
@@ -119,6 +121,10 @@ def test_own_corruption(tmp_path: Path) -> None:
     assert (means - means[0]).abs().max() < 0.05 and (spreads.diff() < 0).all()
     assert spreads[-1] < 0.35 * spreads[0]
     assert samples.shape == (12, 1, 8, 8) and samples.float().std() > 30
+    # Restored images are nearer to the clean ones than those in the fog.
+    clean = decode(result["digits"])
+    errors = {name: (result[name] - clean).square().mean() for name in ("in_fog", "restored")}
+    assert errors["restored"] < 0.5 * errors["in_fog"]
     # Twelve seeds, twelve images, and the same again.
     assert len(samples.flatten(1).unique(dim=0)) == 12
     assert torch.equal(example.main(options)["samples"], samples)
