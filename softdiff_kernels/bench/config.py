@@ -35,7 +35,7 @@ QUICK_SIZES = (32, 64)
 class BenchConfig:
     """Time every op beside what people write or install, and beside the limits of this machine.
 
-    A full run takes under 10 minutes on a CPU, --quick under one. Close other programs: on a loaded machine
+    A full run takes about 10 minutes on a CPU, --quick under one. Close other programs: on a loaded machine
     the ratios are unreliable. `softdiff bench compare A.json B.json` shows what changed between two runs.
     """
 

@@ -55,7 +55,7 @@ class Run:
         # Seconds for each call of a row, in each pass. A GPU's calls are so short that less time has enough
         # rounds in it, and its clock is steady. On a CPU other programs disturb for seconds: two passes,
         # minutes apart, see more of that than one pass of twice the length.
-        self.budget = 0.03 if config.quick else 0.05 if self.gpu else 0.12
+        self.budget = 0.03 if config.quick else 0.05 if self.gpu else 0.1
         self.passes = 1 if config.quick or self.gpu else 2
         self.measurements: dict[tuple[Any, ...], rows.Measurement] = {}  # for the next pass
         self.rows: dict[tuple[Any, ...], rows.Row] = {}
