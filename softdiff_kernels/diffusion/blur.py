@@ -92,9 +92,15 @@ class BlurCorruption(Corruption):
 
     @property
     def sampler(self) -> str:  # type: ignore[override]
-        """ "ancestral" where the mean falls (Blurring Diffusion), "ihdm" for `ihdm`, else "momentum"."""
+        """The name of the sampler that suits it best.
+
+        Blurring Diffusion's and IHDM's own; of noise alone the second-order one, as momentum needs many more
+        steps there; else the paper's.
+        """
         if self.mean_nodes is not None:
             return "ancestral"
+        if self.blur_std_nodes[-1] == 0:
+            return "multistep"
         return "ihdm" if self.name == "ihdm" else "momentum"
 
     @overload

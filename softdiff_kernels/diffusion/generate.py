@@ -137,7 +137,7 @@ def check_sampler(
         >>> check_sampler(noise, 3, "momentum", time_steps(10))
         >>> check_sampler(noise, 3, "tacos", time_steps(10))
         Traceback (most recent call last):
-        ValueError: tacos: expected little noise, for it keeps that of t = 1, got 20; take momentum
+        ValueError: tacos: expected little noise, for it keeps that of t = 1, got 20; take multistep
     """
     args.choice("generate", "sampler", sampler, tuple(SAMPLERS))
     most = float(corruption.noise(1.0).max()) / corruption.mean(1.0)

@@ -20,7 +20,7 @@ pytest.importorskip("tyro")
 TINY = ["--width", "8", "--blocks", "1", "--batch", "4", "--no-progress", "--sample-count", "2"]
 TINY += ["--sample-steps", "2", "--steps", "2", "--device", "cpu"]
 SUITS = {"soft": "momentum", "blurring": "ancestral", "ihdm": "ihdm", "mask": "momentum"}
-SUITS |= {"equal-snr": "ddim", "noise": "momentum", "file": "momentum"}
+SUITS |= {"equal-snr": "ddim", "noise": "multistep", "file": "momentum"}
 
 
 @pytest.fixture(scope="module")
