@@ -32,6 +32,9 @@ TRAINED = {
     "increment": Network("increment-weighted loss, Wasserstein schedule", ("--loss", "increment")),
     "noise-plain": Network("noise alone", ("--corruption", "noise"), True),
     "blurring": Network("Blurring Diffusion", (), True, "mnist-blurring"),
+    "blurring-residual": Network(
+        "Blurring Diffusion, x_0 predicted", ("--prediction", "residual"), True, "mnist-blurring"
+    ),
     "ihdm": Network("IHDM", (), True, "mnist-ihdm"),
     "mask": Network("mask", (), True, "mnist-mask"),
 }
@@ -103,6 +106,7 @@ PARTS = {
         for network, own in (
             ("plain", "momentum"),
             ("blurring", "ancestral"),
+            ("blurring-residual", "ancestral"),
             ("ihdm", "ihdm"),
             ("mask", "momentum"),
             ("noise-plain", "momentum"),

@@ -16,7 +16,7 @@ from .measure import grid_name, read
 from .plan import IMAGES, PARTS, TRAINED, Drawing
 
 COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6", "#111111", "#8fc0a5")
-COLOURS += ("#7fb2dd", "#a05a2c", "#b0b0b0")
+COLOURS += ("#7fb2dd", "#a05a2c", "#b0b0b0", "#d977a5", "#c9b037")
 SAMPLER_NAMES = {
     "momentum": "momentum, large variance (the paper's)",
     "naive": "naive",
