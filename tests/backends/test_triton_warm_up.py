@@ -16,6 +16,7 @@ from softdiff_kernels import caches
 from softdiff_kernels.backends import triton as backend
 from softdiff_kernels.data import ImageSet
 from softdiff_kernels.diffusion import (
+    CORRUPTIONS,
     SAMPLERS,
     BlurCorruption,
     GaussianDCTPrior,
@@ -71,9 +72,11 @@ def make_trainer(side, channels, **changes):
         **{"batch": 2, "sample_count": 3, "sample_steps": 3, "schedule": "paper", "nodes": 4, **changes},
     }
     pixels = torch.randint(0, 256, (4, channels, side, side), dtype=torch.uint8)
-    images, corruption = ImageSet(pixels, "noise"), BlurCorruption.paper((side, side))
+    images = ImageSet(pixels, "noise")
+    config = TrainConfig(data="noise", **config)
+    corruption, _ = CORRUPTIONS[config.corruption].make(images, config.corruption_options())
     prior = GaussianDCTPrior.fit(images.batches(), corruption)
-    return Trainer(TrainConfig(data="noise", **config), images, corruption, prior, CPU)
+    return Trainer(config, images, corruption, prior, CPU)
 
 
 def launched(trainer):
@@ -86,8 +89,17 @@ def launched(trainer):
     return kernels(recorded)
 
 
-KEPT = ("prediction", "loss", "sampler", "flip", "network")
+KEPT = ("prediction", "loss", "sampler", "flip", "network", "corruption")
 RUNS = [(8, 1, "digits"), (28, 1, "mnist"), (32, 3, "cifar10"), (64, 3, "celeba64"), (72, 3, "celeba64")]
+RUNS += [(28, 1, "mnist-blurring"), (28, 1, "mnist-ihdm"), (28, 1, "mnist-mask"), (32, 3, "cifar10-blurring")]
+# What a run of a corruption launches beside `corrupt`, and for mirrored images `normal`.
+OPS = {
+    "soft": {"step", "soft_score_loss"},
+    # x0_hat from the noise, and the ancestral step; the white noise is made apart, as it is the target.
+    "blurring": {"normal", "spectral_mix", "soft_score_loss"},
+    "ihdm": {"step", "spectral_loss"},
+    "mask": set(),  # over pixels
+}
 
 
 def test_every_preset_is_a_run_here():
@@ -104,8 +116,8 @@ def test_a_run_launches_what_its_warm_up_compiled(advance, side, channels, prese
     with stubbed():
         assert trainer.warm_up().compiled == len(advance)
         needed = launched(trainer)
-    wanted = {"corrupt", "step", *(["normal"] if options.get("flip") else [])}
-    assert wanted | {"soft_score_loss"} == names(needed)
+    wanted = {"corrupt", *(["normal"] if options.get("flip") else [])}
+    assert wanted | OPS[options["corruption"]] == names(needed)
     assert needed <= advance, described(needed - advance)
 
 
@@ -147,7 +159,7 @@ def test_sampling_launches_what_its_warm_up_compiled(advance, sampler):
     with stubbed(), launch.recording() as recorded:
         generate(denoiser, prior, range(5), **how)
     needed = kernels(recorded)
-    assert names(needed) == {"corrupt", "step"}
+    assert names(needed) == {"corrupt", "spectral_mix" if sampler == "ancestral" else "step"}
     assert needed <= advance, described(needed - advance)
     (line,) = said
     assert line.startswith(f"compiled {len(advance)} kernels in ")
