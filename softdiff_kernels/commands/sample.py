@@ -145,11 +145,12 @@ def for_model(config: SampleConfig, model: LoadedModel) -> tuple[SampleConfig, T
     """The options with the sampler that suits the model's corruption where none is given, and the steps'
     times. UserError for a sampler or a spacing that makes no sense for it."""
     corruption = model.denoiser.corruption
+    # With its name, so that options of another sampler are refused.
     config = replace(config, sampler=config.sampler or corruption.sampler)
     with user_errors("--spacing: "):
         ts = time_steps(config.steps, config.spacing, corruption=corruption, spectrum=model.spectrum)
     with user_errors("--sampler: "):
-        check_sampler(corruption, model.shape[0], config.sampler or "", ts, sampler_options(config))
+        check_sampler(corruption, model.shape[0], config.sampler, ts, sampler_options(config))
     return config, ts
 
 

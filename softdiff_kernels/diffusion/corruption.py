@@ -308,7 +308,7 @@ class Corruption(ABC):
             raise ValueError(
                 f"Corruption: expected a dictionary of format {FORMAT!r}, got {args.shown(content)}"
             )
-        kind = content.get("kind", "blur")  # the only kind of files before version 0.3
+        kind = content.get("kind", "blur")  # files of before there were others name none
         if kind not in REGISTRY:
             raise ValueError(
                 f"Corruption: expected a kind among {', '.join(sorted(REGISTRY))}, got {args.shown(kind)}; "

@@ -124,21 +124,23 @@ def generate(
 def check_sampler(
     corruption: Corruption,
     channels: int,
-    sampler: str,
+    sampler: str | None,
     ts: Tensor,
     options: Mapping[str, Any] | None = None,
-) -> None:
-    """Raises ValueError where a sampler makes no sense for a corruption: before a network is evaluated.
+) -> str:
+    """The name of the sampler, None resolved; ValueError where it makes no sense for the corruption.
 
-    All steps are taken once, of one image that is 0. Arguments as in `generate`.
+    No network is evaluated: all steps are taken once, of one image that is 0. Arguments as in `generate`.
 
     Examples:
         >>> noise = BlurCorruption.noise_only((16, 16), noise_std_max=20.0)
-        >>> check_sampler(noise, 3, "momentum", time_steps(10))
+        >>> check_sampler(noise, 3, None, time_steps(10))
+        'multistep'
         >>> check_sampler(noise, 3, "tacos", time_steps(10))
         Traceback (most recent call last):
         ValueError: tacos: expected little noise, for it keeps that of t = 1, got 20; take multistep
     """
+    sampler = corruption.sampler if sampler is None else sampler
     args.choice("generate", "sampler", sampler, tuple(SAMPLERS))
     most = float(corruption.noise(1.0).max()) / corruption.mean(1.0)
     if sampler == "tacos" and most > _MOST_KEPT_NOISE:
@@ -150,6 +152,7 @@ def check_sampler(
     denoiser = SoftDenoiser(network, corruption, "sample", weight="uniform")
     x = torch.zeros(1, channels, *corruption.image_size)
     SAMPLERS[sampler](denoiser, x, ts, disable=True, key=NoiseKey(0), **(options or {}))
+    return sampler
 
 
 def _report(states: list[Tensor] | None, on_step: Callable[[], None] | None, step: Mapping[str, Any]) -> None:

@@ -62,9 +62,8 @@ def drawn_samples(
     default. The weights are loaded now; `pixels` draws, once all else has been checked."""
     model = load_model(weights, device)
     corruption = model.denoiser.corruption
-    sampler = corruption.sampler if sampler is None else sampler
     with user_errors("--sampler: "):
-        check_sampler(corruption, model.shape[0], sampler, time_steps(steps))
+        sampler = check_sampler(corruption, model.shape[0], sampler, time_steps(steps))
     provenance = {
         "weights": os.path.abspath(model.file),
         "weights_digest": model.digest,

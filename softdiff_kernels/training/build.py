@@ -91,7 +91,7 @@ def fit_prior(name: str, images: ImageSet, corruption: Corruption) -> Prior:
 
 
 def saved_spectrum(checkpoint: Checkpoint) -> PowerSpectrum | None:
-    """The spectrum of the training images in a checkpoint; None in one of before version 0.3."""
+    """The spectrum of the training images in a checkpoint; None where it is too old to have it."""
     part, count = checkpoint.part("spectrum"), checkpoint.meta.get("data", {}).get("count")
     if "mean" not in part or count is None:
         return None

@@ -122,10 +122,11 @@ class Trainer:
             echo: Any = functional.echo
             tried = SoftDenoiser(echo, corruption, config.prediction, loss=config.loss)
             tried.loss(torch.zeros(1, *self.shape), 0.5, key=NoiseKey(0))
-        self.sampler = corruption.sampler if config.sampler is None else config.sampler
+        self.sampler: str | None = config.sampler
         if config.sample_count:
             with user_errors("--sampler: "):
-                check_sampler(corruption, images.shape[0], self.sampler, time_steps(config.sample_steps))
+                ts = time_steps(config.sample_steps)
+                self.sampler = check_sampler(corruption, self.shape[0], config.sampler, ts)
         self.loss: Any = TrainingLoss(self.denoiser)
         if self.processes.world > 1:
             gpu = [device.index] if device.type == "cuda" else None
