@@ -48,8 +48,10 @@ _LEAST_GAIN = 1e-6
 
 
 def paper_weight(corruption: Corruption, t: Tensor) -> Tensor:
-    """1 / noise(t)^2, the paper's: [B]; for coloured noise frequency by frequency, so that it broadcasts to
-    [B, C, H, W]."""
+    """1 / noise(t)^2, the paper's.
+
+    [B]; for coloured noise frequency by frequency, so that it broadcasts to [B, C, H, W].
+    """
     weight = corruption.noise(t).square().reciprocal()
     return weight.reshape(-1) if weight.numel() == t.numel() else weight
 

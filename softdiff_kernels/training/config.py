@@ -22,6 +22,7 @@ from ..diffusion import (
     SAMPLERS,
     SCHEDULES,
     SPACINGS,
+    WEIGHTS,
     CorruptionOptions,
     Named,
 )
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     LossName = str
     PredictionName = str
     SpacingName = str
+    WeightName = str
 else:  # a type checker takes no computed choices; tyro does
     SamplerName = Literal[tuple(SAMPLERS)]
     PriorName = Literal[tuple(PRIORS)]
     LossName = Literal[tuple(LOSSES)]
     PredictionName = Literal[tuple(PREDICTIONS)]
     SpacingName = Literal[tuple(SPACINGS)]
+    WeightName = Literal[tuple(WEIGHTS)]
 
 
 def summaries(choices: Mapping[str, Any]) -> str:
@@ -132,7 +135,13 @@ class TrainConfig:
     """What the network predicts: x_0 - x_t (the paper's), x_0, or the noise, for blurring."""
 
     loss: LossName = field(default="soft", metadata={"help": f"The training loss: {summaries(LOSSES)}."})
-
+    weight: WeightName | None = field(
+        default=None,
+        metadata={
+            "help": f"The weight of t in the loss: {summaries(WEIGHTS)}. Default: paper for the losses soft "
+            "and plain, uniform for the others."
+        },
+    )
     density: SpacingName = field(
         default="t", metadata={"help": f"How t is drawn in training: {summaries(SPACINGS)}."}
     )

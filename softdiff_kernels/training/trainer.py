@@ -117,10 +117,9 @@ class Trainer:
             with user_errors("--density: "):
                 time = time_warp(config.density, corruption, images.spectrum)
         with user_errors("--prediction and --loss: "):
-            self.denoiser = SoftDenoiser(network, corruption, config.prediction, loss=config.loss, time=time)
+            self.denoiser = self._denoiser(network, corruption, time)
             # What cannot be computed is said now, and not in the first step.
-            echo: Any = functional.echo
-            tried = SoftDenoiser(echo, corruption, config.prediction, loss=config.loss)
+            tried = self._denoiser(functional.echo, corruption)
             tried.loss(torch.zeros(1, *self.shape), 0.5, key=NoiseKey(0))
         self.sampler: str | None = config.sampler
         if config.sample_count:
@@ -140,6 +139,11 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.step = 0
         self.seen = 0
+
+    def _denoiser(self, network: Any, corruption: Corruption, time: Any = None) -> SoftDenoiser:
+        """The denoiser and its loss, by the run's options."""
+        config = self.config
+        return SoftDenoiser(network, corruption, config.prediction, config.weight, config.loss, time)
 
     @torch.no_grad()
     def _average(self, decay: float, averaged: Any, current: Any, _: Any) -> None:
@@ -202,8 +206,7 @@ class Trainer:
     def warm_up(self) -> functional.WarmUp:
         """Compiles the kernels that the steps and the grids of this run will need, where any are compiled."""
         config, processes = self.config, self.processes
-        network: Any = functional.echo
-        denoiser = SoftDenoiser(network, self.denoiser.corruption, config.prediction, loss=config.loss)
+        denoiser = self._denoiser(functional.echo, self.denoiser.corruption)
         shown = range(processes.rank, config.sample_count, processes.world)
 
         def rehearsal() -> None:
