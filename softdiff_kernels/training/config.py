@@ -22,6 +22,7 @@ from ..diffusion import (
     SAMPLERS,
     SCHEDULES,
     SPACINGS,
+    STEPS,
     WEIGHTS,
     CorruptionOptions,
     Named,
@@ -52,7 +53,7 @@ def summaries(choices: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({line.removesuffix('.')})" for name, line in lines.items())
 
 
-SAMPLER_HELP = f"Sampler: {summaries(SAMPLERS)}. Default: the one that suits the corruption."
+SAMPLER_HELP = f"Sampler: {summaries(SAMPLERS)}. Default: the best for the corruption and the steps."
 
 
 def _helps(named: Mapping[str, Named]) -> str:
@@ -190,7 +191,7 @@ class TrainConfig:
         default=None,
         metadata={"help": f"Of the grids in training. {SAMPLER_HELP}"},
     )
-    sample_steps: int = 64
+    sample_steps: int = STEPS
     """Steps of that sampler."""
     sample_count: int = 64
     """Images in a grid; 0 draws no grids."""
