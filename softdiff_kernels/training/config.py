@@ -29,7 +29,7 @@ from ..diffusion import (
 )
 from ..errors import UserError, with_nearest
 from ..files import PathText, seen_from
-from .presets import PRESETS, Setting
+from .presets import BEST, PRESETS, Setting
 
 if TYPE_CHECKING:
     SamplerName = str
@@ -135,7 +135,9 @@ class TrainConfig:
     prediction: PredictionName = "residual"
     """What the network predicts: x_0 - x_t (the paper's), x_0, or the noise, for blurring."""
 
-    loss: LossName = field(default="soft", metadata={"help": f"The training loss: {summaries(LOSSES)}."})
+    loss: LossName = field(
+        default=BEST["loss"].value, metadata={"help": f"The training loss: {summaries(LOSSES)}."}
+    )
     weight: WeightName | None = field(
         default=None,
         metadata={
@@ -154,7 +156,7 @@ class TrainConfig:
         },
     )
     schedule: PathText = field(
-        default="wasserstein",
+        default=BEST["schedule"].value,
         metadata={
             "help": "For --corruption soft: how blur and noise grow with t: "
             f"{_helps(SCHEDULES)}, or a file from `softdiff schedule`."

@@ -67,7 +67,8 @@ def run(dots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("diffusers")
     pytest.importorskip("tyro")
     folder = tmp_path_factory.mktemp("runs") / "run"
-    argv = ["train", "--data", str(dots), "--outdir", str(folder), "--steps", "2", "--nodes", "4"]
+    argv = ["train", "--data", str(dots), "--outdir", str(folder), "--steps", "2"]
+    argv += ["--schedule", "wasserstein", "--nodes", "4"]
     assert main([*argv, *TINY]) == 0
     return folder
 

@@ -46,7 +46,7 @@ def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         found[name] = folder / name
         argv = ["train", "--data", str(pictures), "--outdir", str(found[name]), *TINY]
         argv += ["--corruption", str(folder / "file.json") if name == "file" else name]
-        own = {"soft": ["--nodes", "4", "--sampler", "naive"], "blurring": ["--prediction", "noise"]}
+        own = {"soft": ["--sampler", "naive"], "blurring": ["--prediction", "noise"]}
         argv += own.get(name, [])
         assert main(argv) == 0, name
     return found
