@@ -21,6 +21,8 @@ from softdiff_kernels.diffusion import (
     MaskCorruption,
     SoftDenoiser,
     SpectralCorruption,
+    time_steps,
+    time_warp,
 )
 from softdiff_kernels.diffusion.denoiser import preconditioning
 
@@ -200,3 +202,60 @@ def test_it_compiles_and_is_differentiated() -> None:
     expected.sum().backward()
     grad = denoiser.inner_model.scale.grad
     assert isinstance(grad, Tensor) and grad.abs() > 0
+
+
+def test_log_normal_is_the_density_of_ln_sigma_cut_to_the_processes_range() -> None:
+    # Rule: u is the probability of the normal ln(sigma), mean -1.2 and deviation 1.2, between its ends.
+    wide = BlurCorruption.noise_only(SIZE, noise_std_min=0.002, noise_std_max=80.0)
+    for c in (wide, NOISE, PRESERVING):
+        u = torch.linspace(0, 1, 1001, dtype=F64)
+        probability = torch.special.ndtr(
+            (_sigma(c, time_warp("log_normal", c)(u)).log() + 1.2) / 1.2
+        ).reshape(-1)
+        low, high = probability[0], probability[-1]
+        # The warp is linear between 2049 times.
+        torch.testing.assert_close((probability - low) / (high - low), u, rtol=0, atol=5e-5)
+    # The paper's range cuts off less than 1e-3, so that moments of ln(sigma) are nearly the normal's.
+    u = (torch.arange(20000, dtype=F64) + 0.5) / 20000
+    drawn = wide.noise_std(time_warp("log_normal", wide)(u)).log()
+    assert drawn.mean().item() == pytest.approx(-1.2, abs=5e-3) and drawn.std().item() == pytest.approx(
+        1.2, abs=1e-2
+    )
+    # It is what training draws.
+    denoiser = _denoiser(wide, time=time_warp("log_normal", wide))
+    t = denoiser.draw_time(torch.zeros(4000, 1, *SIZE), KEY)
+    # Five standard errors of the mean of 4000.
+    assert wide.noise_std(t).log().mean().item() == pytest.approx(-1.2, abs=5 * 1.2 / math.sqrt(4000))
+
+
+def test_karras_steps_are_equation_5() -> None:
+    # sigma_i = (max^(1/rho) + i / (N - 1) (min^(1/rho) - max^(1/rho)))^rho, i = 0 ... N - 1, of N = 18.
+    N, rho = 18, 7
+    for least, most in ((0.002, 80.0), (0.01, 20.0)):
+        c = BlurCorruption.noise_only(SIZE, noise_std_min=least, noise_std_max=most)
+        got = c.noise_std(time_steps(N - 1, "karras", corruption=c))
+        i = torch.arange(N, dtype=F64) / (N - 1)
+        expected = (most ** (1 / rho) + i * (least ** (1 / rho) - most ** (1 / rho))) ** rho
+        # Linear between 2049 times, and tables that are linear between their own nodes.
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=0)
+        assert got[0] == most and got[-1] == least
+        assert (
+            c.noise_std(time_steps(N - 1)) / expected - 1
+        ).abs().max() > 0.5  # even in t is another spacing
+
+
+@pytest.mark.parametrize("spacing", ["log_normal", "karras"])
+def test_spacings_in_the_noise_need_white_noise_that_grows(spacing: str) -> None:
+    coloured = SpectralCorruption.equal_snr(torch.linspace(4.0, 0.1, 48).view(SIZE))
+    for corruption, sentence in (
+        (coloured, "expected white noise .* got the coloured noise of EqualSNR"),
+        (BLUR, r"expected noise over mean that grows with t .*, got noise that does not at t = 0\.25"),
+        (BlurCorruption.from_tables(SIZE, [0, 0.5, 1], [0, 0, 0], [0.1, 3, 2]), r"does not at t = 0\.5$"),
+        (BlurCorruption.ihdm(SIZE), "does not at t = 0$"),
+        (None, "expected a corruption for the spacing"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            time_steps(5, spacing, corruption=corruption)
+    # Without noise at t = 0 both begin there; and blur may come with it.
+    silent = BlurCorruption.from_tables(SIZE, [0, 1], [0, 3], [0, 20])
+    assert time_steps(5, spacing, corruption=silent)[-1] == 0.0
