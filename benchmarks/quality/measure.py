@@ -33,7 +33,7 @@ CLASSIFIER = "classifier.safetensors"
 FEATURES = "features.json"
 REAL = "real"
 SHOWN, COLUMNS = 40, 10
-BATCH = 100
+BATCH = 250
 REFERENCE = 10_000
 """Samples of the mixture to compare with. A network's are compared with the whole test set."""
 
