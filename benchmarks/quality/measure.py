@@ -67,7 +67,7 @@ class Lab:
         return load_classifier(path)
 
     def run(self, name: str, training: int, most: int) -> None:
-        """One training of an experiment: every network is trained, and then what is drawn of it in up to `most`
+        """One training of an experiment: every network is trained, then what is drawn of it in up to `most`
         evaluations."""
         experiment = EXPERIMENTS[name]
         if training not in experiment.trainings:
