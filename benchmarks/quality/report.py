@@ -18,6 +18,7 @@ from .plan import EXPERIMENTS, MIXTURE, NETWORKS, Curve, Experiment
 
 COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6", "#111111", "#8fc0a5")
 COLOURS += ("#7fb2dd", "#a05a2c", "#b0b0b0", "#d977a5", "#c9b037")
+DASHES = {"multistep": "-", "momentum": "--", "ddim": "-."}
 SHOWN_AT = 10
 
 Distances = dict[tuple[str, int], dict[tuple[int, int], float]]
@@ -29,21 +30,27 @@ def report(out: Path, plots: Path, names: Iterable[str]) -> str:
     parts = []
     for name in names:
         experiment = EXPERIMENTS[name]
-        distances = _distances(out, experiment)
-        if any((curve.name, n) in distances for curve in experiment.curves for n in curve.evaluations):
+        distances = distances_of(out, experiment)
+        if has_results(experiment, distances):
             parts += [f"## {name}: {experiment.question}", "", table(experiment, distances), ""]
             _plot(plots / f"mnist-{name}.png", experiment, distances)
             _pictures(plots / f"mnist-{name}-samples.png", experiment, out / "grids")
     return "\n".join(parts)
 
 
-def _distances(out: Path, experiment: Experiment) -> Distances:
+def distances_of(out: Path, experiment: Experiment) -> Distances:
+    """The distances that belong to an experiment."""
     distances: Distances = defaultdict(dict)
     for line in read(out):
         if line["images"] == experiment.images:
             where = line["training"], line["sampling"]
             distances[line["curve"], line["evaluations"]][where] = line["distance"]
     return distances
+
+
+def has_results(experiment: Experiment, distances: Distances) -> bool:
+    """Whether there is at least one line of its curves."""
+    return any((curve.name, n) in distances for curve in experiment.curves for n in curve.evaluations)
 
 
 def _floor(experiment: Experiment, distances: Distances) -> list[float]:
@@ -134,7 +141,7 @@ def _plot(path: Path, experiment: Experiment, distances: Distances) -> None:
         if not points:
             continue
         colour = COLOURS[networks.index(curve.network) if len(networks) > 1 else number]
-        dash = "--" if curve.sampler == "momentum" and len(networks) > 1 else "-"
+        dash = DASHES.get(curve.sampler, ":") if len(networks) > 1 else "-"
         ns = [n for n, _ in points]
         ax.plot(
             ns,
