@@ -100,7 +100,7 @@ def test_sample_writes_a_png_a_seed_and_names_the_prior(
     argv = ["sample", "--weights", weights, "--seeds", "3,5-6", "--steps", "2", "--outdir"]
     assert main([*argv, str(tmp_path / "a")]) == 0
     said = capsys.readouterr().out
-    assert "momentum sampler in 2 steps" in said and "gaussian-dct" in said
+    assert "multistep sampler in 2 steps" in said and "gaussian-dct" in said
     names = ["000003.png", "000005.png", "000006.png", "grid.png", "samples.json"]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == names
     assert main([*argv, str(tmp_path / "b"), "--batch", "1", "--no-grid"]) == 0

@@ -46,6 +46,7 @@ def test_everything_that_was_asked_for_is_written_and_agrees(weights: Path, tmp_
         str(weights),
         outdir=str(tmp_path / "out"),
         seeds="3-13",
+        sampler="momentum",
         steps=12,
         batch=4,
         npz=str(tmp_path / "new" / "all.npz"),

@@ -185,7 +185,7 @@ def test_samples_are_drawn_from_weights(
     argv += ["--steps", "2", "--seeds", "0-19"]
     result = json.loads(run(capsys, *argv, "--num", "6", "--json"))
     made = {name: result[name] for name in ("samples", "sampler", "steps", "seeds", "step")}
-    assert made == {"samples": 6, "sampler": "momentum", "steps": 2, "seeds": "0-5", "step": 1}
+    assert made == {"samples": 6, "sampler": "multistep", "steps": 2, "seeds": "0-5", "step": 1}
     assert "gaussian-dct" in result["prior"] and len(result["weights_digest"]) == 32
     # Seed k is the image that `softdiff sample` writes for it: 6 seeds or the first 6 of 20 are the same.
     argv[-1] = "0-5"

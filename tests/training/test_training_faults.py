@@ -196,7 +196,8 @@ def test_a_signal_ends_a_grid_at_its_next_step(
 
     monkeypatch.setitem(SAMPLERS, "momentum", interrupted)
     run = tmp_path / "run"
-    config = small(blobs, run, steps=9, save_every=9, sample_count=2, sample_every=2, sample_steps=6)
+    grids: dict[str, Any] = {"sampler": "momentum", "sample_count": 2, "sample_every": 2, "sample_steps": 6}
+    config = small(blobs, run, steps=9, save_every=9, **grids)
     result = train(config)
     assert (result.step, result.stopped_by) == (2, signal.SIGTERM) and seen == [0, 1, 2]
     assert (run / "state-00000002.safetensors").exists() and not list(run.glob("samples-*"))
