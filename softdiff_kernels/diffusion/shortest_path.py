@@ -35,6 +35,7 @@ from .schedule import PIXEL_DISTANCE, Schedule, geometric_noise_std, noise_range
 
 NOISE_TERMS = ("shared", "gaussian")
 _MOST_ROUNDS = 12
+_COARSE = 64
 _FEATURE_BATCH = 250
 _COLUMNS = 2**16
 # In units of epsilon. Without it the sum hardly distinguishes paths with needless short steps, and nodes are
@@ -214,8 +215,8 @@ class FeatureDistance:
 
     `sqrt(E |f(C_i x + noise_std_i n) - f(C_j x + noise_std_j n)|^2)`, with the same x and n in both:
     an upper bound of W2 between the features' distributions, and a metric, as the path needs. If f is the
-    identity, it is `wasserstein_distances` with "shared" noise. The Fréchet distance would be a lower bound of
-    W2; it needs a matrix root for each pair of levels, and far more images than features.
+    identity, it is `wasserstein_distances` with "shared" noise. The Fréchet distance would be a lower bound
+    of W2; it needs a matrix root for each pair of levels, and far more images than features.
 
     The features of the last call's levels are kept, for a call that has some of them again: 4 L N D bytes.
 
@@ -356,7 +357,8 @@ def shortest_path_schedule(
 
     Args:
         spectrum: Moments of the data (`power_spectrum`).
-        levels: Number of candidates, linear in blur_std.
+        levels: Number of candidates, linear in blur_std; with `distance`, even in it without noise, since
+            features may change so fast that a step from one linear level to the next is a long one.
         nodes: Number of nodes on the path, including both ends. If no limit gives that number, the nearest is
             taken (see `Schedule.nodes_wanted` and `.exact`).
         blur_std_min: Blur of the first level in pixels.
@@ -396,13 +398,18 @@ def shortest_path_schedule(
         def distance(blur: np.ndarray, noise: np.ndarray) -> np.ndarray:
             return wasserstein_distances(spectrum, blur, noise, noise_term)
 
+        candidates = np.linspace(blur_std_min, most, levels)
+        covered = _share_covered(distance, candidates)
     elif not distance_name or noise_term != "shared":
         raise ValueError(
             f"{op}: expected a distance with distance_name, a description of it, and without noise_term"
         )
-    candidates = np.linspace(blur_std_min, most, levels)
+    else:
+        coarse = blur_std_min + (most - blur_std_min) * np.linspace(0.0, 1.0, _COARSE) ** 2
+        covered = np.linspace(0.0, 1.0, levels)
+        candidates = np.interp(covered, _share_covered(distance, coarse), coarse)
+        candidates[[0, -1]] = blur_std_min, most  # also where nothing changes next to an end
     least_noise, most_noise, full_at = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
-    covered = _share_covered(distance, candidates)
     best: _Candidate | None = None
     low, high, target = 0.0, 1.0, full_at
     for _ in range(_MOST_ROUNDS):
