@@ -29,7 +29,7 @@ from .. import _arguments as args
 from .. import functional
 from .. import spectrum as dct
 from .._version import __version__
-from ..images import pieces
+from ..images import decode, pieces
 from ..noise import NoiseKey
 from .schedule import PIXEL_DISTANCE, Schedule, geometric_noise_std, noise_range, paper_blur_std_max
 
@@ -238,7 +238,8 @@ class FeatureDistance:
 
     def __init__(self, images: Tensor, features: Callable[[Tensor], Tensor], *, seed: int = 0) -> None:
         args.image("FeatureDistance", "images", images, uint8=True)
-        self.image_shape = tuple(images.shape[1:])
+        if not len(images):
+            raise ValueError("FeatureDistance: expected at least one image, got none")
         self._images, self._features, self._seed = images, features, seed
         self._last: dict[tuple[float, float], np.ndarray] = {}
 
@@ -261,9 +262,9 @@ class FeatureDistance:
         """The features of all images at one level, float32 [N D]."""
         parts = []
         for start in range(0, len(self._images), _FEATURE_BATCH):
-            part = self._images[start : start + _FEATURE_BATCH]
-            noise = NoiseKey(self._seed, stream=start)
-            x_t = functional.corrupt(part, blur_std, noise_std, key=noise).float()
+            part = decode(self._images[start : start + _FEATURE_BATCH]).float()
+            x_t = functional.corrupt(part, blur_std, noise_std, key=NoiseKey(self._seed, stream=start))
+            assert isinstance(x_t, Tensor)
             features = self._features(x_t)
             if features.shape[:1] != part.shape[:1] or not bool(torch.isfinite(features).all()):
                 raise ValueError(
