@@ -33,6 +33,7 @@ from ..images import decode, pieces
 from ..noise import NoiseKey
 from .schedule import PIXEL_DISTANCE, Schedule, geometric_noise_std, noise_range, paper_blur_std_max
 
+Levels = Sequence[float] | np.ndarray | Tensor
 NOISE_TERMS = ("shared", "gaussian")
 _MOST_ROUNDS = 12
 _COARSE = 64
@@ -115,8 +116,8 @@ def power_spectrum(batches: Iterable[Any]) -> PowerSpectrum:
 
 def wasserstein_distances(
     spectrum: PowerSpectrum,
-    blur_std_levels: Sequence[float] | np.ndarray | Tensor,
-    noise_std_levels: Sequence[float] | np.ndarray | Tensor,
+    blur_std_levels: Levels,
+    noise_std_levels: Levels,
     noise_term: str = "shared",
 ) -> np.ndarray:
     """W2 between `C_i X + noise_std_i N` and `C_j X + noise_std_j N`, for all i, j: float64 [L, L].
@@ -144,12 +145,7 @@ def wasserstein_distances(
     """
     op = "wasserstein_distances"
     args.choice(op, "noise_term", noise_term, NOISE_TERMS)
-    blur = _levels(op, "blur_std_levels", blur_std_levels)
-    noise = _levels(op, "noise_std_levels", noise_std_levels)
-    if blur.shape != noise.shape:
-        raise ValueError(
-            f"{op}: expected as many noise levels as blur levels, got {len(noise)} and {len(blur)}"
-        )
+    blur, noise = _blur_and_noise(op, blur_std_levels, noise_std_levels)
     if np.any(np.diff(blur) < 0):
         raise ValueError(f"{op}: expected nondecreasing blur_std_levels, got {args.shown(blur.tolist())}")
 
@@ -172,7 +168,19 @@ def wasserstein_distances(
     return np.sqrt(_double_sums(gram))
 
 
-def _levels(op: str, name: str, values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
+def _blur_and_noise(
+    op: str, blur_std_levels: Levels, noise_std_levels: Levels
+) -> tuple[np.ndarray, np.ndarray]:
+    blur = _levels(op, "blur_std_levels", blur_std_levels)
+    noise = _levels(op, "noise_std_levels", noise_std_levels)
+    if blur.shape != noise.shape:
+        raise ValueError(
+            f"{op}: expected as many noise levels as blur levels, got {len(noise)} and {len(blur)}"
+        )
+    return blur, noise
+
+
+def _levels(op: str, name: str, values: Levels) -> np.ndarray:
     levels = args.numbers(op, name, values, "levels")
     if min(levels, default=0.0) < 0:
         raise ValueError(f"{op}: expected {name} as numbers of at least 0, got {min(levels)!r}")
@@ -232,7 +240,7 @@ class FeatureDistance:
     Examples:
         >>> images = torch.rand(32, 1, 16, 16)
         >>> distance = FeatureDistance(images, lambda x: x.diff(dim=-1))  # edges alone
-        >>> distance(np.array([0.0, 1.0, 2.0]), np.array([0.01, 0.01, 0.01])).shape
+        >>> distance([0.0, 1.0, 2.0], [0.01, 0.01, 0.01]).shape
         (3, 3)
     """
 
@@ -243,9 +251,10 @@ class FeatureDistance:
         self._images, self._features, self._seed = images, features, seed
         self._last: dict[tuple[float, float], np.ndarray] = {}
 
-    def __call__(self, blur_std_levels: np.ndarray, noise_std_levels: np.ndarray) -> np.ndarray:
+    def __call__(self, blur_std_levels: Levels, noise_std_levels: Levels) -> np.ndarray:
         """float64 [L, L], for blur_std and noise_std of L levels."""
-        levels = [*zip(blur_std_levels.tolist(), noise_std_levels.tolist(), strict=True)]
+        blur, noise = _blur_and_noise("FeatureDistance", blur_std_levels, noise_std_levels)
+        levels = [*zip(blur.tolist(), noise.tolist(), strict=True)]
         self._last = {level: self._last[level] for level in levels if level in self._last}
         for level in levels:
             if level not in self._last:

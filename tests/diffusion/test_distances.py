@@ -215,6 +215,8 @@ def test_what_is_no_table_of_features_is_refused() -> None:
             FeatureDistance(images, features)(one, one)
     with pytest.raises(ValueError, match=r"expected images as \[B, C, H, W\]"):
         FeatureDistance(images[0], _edges)
+    with pytest.raises(ValueError, match="FeatureDistance: expected as many noise levels"):
+        FeatureDistance(images, _edges)([0.0, 1.0], [0.1])
     with pytest.raises(ValueError, match="at least one image"):
         FeatureDistance(images[:0], _edges)
 
