@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument(
         "--trainings", nargs="*", type=int, default=list(TRAININGS), help="seeds of training (default: all)"
     )
+    parser.add_argument("--most", type=int, default=1000, help="of evaluations (default: all)")
     options = parser.parse_intermixed_args()
     names = options.experiments or list(EXPERIMENTS)
     for name in set(names) - set(EXPERIMENTS):
@@ -42,7 +43,7 @@ def main() -> None:
     lab = Lab(options.data, options.test, options.out)
     for training in options.trainings:  # one of everything first, so that unfinished results can be compared
         for name in names:
-            lab.run(name, training)
+            lab.run(name, training, options.most)
 
 
 if __name__ == "__main__":

@@ -66,13 +66,15 @@ class Lab:
             train_classifier(self.images.pixels, self.images.labels).save(path)
         return load_classifier(path)
 
-    def run(self, name: str, training: int) -> None:
-        """One training of an experiment: every network is trained, and then what is drawn of it."""
+    def run(self, name: str, training: int, most: int) -> None:
+        """One training of an experiment: every network is trained, then what is drawn of it in up to `most`
+        evaluations."""
         experiment = EXPERIMENTS[name]
         if training not in experiment.trainings:
             return
         for network in dict.fromkeys(curve.network for curve in experiment.curves):
-            drawings = [d for d in experiment.drawings(training) if d[1].network == network]
+            planned = [d for d in experiment.drawings(training) if d[0] <= most]
+            drawings = [d for d in planned if d[1].network == network]
             floor = f"{REAL} {MIXTURE}" if network == MIXTURE else REAL
             wanted = [(floor, 0, 0, sampling, experiment.images) for sampling in {d[2] for d in drawings}]
             wanted += [(curve.name, n, training, s, experiment.images) for n, curve, s in drawings]

@@ -109,7 +109,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
 
     def run(name: str, training: int) -> int:
         lab = measure.Lab(str(tmp_path / "train.npz"), str(tmp_path / "test.npz"), out)
-        lab.run(name, training)
+        lab.run(name, training, 2)
         return len(measure.read(out))
 
     # Three floors; of the first training 1 evaluation once and 2 evaluations by three samplings.
