@@ -205,6 +205,7 @@ def _interpolated(nodes: Tensor, t: Tensor) -> Tensor:
     """The values at t [B], linear between evenly spaced nodes over [0, 1]: [B, 1, 1, 1]."""
     place = t.float().clamp(0, 1) * (SCALE_NODES - 1)
     left = place.long().clamp(max=SCALE_NODES - 2)
+    nodes = nodes.float()  # of a network that was cast to 16 bits, too
     return torch.lerp(nodes[left], nodes[left + 1], place - left).view(-1, 1, 1, 1)
 
 

@@ -42,6 +42,8 @@ class NCSNpp(nn.Module):
     """
 
     frequencies: Tensor
+    down: Any  # a ModuleList of ModuleLists, as up is
+    up: Any
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class NCSNpp(nn.Module):
         embedding = need("diffusers.models.embeddings", "the U-Net").TimestepEmbedding
         widths = [width * multiplier for multiplier in multipliers]
         levels = range(len(widths))
-        shared = {"embedded": 4 * width, "dropout": dropout}
+        shared: dict[str, Any] = {"embedded": 4 * width, "dropout": dropout}
         # Rounded, so that a network that is cast to bfloat16 or float16 keeps the phases that it learned.
         frequencies = (FOURIER_SCALE * torch.randn(width)).bfloat16().float()
         self.register_buffer("frequencies", frequencies)
@@ -103,7 +105,8 @@ class NCSNpp(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.zeros_(self.conv_out.weight)
         for module in self.modules():
             if isinstance(module, Block):
