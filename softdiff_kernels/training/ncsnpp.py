@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError, need
+from ..errors import need
 
 FOURIER_SCALE = 16.0
 # Of score_sde's CIFAR-10 configurations.
@@ -201,7 +201,7 @@ def groups(channels: int) -> int:
 
 def _refuse_the_form_before(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
     if any(name.startswith(f"{prefix}down_blocks.") for name in state):
-        raise UserError(
+        raise ValueError(
             "expected weights of --network ncsnpp in its present form, with a Fourier embedding of t, got "
             "those of the form before it, with sines of t and an output at each level; train anew, or sample "
             "with the version that trained them"

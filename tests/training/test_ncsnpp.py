@@ -14,6 +14,7 @@ from torch import Tensor
 
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.build import UNet, build_model
+from softdiff_kernels.training.checkpoint import fitting
 from softdiff_kernels.training.config import TrainConfig
 from softdiff_kernels.training.ncsnpp import NCSNpp
 
@@ -212,12 +213,12 @@ def test_the_frequencies_belong_to_the_weights() -> None:
 
 
 def test_weights_of_the_form_before_are_refused() -> None:
+    """Rule: by the words of what is expected; `load_model` and a resumed run put the file in front."""
     network = UNet(3, (8, 8), 32, (1, 2), 1, network="ncsnpp")
     before = {
         "net.conv_in.weight": torch.zeros(32, 3, 3, 3),
         "net.down_blocks.0.skip_conv.bias": torch.zeros(32),
     }
-    with pytest.raises(
-        UserError, match=r"expected weights of --network ncsnpp in its present form, .*; train anew"
-    ):
+    said = r"^w\.safetensors: expected weights of --network ncsnpp in its present form, .*; train anew"
+    with pytest.raises(UserError, match=said), fitting("w.safetensors", "together"):
         network.load_state_dict(before)
