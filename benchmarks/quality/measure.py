@@ -1,114 +1,180 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the plan's samples and measures them. A result is a line of JSON; existing ones are not repeated."""
+"""Trains what an experiment needs, draws its samples and measures them.
+
+A result is a line of JSON. What is trained or measured already is not repeated, so what was stopped continues
+where it was.
+"""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from softdiff_kernels.data import ImageSet, load_images
-from softdiff_kernels.diffusion import Corruption, generate, time_steps
+from softdiff_kernels.diffusion import PowerSpectrum, SoftDenoiser, generate, time_steps
 from softdiff_kernels.evaluation import Classifier, load_classifier, train_classifier
 from softdiff_kernels.images import save_png, tile
 from softdiff_kernels.training.checkpoint import checkpoint_name
-from softdiff_kernels.training.weights import LoadedModel, load_model
+from softdiff_kernels.training.weights import load_model
 
-from .plan import IMAGES, PARTS, SEEDS, Drawing
+from .mixture import Mixture
+from .plan import EXPERIMENTS, MIXTURE, NETWORKS, Curve
 
-CPU = torch.device("cpu")
-SHOWN = 40
-COLUMNS = 10
-
-
-def measure(data: str, test: str, out: Path, part: str) -> None:
-    """Writes lines of out/PART.jsonl, and a grid of each curve's first images into out/grids."""
-    grids = out / "grids"
-    grids.mkdir(parents=True, exist_ok=True)
-    train_set, test_set = load_images(data, need_labels=True), load_images(test)
-    classifier = _classifier(out / "classifier.safetensors", train_set)
-    reference = classifier.statistics(test_set.pixels)
-    results = out / f"{part}.jsonl"
-    done = {(line["name"], line["steps"], line["seed"]) for line in read(results)}
-    with open(results, "a", encoding="utf-8") as file:
-
-        def write(line: dict[str, Any]) -> None:
-            stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            file.write(json.dumps({**line, "torch": torch.__version__, "utc": stamp}) + "\n")
-            file.flush()
-            print(line["name"], line["steps"], line["seed"], f"{line['distance']:.3f}", flush=True)
-
-        for seed in range(SEEDS):
-            if ("real", 0, seed) not in done:
-                chosen = train_set.pixels[seed * IMAGES : (seed + 1) * IMAGES]
-                distance = classifier.statistics(chosen).distance(reference)
-                write({"name": "real", "steps": 0, "seed": seed, "distance": distance})
-        # Fewer steps first, and for all seeds, so that unfinished results can be compared, too.
-        plan = [(steps, drawing) for drawing in PARTS[part] for steps in drawing.steps]
-        for steps, drawing in sorted(plan, key=lambda item: item[0]):
-            model = _model(drawing.network, drawing.step, out)
-            for seed in range(SEEDS):
-                if (drawing.name, steps, seed) in done:
-                    continue
-                images, record = _draw(drawing, steps, seed, model, out)
-                if seed == 0:
-                    save_png(grids / grid_name(drawing, steps), tile(images[:SHOWN], COLUMNS))
-                distance = classifier.statistics(images).distance(reference)
-                write({**record, "distance": distance, "classifier": classifier.describe()})
+LINES = "lines.jsonl"
+CLASSIFIER = "classifier.safetensors"
+FEATURES = "features.json"
+REAL = "real"
+SHOWN, COLUMNS = 40, 10
+BATCH = 250
+REFERENCE = 10_000
+"""Samples of the mixture to compare with. A network's are compared with the whole test set."""
 
 
-def grid_name(drawing: Drawing, steps: int) -> str:
-    """The file name of a curve's first images."""
-    name = drawing.name.replace(" ", "-").replace("=", "-")
-    return f"{name}{'' if drawing.step is None else f'-{drawing.step}'}-{steps:03d}.png"
+class Source(NamedTuple):
+    """What samples are drawn from, and what of it a line records."""
+
+    denoiser: SoftDenoiser
+    prior: Any
+    spectrum: PowerSpectrum | None
+    record: dict[str, Any]
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The results in a file, none if it does not exist."""
+class Lab:
+    """The data, the classifier and the results in a folder."""
+
+    def __init__(self, data: str, test: str, out: Path) -> None:
+        self.data, self.out = data, out
+        (out / "grids").mkdir(parents=True, exist_ok=True)
+        self.images: ImageSet = load_images(data, need_labels=True)
+        self.tested = load_images(test).pixels
+        self.classifier = self._classifier()
+        self.references: dict[str, Any] = {}
+        self.done = {key(line) for line in read(out)}
+
+    def _classifier(self) -> Classifier:
+        path = self.out / CLASSIFIER
+        if not path.exists():
+            assert self.images.labels is not None
+            train_classifier(self.images.pixels, self.images.labels).save(path)
+        return load_classifier(path)
+
+    def run(self, name: str, training: int) -> None:
+        """One training of an experiment: every network is trained, and then what is drawn of it."""
+        experiment = EXPERIMENTS[name]
+        if training not in experiment.trainings:
+            return
+        for network in dict.fromkeys(curve.network for curve in experiment.curves):
+            drawings = [d for d in experiment.drawings(training) if d[1].network == network]
+            floor = f"{REAL} {MIXTURE}" if network == MIXTURE else REAL
+            wanted = [(floor, 0, 0, sampling, experiment.images) for sampling in {d[2] for d in drawings}]
+            wanted += [(curve.name, n, training, s, experiment.images) for n, curve, s in drawings]
+            if self.done.issuperset(wanted):
+                continue
+            source = self.source(network, training)
+            for sampling in sorted({d[2] for d in drawings}):
+                self._floor(floor, source, sampling, experiment.images)
+            for n, curve, sampling in drawings:
+                self._draw(curve, n, source, training, sampling, experiment.images)
+
+    def source(self, network: str, training: int) -> Source:
+        """A network, trained if it is not yet; or the mixture, under the first E1 network's corruption."""
+        if network == MIXTURE:
+            corruption = self.source("plain-paper", 0).denoiser.corruption
+            mixture = Mixture(self.images.pixels, corruption)
+            denoiser = SoftDenoiser(mixture, corruption, "sample")
+            return Source(denoiser, mixture, None, {"network": network})
+        folder = self.out / f"{network}-s{training}"
+        self._train(network, training, folder)
+        model = load_model(str(folder), torch.device("cpu"))
+        record = {"network": network, "weights": model.digest, "weights_step": model.step}
+        return Source(model.denoiser, model.prior, model.spectrum, record)
+
+    def _train(self, network: str, training: int, folder: Path) -> None:
+        flags = [str(self.out / flag) if flag == FEATURES else flag for flag in NETWORKS[network].flags]
+        steps = NETWORKS[network].steps
+        if steps is not None and (folder / checkpoint_name("weights", steps)).exists():
+            return
+        if str(self.out / FEATURES) in flags and not (self.out / FEATURES).exists():
+            schedule = ["--features", str(self.out / CLASSIFIER), "--out", str(self.out / FEATURES)]
+            _softdiff("schedule", "--data", self.data, *schedule)
+        argv = ["--data", self.data, "--outdir", str(folder), "--resume", "auto", *flags]
+        argv += ["--seed", str(training), "--sample-count", "0"]
+        argv += [] if steps is None else ["--steps", str(steps), "--save-every", str(steps)]
+        begun = time.monotonic()
+        _softdiff("train", *argv)
+        print(f"{folder.name}: {time.monotonic() - begun:.0f} s")
+
+    def _floor(self, name: str, source: Source, sampling: int, count: int) -> None:
+        """The distance of as many real images, or of as many exact samples of the mixture."""
+        numbers = torch.arange(sampling * count, (sampling + 1) * count)
+        mixture = source.prior if isinstance(source.prior, Mixture) else None
+        images = self.images.pixels[numbers] if mixture is None else mixture.exact(numbers)
+        self._write({"curve": name}, 0, 0, sampling, images, mixture)
+
+    def _draw(self, curve: Curve, n: int, source: Source, training: int, sampling: int, count: int) -> None:
+        if (curve.name, n, training, sampling, count) in self.done:
+            return
+        corruption = source.denoiser.corruption
+        ts = time_steps(curve.steps(n), curve.spacing, corruption=corruption, spectrum=source.spectrum)
+        seeds = range(sampling * count, (sampling + 1) * count)
+        drawn: dict[str, Any] = {"sampler": curve.sampler, "options": curve.options}
+        begun = time.perf_counter()
+        images = generate(source.denoiser, source.prior, seeds, ts=ts, batch=BATCH, **drawn)
+        seconds = round(time.perf_counter() - begun, 1)
+        if training == sampling == 0:
+            save_png(self.out / "grids" / grid_name(curve, n), tile(images[:SHOWN], COLUMNS))
+        record = {"curve": curve.name, **source.record, **drawn, "spacing": curve.spacing}
+        record |= {"prior": source.prior.describe(), "seconds": seconds, "threads": torch.get_num_threads()}
+        mixture = source.prior if isinstance(source.prior, Mixture) else None
+        self._write(record, n, training, sampling, images, mixture)
+
+    def _write(
+        self, record: dict[str, Any], n: int, training: int, sampling: int, images: Tensor, mixture: Any
+    ) -> None:
+        """Measures images and appends their line, if it is not there yet."""
+        kind = REAL if mixture is None else MIXTURE
+        if kind not in self.references:
+            compared = self.tested if mixture is None else mixture.reference(REFERENCE)
+            self.references[kind] = self.classifier.statistics(compared)
+        where = {"evaluations": n, "training": training, "sampling": sampling, "images": len(images)}
+        line = {**record, **where}
+        if key(line) in self.done:
+            return
+        line["distance"] = self.classifier.statistics(images).distance(self.references[kind])
+        line["classifier"] = self.classifier.describe()
+        line |= {"torch": torch.__version__, "utc": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        with open(self.out / LINES, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.done.add(key(line))
+        print(line["curve"], *where.values(), f"{line['distance']:.3f}", flush=True)
+
+
+def _softdiff(*argv: str) -> None:
+    code = subprocess.call([sys.executable, "-m", "softdiff_kernels", *argv])
+    if code != 0:
+        raise SystemExit(f"softdiff {argv[0]} failed with exit status {code}")
+
+
+def key(line: dict[str, Any]) -> tuple[str, int, int, int, int]:
+    """What identifies a line."""
+    return line["curve"], line["evaluations"], line["training"], line["sampling"], line["images"]
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The lines in a folder, none if there is no file yet."""
+    path = folder / LINES
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _classifier(path: Path, images: ImageSet) -> Classifier:
-    if path.exists():
-        return load_classifier(path)
-    assert images.labels is not None
-    classifier = train_classifier(images.pixels, images.labels)
-    classifier.save(path)
-    return classifier
-
-
-def _model(network: str, step: int | None, out: Path) -> LoadedModel:
-    folder = out / network
-    return load_model(str(folder if step is None else folder / checkpoint_name("weights", step)), CPU)
-
-
-def times_at(blur_std: list[float], corruption: Corruption) -> Tensor:
-    """The times from 1 to 0 at which a corruption has these blurs; the first is 1 and the last is 0."""
-    times = np.interp(blur_std, corruption.blur_std_nodes, corruption.t)
-    times[0], times[-1] = 1.0, 0.0
-    return torch.from_numpy(times)
-
-
-def _draw(
-    drawing: Drawing, steps: int, seed: int, model: LoadedModel, out: Path
-) -> tuple[Tensor, dict[str, Any]]:
-    """The images of one curve, number of steps and seed, and how they were made."""
-    ts = time_steps(steps)
-    if drawing.blurs_of is not None:
-        other = _model(drawing.blurs_of, drawing.step, out).denoiser.corruption
-        ts = times_at([other.blur_std(t) for t in ts.tolist()], model.denoiser.corruption)
-    sampler: dict[str, Any] = {"sampler": drawing.sampler, "options": drawing.options}
-    seeds = range(seed * IMAGES, (seed + 1) * IMAGES)
-    begun = time.perf_counter()
-    images = generate(model.denoiser, model.prior, seeds, ts=ts, **sampler)
-    seconds = round(time.perf_counter() - begun, 1)
-    network = {"network": drawing.network, "weights": model.digest, "weights_step": model.step}
-    size = {"steps": steps, "seed": seed, "images": IMAGES, "prior": model.prior.describe()}
-    cost = {"seconds": seconds, "threads": torch.get_num_threads()}
-    return images, {"name": drawing.name, **network, **sampler, **size, **cost}
+def grid_name(curve: Curve, n: int) -> str:
+    """The file name of a curve's first images."""
+    name = curve.name.replace(",", "").replace(" ", "-").replace("=", "-")
+    return f"{name}-{n:03d}.png"

@@ -1,117 +1,206 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained, and what is drawn from it."""
+"""The experiments: what is trained, and what is drawn from it. Networks and curves that experiments share are
+trained and measured once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-# All networks are the preset's, trained on the same images in the same order from the same first weights.
-PRESET = "mnist"
+TRAININGS = (0, 1, 2)
+"""Seeds of training: of the first weights, the order of the images, t and the noise."""
+SAMPLINGS = (0, 1, 2)
+"""Seeds of sampling: number k draws the images of seeds k n to k n + n - 1. The first is drawn of
+every training, the others of an experiment's first training, at the numbers of evaluations in `spread_at`, to
+tell their deviation from that between trainings."""
+IMAGES = 1000
+"""Images a drawing. Fewer make every distance larger; the distance of as many real ones is the floor."""
+
+# The preset's network at half its width, a quarter of its parameters: three trainings of each take hours
+# instead of days. Every choice that an experiment varies is given, whatever the preset becomes.
+_SMALL = ("--preset", "mnist-paper", "--width", "16")
+STEPS = 1500
+MIXTURE = "mixture"
+"""In place of a network: the exact denoiser of a Gaussian mixture (see `mixture`)."""
 
 
 class Network(NamedTuple):
-    """label: in tables and plots. flags: of `softdiff train`, beside the preset's. to_the_end: trained to the
-    preset's last step; the others stop at COMPARED_AT. preset: with the same network, images and steps."""
+    """label: in tables and plots. flags: of `softdiff train`. steps: None is the preset's own."""
 
     label: str
-    flags: tuple[str, ...] = ()
-    to_the_end: bool = False
-    preset: str = PRESET
+    flags: tuple[str, ...]
+    steps: int | None = STEPS
 
 
-SOFT = ("--loss", "soft")
-TRAINED = {
-    "soft": Network("Soft Score Matching, Wasserstein schedule", SOFT, True),
-    "plain": Network("plain residual loss, Wasserstein schedule (the preset)", (), True),
-    "noise": Network("noise only (VE)", (*SOFT, "--corruption", "noise", "--prior", "plain")),
-    "linear": Network("Soft Score Matching, linear schedule", (*SOFT, "--schedule", "linear")),
-    "geometric": Network("Soft Score Matching, geometric schedule", (*SOFT, "--schedule", "geometric")),
-    "plain-linear": Network("plain loss, linear schedule", ("--schedule", "linear"), True),
-    "plain-geometric": Network("plain loss, geometric schedule", ("--schedule", "geometric")),
-    "increment": Network("increment-weighted loss, Wasserstein schedule", ("--loss", "increment")),
-    "noise-plain": Network("noise alone", ("--corruption", "noise"), True),
-    "blurring": Network("Blurring Diffusion", (), True, "mnist-blurring"),
-    "blurring-residual": Network(
-        "Blurring Diffusion, x_0 predicted", ("--prediction", "residual"), True, "mnist-blurring"
-    ),
-    "ihdm": Network("IHDM", (), True, "mnist-ihdm"),
-    "mask": Network("mask", (), True, "mnist-mask"),
+def _blur(label: str, loss: str, weight: str, *more: str, steps: int = STEPS) -> Network:
+    return Network(label, (*_SMALL, "--loss", loss, "--weight", weight, *more), steps)
+
+
+LABELS = {
+    "soft": "Soft Score Matching",
+    "plain": "plain",
+    "increment": "increment",
+    "paper": "weight 1 / noise_std²",
+    "uniform": "weight 1",
 }
-COMPARED_AT = 1500
-"""The step at which networks are compared. Up to there all have the preset's learning rates."""
+LOSSES = [(loss, weight) for loss in ("soft", "plain", "increment") for weight in ("paper", "uniform")]
+BUDGETS = {375: "1/4 of the training", 6000: "4 times the training"}
+_NOISE = (*_SMALL, "--corruption", "noise", "--prior", "plain", "--loss", "plain")
+_EDM = ("--prediction", "edm", "--weight", "edm", "--density", "log_normal")
 
-SEEDS = 3
-IMAGES = 300
-"""Images per seed: seed k draws the sampler's seeds 300 k to 300 k + 299. So few images make every distance
-larger, by the same amount; the distance of as many real images is reported for comparison."""
+NETWORKS = {
+    **{f"{x}-{w}": _blur(f"{LABELS[x]}, {LABELS[w]}", x, w) for x, w in LOSSES},
+    **{
+        f"{x}-paper-{n}": _blur(f"{LABELS[x]}, {words}", x, "paper", steps=n)
+        for n, words in BUDGETS.items()
+        for x in ("soft", "plain")
+    },
+    "noise-edm": Network("noise alone, EDM", (*_NOISE, *_EDM)),
+    "noise-plain": Network("noise alone, residual predicted", (*_NOISE, "--weight", "paper")),
+    "linear": _blur("linear schedule", "plain", "paper", "--schedule", "linear"),
+    "geometric": _blur("geometric schedule", "plain", "paper", "--schedule", "geometric"),
+    "features": _blur("Wasserstein in features", "plain", "paper", "--schedule", "features.json"),
+    "doubled": _blur(
+        "noise 0.02 to 0.2", "plain", "paper", "--noise-std-min", "0.02", "--noise-std-max", "0.2"
+    ),
+    "preset": Network("--preset mnist", ("--preset", "mnist"), None),
+    # Of docs/corruptions.md.
+    "corruption-soft": Network("Soft Diffusion", ("--preset", "mnist-paper", "--loss", "plain"), None),
+    "corruption-blurring": Network("Blurring Diffusion", ("--preset", "mnist-blurring"), None),
+    "corruption-blurring-residual": Network(
+        "Blurring Diffusion, x_0 predicted", ("--preset", "mnist-blurring", "--prediction", "residual"), None
+    ),
+    "corruption-ihdm": Network("IHDM", ("--preset", "mnist-ihdm"), None),
+    "corruption-mask": Network("mask", ("--preset", "mnist-mask"), None),
+    "corruption-noise": Network(
+        "noise alone", ("--preset", "mnist-paper", "--loss", "plain", "--corruption", "noise"), None
+    ),
+}
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """One curve: a network's samples by one sampler, at several numbers of steps.
-
-    step: of the weights; None is the last. blurs_of: the network at whose blur levels the steps are taken, if
-    not the network itself.
-    """
+class Curve:
+    """A network's samples by one sampler, at several numbers of evaluations of the network."""
 
     network: str
     sampler: str
-    steps: tuple[int, ...]
+    evaluations: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    step: int | None = None
-    blurs_of: str | None = None
+    spacing: str = "t"
 
     @property
     def name(self) -> str:
-        """The name in the result files."""
+        """The name in the lines of results."""
         options = "".join(f" {key}={value}" for key, value in self.options.items())
-        options += f" blurs_of={self.blurs_of}" if self.blurs_of else ""
-        return f"{self.network} {self.sampler}{options}"
+        return f"{self.network} {self.sampler}{options}{self.spaced}"
+
+    @property
+    def spaced(self) -> str:
+        """The spacing where it is not even in t."""
+        return "" if self.spacing == "t" else f", steps even in {self.spacing}"
+
+    def steps(self, evaluations: int) -> int:
+        """Steps of the sampler. Heun's evaluates twice in all but the last."""
+        return (evaluations + 1) // 2 if self.sampler == "heun" else evaluations
 
 
-LONG = (10, 25, 50, 100, 200)
-MIDDLE = (50, 100)
-SHORT = (10, 25, 50)
+class Experiment(NamedTuple):
+    """question: what a reader asks. curves: what answers it. The rest: as above."""
+
+    question: str
+    curves: list[Curve]
+    trainings: tuple[int, ...] = TRAININGS
+    images: int = IMAGES
+    spread_at: tuple[int, ...] = (10,)
+
+    def drawings(self, training: int) -> Iterator[tuple[int, Curve, int]]:
+        """(evaluations, curve, sampling) of one training, fewer evaluations first."""
+        plan = sorted(((n, curve) for curve in self.curves for n in curve.evaluations), key=lambda x: x[0])
+        for n, curve in plan:
+            spread = training == self.trainings[0] and n in self.spread_at
+            for sampling in SAMPLINGS if spread else SAMPLINGS[:1]:
+                yield n, curve, sampling
 
 
-def _compared(*networks: str) -> list[Drawing]:
-    return [Drawing(network, "momentum", SHORT, step=COMPARED_AT) for network in networks]
+FEW = (5, 10, 25, 50)
+LONG = (5, 10, 25, 50, 100, 200)
+BOTH = ("momentum", "multistep")
+_RULES = [
+    ("naive", {}),
+    ("langevin", {}),
+    ("ihdm", {}),
+    ("momentum", {}),
+    ("ddim", {}),
+    ("multistep", {}),
+]
+_OF_CORRUPTIONS = {
+    "soft": "momentum",
+    "blurring": "ancestral",
+    "blurring-residual": "ancestral",
+    "ihdm": "ihdm",
+    "mask": "momentum",
+    "noise": "momentum",
+}
 
 
-def _crossed(network: str, blurs_of: str | None = None) -> Drawing:
-    return Drawing(network, "momentum", SHORT[:2], step=COMPARED_AT, blurs_of=blurs_of)
+def _by_both(*networks: str, evaluations: tuple[int, ...] = FEW) -> list[Curve]:
+    return [Curve(network, sampler, evaluations) for network in networks for sampler in BOTH]
 
 
-LINEAR = "plain-linear"
-PARTS = {
-    "samplers": [Drawing("plain", "momentum", LONG), Drawing("plain", "naive", LONG)],
-    "variances": [
-        Drawing("soft", "momentum", LONG[:4]),
-        Drawing("soft", "naive", LONG[:4]),
-        Drawing("soft", "momentum", MIDDLE, {"variance": "small"}),
-        Drawing("soft", "ddim", MIDDLE),
-    ],
-    # VE's ancestral sampler is poor at few steps, so it also gets the deterministic one, its best.
-    "networks": [
-        *_compared("soft", "plain", "noise", "linear", "geometric"),
-        Drawing("noise", "ddim", SHORT, step=COMPARED_AT),
-    ],
-    "plain": _compared("plain", LINEAR, "plain-geometric", "increment"),
-    "linear": [Drawing(LINEAR, "momentum", LONG), Drawing(LINEAR, "naive", LONG)],
-    # Whether a schedule matters by where it trains or by where the sampler's steps are.
-    # Each process by the sampler that suits it and by the second-order one.
-    "corruptions": [
-        Drawing(network, sampler, SHORT)
-        for network, own in (
-            ("plain", "momentum"),
-            ("blurring", "ancestral"),
-            ("blurring-residual", "ancestral"),
-            ("ihdm", "ihdm"),
-            ("mask", "momentum"),
-            ("noise-plain", "momentum"),
-        )
-        for sampler in (own, "multistep")
-    ],
-    "crossed": [_crossed("plain"), _crossed("plain", LINEAR), _crossed(LINEAR), _crossed(LINEAR, "plain")],
+EXPERIMENTS = {
+    "E1": Experiment("Which loss, with which weight?", _by_both(*(f"{x}-{w}" for x, w in LOSSES))),
+    "E2": Experiment(
+        "Does Soft Score Matching catch up with longer training?",
+        _by_both(
+            *(f"{x}-paper{n}" for n in ("-375", "", "-6000") for x in ("soft", "plain")),
+            evaluations=(10, 25),
+        ),
+    ),
+    "E3": Experiment(
+        "Which sampler, on a trained network?",
+        [Curve("plain-paper", name, LONG, options) for name, options in _RULES],
+        TRAININGS[:1],
+    ),
+    "E3-exact": Experiment(
+        "... and without a network's errors?",
+        [Curve(MIXTURE, name, LONG, options) for name, options in _RULES],
+        TRAININGS[:1],
+    ),
+    "E4": Experiment(
+        "Does blur pay, against noise alone?",
+        [
+            *_by_both("plain-paper"),
+            *(
+                Curve("noise-edm", sampler, FEW, spacing="karras")
+                for sampler in ("heun", "multistep", "ddim", "momentum")
+            ),
+            *_by_both("noise-plain"),
+        ],
+    ),
+    "E5": Experiment(
+        "Which schedule, and does it matter by where it trains or by where the steps are?",
+        [
+            *_by_both("plain-paper", "linear", "geometric", "features"),
+            Curve("plain-paper", "multistep", FEW, spacing="blur_std"),
+            Curve("linear", "multistep", FEW, spacing="w2"),
+        ],
+    ),
+    "E6": Experiment("Is the paper's noise meant for images in [0, 1]?", _by_both("plain-paper", "doubled")),
+    "presets": Experiment(
+        "What does the preset give?",
+        [*_by_both("preset"), Curve("preset", "naive", FEW)],
+        TRAININGS[:1],
+    ),
+    "corruptions": Experiment(
+        "Corruptions, each by its own sampler and by the second-order one",
+        [
+            Curve(f"corruption-{name}", sampler, (10, 25, 50))
+            for name, own in _OF_CORRUPTIONS.items()
+            for sampler in (own, "multistep")
+        ],
+        TRAININGS[:1],
+        300,
+        (10, 25, 50),
+    ),
 }

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and plots of the results, from the files that `measure` wrote."""
+"""Tables and plots of the results, from the lines that `measure` wrote."""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,115 +13,162 @@ from PIL import Image
 
 from softdiff_kernels.images import labelled, save_png
 
-from .measure import grid_name, read
-from .plan import IMAGES, PARTS, TRAINED, Drawing
+from .measure import REAL, grid_name, read
+from .plan import EXPERIMENTS, MIXTURE, NETWORKS, Curve, Experiment
 
 COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6", "#111111", "#8fc0a5")
 COLOURS += ("#7fb2dd", "#a05a2c", "#b0b0b0", "#d977a5", "#c9b037")
-SAMPLER_NAMES = {
-    "momentum": "momentum, large variance (the paper's)",
-    "naive": "naive",
-    "momentum variance=small": "momentum, small variance",
-    "ddim": "DDIM, deterministic",
-}
+DASHES = {"multistep": "-", "momentum": "--", "ddim": "-."}
+SHOWN_AT = 10
+
+Distances = dict[tuple[str, int], dict[tuple[int, int], float]]
+"""By (curve, evaluations): by (training, sampling)."""
 
 
-TITLES = {
-    "samplers": "Samplers: the preset's weights",
-    "variances": "Samplers: weights of the paper's loss",
-    "networks": "Losses, corruptions and schedules: the momentum sampler",
-    "plain": "Schedules under the plain loss, and the increment-weighted loss",
-    "corruptions": "Corruptions: each by its own sampler and by the second-order one",
-    "crossed": "Schedules: where they train, and where the sampler's steps are",
-    "linear": "Samplers: the plain loss, linear schedule, to the preset's end",
-}
+def report(out: Path, plots: Path, names: Iterable[str]) -> str:
+    """The tables of experiments as Markdown; writes their plots and pictures into `plots`."""
+    parts = []
+    for name in names:
+        experiment = EXPERIMENTS[name]
+        distances = distances_of(out, experiment)
+        if has_results(experiment, distances):
+            parts += [f"## {name}: {experiment.question}", "", table(experiment, distances), ""]
+            _plot(plots / f"mnist-{name}.png", experiment, distances)
+            _pictures(plots / f"mnist-{name}-samples.png", experiment, out / "grids")
+    return "\n".join(parts)
 
 
-def report(out: Path) -> str:
-    """The tables as Markdown; writes plots and pictures into out."""
-    lines = []
-    for part, title in TITLES.items():
-        distances = _distances(out, part)
-        if distances:
-            lines += [f"## {title}", "", _table(part, distances), ""]
-            _plot(out / f"{part}.png", part, distances)
-    for part, steps in (("samplers", 100), ("networks", 25), ("plain", 25), ("corruptions", 50)):
-        _pictures(out / f"{part}-grids.png", out, part, steps)
-    return "\n".join(lines)
+def distances_of(out: Path, experiment: Experiment) -> Distances:
+    """The distances that belong to an experiment."""
+    distances: Distances = defaultdict(dict)
+    for line in read(out):
+        if line["images"] == experiment.images:
+            where = line["training"], line["sampling"]
+            distances[line["curve"], line["evaluations"]][where] = line["distance"]
+    return distances
 
 
-def _pictures(path: Path, out: Path, part: str, steps: int) -> None:
-    """The first images of a part's curves at one number of steps, one curve under the other."""
+def has_results(experiment: Experiment, distances: Distances) -> bool:
+    """Whether there is at least one line of its curves."""
+    return any((curve.name, n) in distances for curve in experiment.curves for n in curve.evaluations)
+
+
+def _floor(experiment: Experiment, distances: Distances) -> list[float]:
+    exact = experiment.curves[0].network == MIXTURE
+    return list(distances.get((f"{REAL} {MIXTURE}" if exact else REAL, 0), {}).values())
+
+
+def label(curve: Curve, experiment: Experiment) -> str:
+    """What distinguishes a curve among those of its experiment."""
+    sampler = curve.sampler + curve.spaced
+    if len({c.network for c in experiment.curves}) == 1:
+        return sampler
+    return f"{NETWORKS[curve.network].label}; {sampler}"
+
+
+def trainings(values: dict[tuple[int, int], float]) -> list[float]:
+    """One distance for each training, by its first sampling; of a single training one for each sampling."""
+    if len({training for training, _ in values}) == 1:
+        return list(values.values())
+    return [distance for (_, sampling), distance in sorted(values.items()) if sampling == 0]
+
+
+def _cell(values: dict[tuple[int, int], float] | None) -> str:
+    if not values:
+        return "-"
+    each = trainings(values)
+    spread = f" ± {statistics.stdev(each):.2f}" if len(each) > 1 else ""
+    return f"{statistics.mean(each):.2f}{spread}"
+
+
+def table(experiment: Experiment, distances: Distances) -> str:
+    """Markdown: a row for each curve, and what a reader needs to read it."""
+    steps = sorted({n for curve in experiment.curves for n in curve.evaluations})
+    rows = ["| evaluations | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
+    for curve in experiment.curves:
+        cells = [_cell(distances.get((curve.name, n))) for n in steps]
+        rows.append(f"| {label(curve, experiment)} | " + " | ".join(cells) + " |")
+    floor = _floor(experiment, distances)
+    several = len(experiment.trainings) > 1
+    between = "trainings" if several else "samplings of one training"
+    notes = [f"Mean ± deviation between {between}, {experiment.images} images each"]
+    if several and (spread := _sampling_deviation(experiment, distances)):
+        notes.append(f"between samplings of one training the deviation is {spread:.2f}")
+    if floor:
+        notes.append(
+            f"as many {'exact samples' if experiment.curves[0].network == MIXTURE else 'real images'}"
+            f": {statistics.mean(floor):.2f}"
+        )
+    return "\n".join([*rows, "", "; ".join(notes) + "."])
+
+
+def _sampling_deviation(experiment: Experiment, distances: Distances) -> float | None:
+    """Pooled over the curves whose first training was drawn several times."""
+    variances = []
+    for curve in experiment.curves:
+        for n in experiment.spread_at:
+            values = distances.get((curve.name, n), {})
+            of_first = [d for (training, _), d in values.items() if training == experiment.trainings[0]]
+            if len(of_first) > 1:
+                variances.append(statistics.variance(of_first))
+    return statistics.mean(variances) ** 0.5 if variances else None
+
+
+def _pictures(path: Path, experiment: Experiment, grids: Path) -> None:
+    """The first images of the curves at SHOWN_AT evaluations, one curve under the other."""
     rows = []
-    for drawing in PARTS[part]:
-        file = out / "grids" / grid_name(drawing, steps)
+    for curve in experiment.curves:
+        file = grids / grid_name(curve, SHOWN_AT)
         if file.exists():
-            rows.append((f"{_label(drawing)}, {steps} steps", Image.open(file)))
+            rows.append((f"{label(curve, experiment)}, {SHOWN_AT} evaluations", Image.open(file)))
     if rows:
         save_png(path, labelled(rows, size=14))
 
 
-def _distances(out: Path, part: str) -> dict[tuple[str, int], list[float]]:
-    """The distances by (curve, steps), one per seed."""
-    distances: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for line in read(out / f"{part}.jsonl"):
-        distances[line["name"], line["steps"]].append(line["distance"])
-    return distances
-
-
-def _label(drawing: Drawing) -> str:
-    """What distinguishes a curve: its network if networks are compared at one step, its network and sampler
-    if corruptions are, else its sampler."""
-    if drawing in PARTS["corruptions"]:
-        network = "Soft Diffusion" if drawing.network == "plain" else TRAINED[drawing.network].label
-        return f"{network}, {drawing.sampler}"
-    if drawing.step is not None:
-        where = f", steps at the blurs of {drawing.blurs_of}" if drawing.blurs_of else ""
-        return TRAINED[drawing.network].label + (", DDIM" if drawing.sampler == "ddim" else "") + where
-    return SAMPLER_NAMES[drawing.name.partition(" ")[2]]
-
-
-def _cell(values: list[float] | None) -> str:
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3g}{spread}"
-
-
-def _table(part: str, distances: dict[tuple[str, int], list[float]]) -> str:
-    plan = PARTS[part]
-    steps = sorted({n for drawing in plan for n in drawing.steps})
-    rows = ["| | " + " | ".join(f"{n} steps" for n in steps) + " |", "|---" * (len(steps) + 1) + "|"]
-    for drawing in plan:
-        cells = [_cell(distances.get((drawing.name, n))) for n in steps]
-        rows.append(f"| {_label(drawing)} | " + " | ".join(cells) + " |")
-    real = _cell(distances.get(("real", 0)))
-    rows += ["", f"{IMAGES} real images of the training set instead of samples: {real}."]
-    return "\n".join(rows)
-
-
-def _plot(path: Path, part: str, distances: dict[tuple[str, int], list[float]]) -> None:
+def _plot(path: Path, experiment: Experiment, distances: Distances) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     ax: Any = figure.subplots()
-    for colour, drawing in zip(COLOURS, PARTS[part], strict=False):
-        steps = [n for n in drawing.steps if distances.get((drawing.name, n))]
-        means = [statistics.mean(distances[drawing.name, n]) for n in steps]
-        ax.plot(steps, means, "o-", color=colour, label=_label(drawing), linewidth=1.8, markersize=4)
-        for n in steps:
-            for value in distances[drawing.name, n]:
-                ax.plot(n, value, "_", color=colour, markersize=7, alpha=0.7)
-    ax.axhline(statistics.mean(distances["real", 0]), color="#444444", linestyle=":", label="real images")
-    ax.set(xscale="log", yscale="log", xlabel="sampler steps", ylabel="classifier Fréchet distance")
-    ticks = sorted({n for drawing in PARTS[part] for n in drawing.steps})
+    # One colour for each network, or for each sampler where there is one network; a dash for each sampler.
+    networks = list(dict.fromkeys(curve.network for curve in experiment.curves))
+    for number, curve in enumerate(experiment.curves):
+        points = [
+            (n, trainings(distances[curve.name, n]))
+            for n in curve.evaluations
+            if distances.get((curve.name, n))
+        ]
+        if not points:
+            continue
+        colour = COLOURS[networks.index(curve.network) if len(networks) > 1 else number]
+        dash = DASHES.get(curve.sampler, ":") if len(networks) > 1 else "-"
+        ns = [n for n, _ in points]
+        ax.plot(
+            ns,
+            [statistics.mean(v) for _, v in points],
+            f"o{dash}",
+            color=colour,
+            markersize=4,
+            label=label(curve, experiment),
+            linewidth=1.6,
+        )
+        ax.fill_between(
+            ns, [min(v) for _, v in points], [max(v) for _, v in points], color=colour, alpha=0.12
+        )
+    floor = _floor(experiment, distances)
+    if floor:
+        ax.axhline(statistics.mean(floor), color="#444444", linestyle=":", label="floor")
+    ax.set(
+        xscale="log", yscale="log", xlabel="evaluations of the network", ylabel="classifier Fréchet distance"
+    )
+    ticks = sorted({n for curve in experiment.curves for n in curve.evaluations})
     ax.set_xticks(ticks, [str(n) for n in ticks])
     low, high = ax.get_ylim()
-    heights = [v * 10**k for k in range(4) for v in (1, 2, 3, 5) if low <= v * 10**k <= high]
-    ax.set_yticks(heights, [str(v) for v in heights])
+    heights = [v * 10**k for k in range(-1, 4) for v in (1, 2, 3, 5) if low <= v * 10**k <= high]
+    ax.set_yticks(heights, [f"{v:g}" for v in heights])
     ax.minorticks_off()
     ax.grid(True, color="#e6e6e6")
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=130)

@@ -24,7 +24,13 @@ from .samplers import (
     sample_tacos,
 )
 from .schedule import Schedule
-from .shortest_path import PowerSpectrum, power_spectrum, shortest_path_schedule, wasserstein_distances
+from .shortest_path import (
+    FeatureDistance,
+    PowerSpectrum,
+    power_spectrum,
+    shortest_path_schedule,
+    wasserstein_distances,
+)
 from .spectral import SpectralCorruption
 from .times import SPACINGS, time_steps, time_warp
 
@@ -45,6 +51,7 @@ __all__ = [
     "BlurredImagesPrior",
     "Corruption",
     "CorruptionOptions",
+    "FeatureDistance",
     "GaussianDCTPrior",
     "Guided",
     "Langevin",

@@ -20,34 +20,81 @@ Mask = Callable[[Corruption, Tensor], Factor]
 number for all."""
 
 
+class Preconditioning(NamedTuple):
+    """EDM's factors, each [B, 1, 1, 1]: of x_t in x0_hat, of the network's output, and of its input x_t."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+
+
+def preconditioning(corruption: Corruption, t: Tensor, data_std: float) -> Preconditioning:
+    """The factors of `x0_hat = c_skip x_t + c_out F(c_in x_t)` at t [B]. Karras et al. 2022, table 1.
+
+    With sigma the noise over the mean, and r^2 = sigma^2 + data_std^2: `c_skip = data_std^2 / r^2`,
+    `c_out = sigma data_std / r`, `c_in = 1 / r`. The network's input and target then have the variance 1,
+    and no other c_skip has a smaller c_out. x_t is a_t times theirs, so that c_skip and c_in are divided by
+    the mean a_t.
+
+    Their c_noise = ln(sigma) / 4 is what the network sees of t: `BlurCorruption.noise_only` is geometric, so
+    ln(sigma) is linear in t.
+    """
+    mean = corruption.gain(t)[:, :1, :1, :1]
+    sigma = corruption.noise(t) / mean
+    square = sigma.square() + data_std**2
+    root = square.sqrt()
+    return Preconditioning(data_std**2 / (square * mean), sigma * data_std / root, 1 / (root * mean))
+
+
+class Corrupted(NamedTuple):
+    """What a target is made of: x_0 as it was given, x_t, x_0 - x_t, and, if asked for, the noise."""
+
+    x0: Tensor
+    x_t: Tensor
+    residual: Tensor
+    noise: Tensor | None
+
+
 class Prediction(NamedTuple):
-    """What a network's output means. x0_hat: from (output, x_t, corruption, t [B]); target: from (x_0,
-    x_0 - x_t, the white noise n)."""
+    """What a network's output means. x0_hat: from (output, x_t, denoiser, t [B]); target: from (the corrupted
+    images, denoiser, t)."""
 
-    x0_hat: Callable[[Tensor, Tensor, Corruption, Tensor], Tensor]
-    target: Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
+    x0_hat: Callable[[Tensor, Tensor, SoftDenoiser, Tensor], Tensor]
+    target: Callable[[Corrupted, SoftDenoiser, Tensor], Tensor | None]
 
 
-def _without_noise(out: Tensor, x_t: Tensor, corruption: Corruption, t: Tensor) -> Tensor:
+def _without_noise(out: Tensor, x_t: Tensor, denoiser: SoftDenoiser, t: Tensor) -> Tensor:
     """V[(V^T x_t - s_t V^T out) / m_t]."""
+    corruption = denoiser.corruption
     gain = corruption.gain(t)
     return corruption.mix([x_t.to(out.dtype), out], [1.0 / gain, -corruption.noise(t) / gain])
 
 
+def _skipped(x_t: Tensor, denoiser: SoftDenoiser, t: Tensor) -> Tensor:
+    """c_skip x_t, at least in float32."""
+    return preconditioning(denoiser.corruption, t, denoiser.data_std).c_skip * x_t
+
+
 PREDICTIONS: dict[str, Prediction] = {
-    "residual": Prediction(
-        lambda out, x_t, *_: out + x_t.to(out.dtype), lambda x0, residual, noise: residual
+    "residual": Prediction(lambda out, x_t, *_: out + x_t.to(out.dtype), lambda images, *_: images.residual),
+    "sample": Prediction(lambda out, *_: out, lambda images, *_: decode(images.x0)),
+    "noise": Prediction(_without_noise, lambda images, *_: images.noise),
+    "edm": Prediction(
+        lambda out, x_t, denoiser, t: out + _skipped(x_t, denoiser, t).to(out.dtype),
+        lambda images, denoiser, t: decode(images.x0) - _skipped(images.x_t, denoiser, t),
     ),
-    "sample": Prediction(lambda out, x_t, *_: out, lambda x0, residual, noise: decode(x0)),
-    "noise": Prediction(_without_noise, lambda x0, residual, noise: noise),
 }
-"""What the network predicts: the residual x_0 - x_t (the paper's), x_0, or the white noise n."""
+"""What the network predicts: the residual x_0 - x_t (the paper's), x_0, the white noise n, or EDM's
+x_0 - c_skip x_t."""
+
+DATA_STD = 0.5
+"""EDM's sigma_data."""
 
 _LEAST_GAIN = 1e-6
 """Smallest gain over which x_0 is still told from the noise: 1 / gain amplifies the network's rounding."""
 
 
-def paper_weight(corruption: Corruption, t: Tensor) -> Tensor:
+def paper_weight(corruption: Corruption, t: Tensor, data_std: float) -> Tensor:
     """1 / noise(t)^2, the paper's.
 
     [B]; for coloured noise frequency by frequency, so that it broadcasts to [B, C, H, W].
@@ -56,15 +103,25 @@ def paper_weight(corruption: Corruption, t: Tensor) -> Tensor:
     return weight.reshape(-1) if weight.numel() == t.numel() else weight
 
 
-def uniform_weight(corruption: Corruption, t: Tensor) -> None:
+def uniform_weight(corruption: Corruption, t: Tensor, data_std: float) -> None:
     """1 at every t."""
 
 
-WEIGHTS: dict[str, Callable[[Corruption, Tensor], Tensor | None]] = {
+def edm_weight(corruption: Corruption, t: Tensor, data_std: float) -> Tensor:
+    """1 / c_out(t)^2, EDM's, for noise alone.
+
+    [B]: (sigma^2 + data_std^2) / (sigma data_std)^2, with which the network's own output has the weight 1.
+    Karras et al. 2022, table 1.
+    """
+    return preconditioning(corruption, t, data_std).c_out.square().reciprocal().reshape(-1)
+
+
+WEIGHTS: dict[str, Callable[[Corruption, Tensor, float], Tensor | None]] = {
     "paper": paper_weight,
     "uniform": uniform_weight,
+    "edm": edm_weight,
 }
-"""The weights w(t) of the loss by name; None stands for 1."""
+"""The weights w(t) of the loss by name, from (corruption, t [B], data_std); None stands for 1."""
 
 
 def soft_mask(corruption: Corruption, t: Tensor) -> Tensor:
@@ -136,18 +193,17 @@ class SoftDenoiser(_wrappers.Wrappable):
 
     The loss of an image is `w(t) sum_k mask_t[k]^2 DCT2(prediction - target)[k]^2`.
 
-    Networks that are preconditioned for plain noise (EDM's) do not fit: they take x_t for x_0 plus noise.
-
     Args:
         inner_model: The network. It may return a tensor or an object with a tensor `.sample`, and may compute
             in bfloat16 under autocast.
         corruption: The corruption that the network undoes.
         prediction: What the network predicts, a name in PREDICTIONS: "residual" for phi = x_0 - x_t, so that
-            `x0_hat = phi + x_t` (the paper's), "sample" for x0_hat itself, or "noise" for the white noise n,
-            which needs a gain over 0 at every frequency and t.
-        weight: w, a name in WEIGHTS: "paper", 1 / noise_std(t)^2, or "uniform", 1; or a function of t [B]
-            that returns [B]. None is "paper" for "soft" and "plain", and "uniform" for every other loss,
-            whose mask can include a weight.
+            `x0_hat = phi + x_t` (the paper's), "sample" for x0_hat itself, "noise" for the white noise n,
+            which needs a gain over 0 at every frequency and t, or "edm" for x_0 - c_skip x_t, for white noise
+            alone (see `preconditioning`; a network with its own c_in and c_out gives c_out F(c_in x_t)).
+        weight: w, a name in WEIGHTS: "paper", 1 / noise_std(t)^2, "uniform", 1, or "edm", 1 / c_out^2, for
+            white noise alone; or a function of t [B] that returns [B]. None is "paper" for "soft" and
+            "plain", and "uniform" for every other loss, whose mask can include a weight.
         loss: The mask, a name in LOSSES: "soft" (Soft Score Matching,
             `w(t) ||C_t (prediction - target)||^2`), "plain" (the squared error), "increment" (see
             `increment_mask`) or "ihdm" (see `ihdm_mask`); or a function (corruption, t [B]) -> [B, 1, H, W]
@@ -155,6 +211,9 @@ class SoftDenoiser(_wrappers.Wrappable):
             paper's weight is the plain squared error of the noise.
         time: From u, uniform in (0, 1), to the t of training, such as `time_warp("w2", ...)`. None trains on
             t uniform in (0, 1).
+        data_std: EDM's sigma_data, for its prediction and weight: the standard deviation of the images'
+            elements about their mean, 0.5 for CIFAR-10 and 0.62 for MNIST. A trained network needs the same
+            one again.
 
     Examples:
         >>> class Network(torch.nn.Conv2d):  # stands for yours
@@ -175,6 +234,7 @@ class SoftDenoiser(_wrappers.Wrappable):
         weight: str | Callable[[Tensor], Tensor] | None = None,
         loss: str | Mask = "soft",
         time: Callable[[Tensor], Tensor] | None = None,
+        data_std: float = DATA_STD,
     ) -> None:
         super().__init__()
         if not isinstance(corruption, Corruption):
@@ -187,16 +247,22 @@ class SoftDenoiser(_wrappers.Wrappable):
         if not callable(weight):
             args.choice("SoftDenoiser", "weight", weight, tuple(WEIGHTS))
         # "noise" with the paper's weight divides by what it multiplies with.
-        if weight == "paper" and prediction != "noise" and corruption.noise(0.0).min() == 0.0:
+        divides = weight == "paper" and prediction != "noise"
+        if (divides or weight == "edm") and corruption.noise(0.0).min() == 0.0:
             raise ValueError("SoftDenoiser: expected noise over 0 for the weight 1 / noise^2, got 0 at t = 0")
         if prediction == "noise":
             _check_floor(corruption)
+        if "edm" in (prediction, weight):
+            check_noise_alone(corruption)
         self.inner_model = inner_model
         self.corruption = corruption
         self.prediction = prediction
         self.weight = weight
         self.loss_mask = loss
         self.time = time
+        self.data_std: float = args.number("SoftDenoiser", "data_std", data_std)
+        if self.data_std == 0.0:
+            raise ValueError("SoftDenoiser: expected data_std over 0, that of images that differ, got 0.0")
 
     def forward(self, x: Tensor, t: float | Tensor, **kw: Any) -> Tensor:
         """The estimate x0_hat of x_0, [B, C, H, W] in x's dtype.
@@ -210,7 +276,7 @@ class SoftDenoiser(_wrappers.Wrappable):
         self.corruption.check_size("SoftDenoiser", x)
         time = self._time(x, t)
         out = self._predict(x, time, kw)
-        return PREDICTIONS[self.prediction].x0_hat(out, x, self.corruption, time).to(x.dtype)
+        return PREDICTIONS[self.prediction].x0_hat(out, x, self, time).to(x.dtype)
 
     def loss(
         self,
@@ -249,7 +315,7 @@ class SoftDenoiser(_wrappers.Wrappable):
             key = None
         x_t, residual = self.corruption.corrupt(x0, time, key=key, noise=noise, return_residual=True)
         out = self._predict(x_t, time, kw)
-        target = PREDICTIONS[self.prediction].target(x0, residual, noise)
+        target = PREDICTIONS[self.prediction].target(Corrupted(x0, x_t, residual, noise), self, time)
         assert target is not None
         mask, weight = self._view(time)
         return self.corruption.loss(
@@ -323,7 +389,7 @@ class SoftDenoiser(_wrappers.Wrappable):
     def _weight(self, time: Tensor) -> Tensor | None:
         if callable(self.weight):
             return self.weight(time)
-        return WEIGHTS[self.weight](self.corruption, time)
+        return WEIGHTS[self.weight](self.corruption, time, self.data_std)
 
 
 def _check_floor(corruption: Corruption) -> None:
@@ -334,6 +400,20 @@ def _check_floor(corruption: Corruption) -> None:
             f"SoftDenoiser: expected a gain of at least {_LEAST_GAIN:g} everywhere for the prediction "
             f'"noise", got {least:.3g} at t = 1; predict "residual" or "sample", or give the corruption a '
             "floor"
+        )
+
+
+def check_noise_alone(corruption: Corruption) -> None:
+    """Raises ValueError where EDM's factors are not those of the process: x_t is not a_t x_0 + s_t n, n
+    white."""
+    fades = False
+    if corruption.basis:
+        gain = corruption.gain(1.0)
+        fades = bool(gain.min() > 0) and bool(gain.max() - gain.min() <= 1e-6 * gain.max())
+    if not fades or corruption.noise(1.0).numel() != 1:
+        raise ValueError(
+            'SoftDenoiser: expected white noise alone for "edm", such as BlurCorruption.noise_only, got a '
+            f"{type(corruption).__name__} that does more, or less; take another prediction and weight"
         )
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .. import _arguments as args
 from ..files import save_json, whole_file
 
 _FORMAT = "softdiff-schedule"
+PIXEL_DISTANCE = "W2 in pixels"
 # Between two nodes whose logarithms differ by h, the chord of an exponential is off by h^2 / 8.
 LOG_STEP = 0.05
 
@@ -100,15 +101,16 @@ class Schedule:
         channels: C of the data.
         blur_std: Blur at the nodes in pixels. The nodes' times are even from 0 to 1.
         noise_std: Noise at the nodes.
-        steps: W2 from each node to the next, at most epsilon.
+        steps: Distance from each node to the next, at most epsilon.
         epsilon: The longest step that was allowed.
         nodes_wanted: The number of nodes that was asked for.
         levels: The number of candidates.
-        noise_term: How noise entered the distances.
+        noise_term: How noise entered the distances in pixels; empty for another distance.
         images: The number of images used.
         dataset: A description of the data.
         created: Date and time (UTC).
         version: The version of this package.
+        distance: A description of the distance.
 
     Examples:
         >>> schedule = shortest_path_schedule(power_spectrum([torch.rand(32, 1, 16, 16)]), levels=64, nodes=8)
@@ -130,6 +132,7 @@ class Schedule:
     dataset: str
     created: str
     version: str
+    distance: str = PIXEL_DISTANCE  # files of before there was another have none
 
     @property
     def t(self) -> tuple[float, ...]:
@@ -138,7 +141,7 @@ class Schedule:
 
     @property
     def length(self) -> float:
-        """Total W2 along the path."""
+        """Total distance along the path."""
         return math.fsum(self.steps)
 
     @property
@@ -151,11 +154,11 @@ class Schedule:
         nodes = f"{len(self.blur_std)} nodes"
         if not self.exact:
             nodes += f" ({self.nodes_wanted} wanted; no step limit gives that)"
+        term = f" ({self.noise_term} noise)" if self.noise_term else ""
         return (
             f"{nodes} of {self.levels} levels, blur {self.blur_std[0]:g} to {self.blur_std[-1]:g} px, "
-            f"W2 length {self.length:.4g} in steps of at most {self.epsilon:.4g} "
-            f"({self.noise_term} noise), from {self.images} images"
-            + (f" of {self.dataset}" if self.dataset else "")
+            f"length {self.length:.4g} in steps of at most {self.epsilon:.4g} of {self.distance}{term}, "
+            f"from {self.images} images" + (f" of {self.dataset}" if self.dataset else "")
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -174,11 +177,11 @@ class Schedule:
             ) from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"schedule {path}: expected a JSON file of format {_FORMAT!r}, got another kind")
-        missing = [f.name for f in fields(cls) if f.name not in content]
+        missing = [f.name for f in fields(cls) if f.name not in content and f.default is MISSING]
         if missing:
             raise ValueError(f"schedule {path}: {', '.join(missing)} missing from the file")
         try:
-            schedule = cls(**{f.name: _plain(content[f.name]) for f in fields(cls)})
+            schedule = cls(**{f.name: _plain(content[f.name]) for f in fields(cls) if f.name in content})
             _check(schedule)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"schedule {path}: {error}") from None
@@ -206,9 +209,8 @@ class Schedule:
         noise.set(xlabel="t", ylabel="noise_std", ylim=(0, None), title="noise")
         step.bar(range(1, len(self.blur_std)), self.steps)
         step.axhline(self.epsilon, color="C3", label=f"step limit {self.epsilon:.4g}")
-        step.set(
-            xlabel="step", ylabel="W2", title=f"W2 per step, {self.length:.4g} in all ({self.noise_term})"
-        )
+        name = f"W2 ({self.noise_term} noise)" if self.noise_term else "distance"
+        step.set(xlabel="step", ylabel="distance", title=f"{name} per step, {self.length:.4g} in all")
         step.set_ylim(0, 1.25 * max(self.epsilon, *self.steps))
         step.legend(loc="upper left")
         with whole_file(Path(path), sync=False) as file:

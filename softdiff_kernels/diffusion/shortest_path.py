@@ -16,7 +16,7 @@ quantities: differences of neighbouring levels come from expm1, and all others a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -30,10 +30,13 @@ from .. import functional
 from .. import spectrum as dct
 from .._version import __version__
 from ..images import pieces
-from .schedule import Schedule, geometric_noise_std, noise_range, paper_blur_std_max
+from ..noise import NoiseKey
+from .schedule import PIXEL_DISTANCE, Schedule, geometric_noise_std, noise_range, paper_blur_std_max
 
 NOISE_TERMS = ("shared", "gaussian")
 _MOST_ROUNDS = 12
+_FEATURE_BATCH = 250
+_COLUMNS = 2**16
 # In units of epsilon. Without it the sum hardly distinguishes paths with needless short steps, and nodes are
 # lost to those: 4 of 31 steps of scikit-learn's digits were under a quarter of the limit, and none with it.
 _STEP_COST = 1e-3
@@ -202,6 +205,74 @@ def _deviation_changes(
     return np.divide(change, total, out=np.zeros_like(change), where=total > 0)
 
 
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From blur_std and noise_std of L levels, float64 [L] each, to the distances between all, float64 [L, L]."""
+
+
+class FeatureDistance:
+    """The distance between levels of corruption on the features f of images, in place of the images.
+
+    `sqrt(E |f(C_i x + noise_std_i n) - f(C_j x + noise_std_j n)|^2)`, with the same x and n in both:
+    an upper bound of W2 between the features' distributions, and a metric, as the path needs. If f is the
+    identity, it is `wasserstein_distances` with "shared" noise. The Fréchet distance would be a lower bound of
+    W2; it needs a matrix root for each pair of levels, and far more images than features.
+
+    The features of the last call's levels are kept, for a call that has some of them again: 4 L N D bytes.
+
+    Args:
+        images: [N, C, H, W], uint8, or floating-point in [-1, 1]. The mean over them is the estimate of E.
+        features: From float32 images [B, C, H, W] to [B, ...]. It is called without gradients, on parts of
+            the images.
+        seed: Of the noise.
+
+    Raises:
+        ValueError: If features are not finite, or not one row for each image.
+
+    Examples:
+        >>> images = torch.rand(32, 1, 16, 16)
+        >>> distance = FeatureDistance(images, lambda x: x.diff(dim=-1))  # edges alone
+        >>> distance(np.array([0.0, 1.0, 2.0]), np.array([0.01, 0.01, 0.01])).shape
+        (3, 3)
+    """
+
+    def __init__(self, images: Tensor, features: Callable[[Tensor], Tensor], *, seed: int = 0) -> None:
+        args.image("FeatureDistance", "images", images, uint8=True)
+        self.image_shape = tuple(images.shape[1:])
+        self._images, self._features, self._seed = images, features, seed
+        self._last: dict[tuple[float, float], np.ndarray] = {}
+
+    def __call__(self, blur_std_levels: np.ndarray, noise_std_levels: np.ndarray) -> np.ndarray:
+        """float64 [L, L], for blur_std and noise_std of L levels."""
+        levels = [*zip(blur_std_levels.tolist(), noise_std_levels.tolist(), strict=True)]
+        self._last = {level: self._last[level] for level in levels if level in self._last}
+        for level in levels:
+            if level not in self._last:
+                self._last[level] = self._at(*level)
+        rows = np.stack([self._last[level] for level in levels])
+        gram = np.zeros((len(levels) - 1, len(levels) - 1))
+        for start in range(0, rows.shape[1], _COLUMNS):
+            change = np.diff(rows[:, start : start + _COLUMNS].astype(np.float64), axis=0)
+            gram += change @ change.T
+        return np.sqrt(_double_sums(gram / len(self._images)))
+
+    @torch.no_grad()
+    def _at(self, blur_std: float, noise_std: float) -> np.ndarray:
+        """The features of all images at one level, float32 [N D]."""
+        parts = []
+        for start in range(0, len(self._images), _FEATURE_BATCH):
+            part = self._images[start : start + _FEATURE_BATCH]
+            noise = NoiseKey(self._seed, stream=start)
+            x_t = functional.corrupt(part, blur_std, noise_std, key=noise).float()
+            features = self._features(x_t)
+            if features.shape[:1] != part.shape[:1] or not bool(torch.isfinite(features).all()):
+                raise ValueError(
+                    f"FeatureDistance: expected finite features [{len(part)}, ...], one row for each image, "
+                    f"got {args.describe(features)} for blur_std {blur_std:g}, noise_std {noise_std:g}"
+                )
+            parts.append(features.float().flatten().cpu())
+        return torch.cat(parts).numpy()
+
+
 def shortest_path(distances: np.ndarray, epsilon: float, step_cost: float = 0.0) -> list[int] | None:
     """Shortest path from the first level to the last in steps of at most epsilon; None if there is none.
 
@@ -268,6 +339,8 @@ def shortest_path_schedule(
     noise_full_at: float = 0.25,
     noise_term: str = "shared",
     dataset: str = "",
+    distance: Distance | None = None,
+    distance_name: str = "",
 ) -> Schedule:
     """The schedule of Daras et al. 2022: the smallest total W2 from data to corruption, in limited steps.
 
@@ -293,6 +366,9 @@ def shortest_path_schedule(
         noise_full_at: The time at which the noise is full.
         noise_term: As in `wasserstein_distances`.
         dataset: A description for the file.
+        distance: The distance between levels in W2's place, such as a `FeatureDistance`. noise_term then does
+            not apply.
+        distance_name: A description of it for the file, required with it.
 
     Examples:
         >>> spectrum = power_spectrum([torch.rand(32, 1, 16, 16)])  # your images, in batches
@@ -311,14 +387,27 @@ def shortest_path_schedule(
         raise ValueError(
             f"{op}: expected 0 <= blur_std_min < blur_std_max, got {blur_std_min!r} and {most!r}"
         )
+    args.choice(op, "noise_term", noise_term, NOISE_TERMS)
+    if distance is None:
+        if distance_name:
+            raise ValueError(f"{op}: distance_name {distance_name!r} needs a distance")
+        distance_name = PIXEL_DISTANCE
+
+        def distance(blur: np.ndarray, noise: np.ndarray) -> np.ndarray:
+            return wasserstein_distances(spectrum, blur, noise, noise_term)
+
+    elif not distance_name or noise_term != "shared":
+        raise ValueError(
+            f"{op}: expected a distance with distance_name, a description of it, and without noise_term"
+        )
     candidates = np.linspace(blur_std_min, most, levels)
     least_noise, most_noise, full_at = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
-    covered = _share_covered(spectrum, candidates)
+    covered = _share_covered(distance, candidates)
     best: _Candidate | None = None
     low, high, target = 0.0, 1.0, full_at
     for _ in range(_MOST_ROUNDS):
         noise = geometric_noise_std(covered, least_noise, most_noise, full_at)
-        distances = wasserstein_distances(spectrum, candidates, noise, noise_term)
+        distances = _checked(op, distance(candidates, noise), levels)
         if not distances[0, -1] > 0:
             raise ValueError(f"{op}: expected images that blur or noise changes, got a path of length 0")
         epsilon, path = path_with_nodes(distances, nodes)
@@ -343,11 +432,12 @@ def shortest_path_schedule(
         epsilon=best.epsilon,
         nodes_wanted=nodes,
         levels=levels,
-        noise_term=noise_term,
+        noise_term=noise_term if distance_name == PIXEL_DISTANCE else "",
         images=spectrum.count,
         dataset=dataset,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=__version__,
+        distance=distance_name,
     )
 
 
@@ -361,9 +451,17 @@ class _Candidate(NamedTuple):
     distances: np.ndarray
 
 
-def _share_covered(spectrum: PowerSpectrum, blur_std_levels: np.ndarray) -> np.ndarray:
-    """The share, 0 to 1, of the total W2 through all levels that is covered at each level, without noise."""
-    steps = np.diagonal(wasserstein_distances(spectrum, blur_std_levels, np.zeros_like(blur_std_levels)), 1)
+def _checked(op: str, distances: np.ndarray, levels: int) -> np.ndarray:
+    if distances.shape != (levels, levels) or not (distances >= 0).all() or not np.isfinite(distances).all():
+        raise ValueError(
+            f"{op}: expected finite distances [{levels}, {levels}] of at least 0, got {list(distances.shape)}"
+        )
+    return distances
+
+
+def _share_covered(distance: Distance, blur_std_levels: np.ndarray) -> np.ndarray:
+    """The share, 0 to 1, of the whole way through all levels that is covered at each level, without noise."""
+    steps = np.diagonal(distance(blur_std_levels, np.zeros_like(blur_std_levels)), 1)
     total = steps.sum()
     if not total > 0:
         return np.linspace(0.0, 1.0, len(blur_std_levels))

@@ -7,6 +7,7 @@ be sampled in steps that are even in another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -20,6 +21,9 @@ from .shortest_path import PowerSpectrum
 
 _NODES = 2049
 _LEAST_BLUR = 0.01
+# Karras et al. 2022, table 1: mean and deviation of ln(sigma) in training, for images of deviation 0.5; rho.
+LOG_NORMAL = -1.2, 1.2
+KARRAS_RHO = 7
 
 
 def time_steps(
@@ -46,6 +50,9 @@ def time_steps(
         >>> paper = BlurCorruption.paper((64, 64))
         >>> [round(paper.blur_std(float(t)), 2) for t in time_steps(3, "log_blur_std", corruption=paper)]
         [23.0, 1.74, 0.13, 0.01]
+        >>> noise = BlurCorruption.noise_only((64, 64), noise_std_max=80.0)
+        >>> [round(noise.noise_std(float(t)), 2) for t in time_steps(3, "karras", corruption=noise)]
+        [80.0, 11.61, 0.8, 0.01]
     """
     steps = args.whole(n)
     if steps is None or not 1 <= steps < 2**31:
@@ -134,10 +141,44 @@ def _w2(corruption: Corruption, t: np.ndarray, spectrum: PowerSpectrum | None) -
     return way
 
 
+def _sigma(spacing: str, corruption: Corruption, t: np.ndarray) -> np.ndarray:
+    """The noise over the mean at the times t, which must be white and grow with t."""
+    levels = [(corruption.noise(float(time)), corruption.mean(float(time))) for time in t]
+    if any(noise.numel() != 1 for noise, _ in levels):
+        raise ValueError(
+            f"time_steps: expected white noise for the spacing {spacing!r}, got the coloured noise of "
+            f"{type(corruption).__name__}"
+        )
+    sigma = np.array([noise.item() / mean for noise, mean in levels])
+    still = np.flatnonzero(np.diff(sigma) <= 0)
+    if still.size:
+        # Steps even in it would leap over what the corruption does meanwhile, such as a blur.
+        raise ValueError(
+            f"time_steps: expected noise over mean that grows with t for the spacing {spacing!r}, got noise "
+            f"that does not at t = {t[still[0]]:.4g}"
+        )
+    return sigma
+
+
+def _log_normal(corruption: Corruption, t: np.ndarray, spectrum: PowerSpectrum | None) -> np.ndarray:
+    """even in the probability of a log-normal noise, EDM's density of training"""
+    mean, std = LOG_NORMAL
+    sigma = _sigma("log_normal", corruption, t)
+    z = [(math.log(s) - mean) / std if s > 0 else -math.inf for s in sigma]
+    return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])
+
+
+def _karras(corruption: Corruption, t: np.ndarray, spectrum: PowerSpectrum | None) -> np.ndarray:
+    """even in the seventh root of the noise, EDM's steps"""
+    return np.asarray(_sigma("karras", corruption, t) ** (1 / KARRAS_RHO))
+
+
 SPACINGS: dict[str, Callable[[Corruption, np.ndarray, PowerSpectrum | None], np.ndarray]] = {
     "t": _even,
     "blur_std": _blur_std,
     "log_blur_std": _log_blur_std,
     "w2": _w2,
+    "log_normal": _log_normal,
+    "karras": _karras,
 }
 """The spacings by name, each the length of the way up to the times t. Help texts are their docstrings."""

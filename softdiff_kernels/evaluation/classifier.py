@@ -129,9 +129,17 @@ class Classifier:
     @torch.no_grad()
     def features(self, pixels: Tensor, batch: int = 500) -> Tensor:
         """float32 [N, 64]: the last layer's input for uint8 [N, C, H, W]. UserError for another shape."""
-        self.network.eval()
         parts = self._checked(pixels).split(batch)
-        return torch.cat([self.network.features(_decoded(part)) for part in parts]) * self.scale
+        return torch.cat([self.features_of_floats(_decoded(part)) for part in parts])
+
+    @torch.no_grad()
+    def features_of_floats(self, images: Tensor) -> Tensor:
+        """`features` of float32 images in [-1, 1], such as x_t, whose noise uint8 would round away."""
+        self.network.eval()
+        if images.dtype != torch.float32 or tuple(images.shape[1:]) != self.shape:
+            expected = f"float32 images [N, {', '.join(map(str, self.shape))}] in [-1, 1]"
+            raise UserError(f"expected {expected}, got {str(images.dtype)[6:]} {list(images.shape)}")
+        return self.network.features(images.contiguous(memory_format=torch.channels_last)) * self.scale
 
     @torch.no_grad()
     def predict(self, pixels: Tensor, batch: int = 500) -> Tensor:

@@ -27,6 +27,7 @@ from ..diffusion import (
     Schedule,
     prior_from_state,
 )
+from ..diffusion.denoiser import check_noise_alone, preconditioning
 from ..errors import UserError, need, user_errors
 from ..images import decode
 from .checkpoint import Checkpoint
@@ -207,6 +208,22 @@ def _interpolated(nodes: Tensor, t: Tensor) -> Tensor:
     left = place.long().clamp(max=SCALE_NODES - 2)
     nodes = nodes.float()  # of a network that was cast to 16 bits, too
     return torch.lerp(nodes[left], nodes[left + 1], place - left).view(-1, 1, 1, 1)
+
+
+def data_std(images: ImageSet) -> float:
+    """The standard deviation of the images' elements about the mean of them all: EDM's sigma_data."""
+    spectrum = images.spectrum
+    mean = spectrum.mean[:, 0, 0].mean().item() / math.sqrt(math.prod(images.shape[1:]))
+    return math.sqrt(max(spectrum.power.mean().item() - mean**2, 0.0))
+
+
+def edm_scales(corruption: Corruption, data_std: float) -> tuple[Tensor, Tensor]:
+    """EDM's c_out and 1 / c_in at 257 evenly spaced t: float32 [257]. ValueError for other processes than
+    white noise alone."""
+    check_noise_alone(corruption)
+    t = torch.linspace(0, 1, SCALE_NODES, dtype=torch.float64)
+    factors = preconditioning(corruption, t, data_std)
+    return factors.c_out.float().reshape(-1), (1 / factors.c_in).float().reshape(-1)
 
 
 def scales(images: ImageSet, corruption: Corruption) -> tuple[Tensor, Tensor]:

@@ -132,7 +132,8 @@ class TrainConfig:
     patch: int = 1
     """Patches of this many pixels a side become channels (space-to-depth): 2 costs a quarter."""
     prediction: PredictionName = "residual"
-    """What the network predicts: x_0 - x_t (the paper's), x_0, or the noise, for blurring."""
+    """What the network predicts: x_0 - x_t (the paper's), x_0, the noise, for blurring, or, for --corruption
+    noise, x_0 - c_skip x_t (edm)."""
 
     loss: LossName = field(default="soft", metadata={"help": f"The training loss: {summaries(LOSSES)}."})
     weight: WeightName | None = field(

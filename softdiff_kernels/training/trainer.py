@@ -31,7 +31,7 @@ from ..diffusion import (
 )
 from ..errors import user_errors
 from ..noise import NoiseKey, uniforms
-from .build import build_model, scales
+from .build import build_model, data_std, edm_scales, scales
 from .checkpoint import Checkpoint, fitting
 from .config import TrainConfig
 from .distributed import Processes, autocast
@@ -105,11 +105,15 @@ class Trainer:
             "started_in": os.getcwd(),  # the folder of a relative --data and --schedule
         }
         self.order = ImageOrder(len(images.pixels), config.seed)
-        residual = config.prediction == "residual"
+        scale: Tensor | None
         scale, input_scale = scales(images, corruption)
-        self.model = build_model(
-            config, images.shape, scale if residual else None, input_scale, len(self.classes)
-        ).to(device)
+        self.data_std = data_std(images)
+        if config.prediction == "edm":
+            with user_errors("--prediction: "):
+                scale, input_scale = edm_scales(corruption, self.data_std)
+        elif config.prediction != "residual":
+            scale = None
+        self.model = build_model(config, images.shape, scale, input_scale, len(self.classes)).to(device)
         network: Any = torch.compile(self.model) if config.compile else self.model
         self.spectrum = images.spectrum
         time = None
@@ -134,7 +138,7 @@ class Trainer:
         self.averages = [
             AveragedModel(self.model, multi_avg_fn=partial(self._average, decay)) for decay in config.ema
         ]
-        self.averaged = SoftDenoiser(self.averages[0].module, corruption, config.prediction).eval()
+        self.averaged = self._denoiser(self.averages[0].module, corruption).eval()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2))
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.step = 0
@@ -143,7 +147,9 @@ class Trainer:
     def _denoiser(self, network: Any, corruption: Corruption, time: Any = None) -> SoftDenoiser:
         """The denoiser and its loss, by the run's options."""
         config = self.config
-        return SoftDenoiser(network, corruption, config.prediction, config.weight, config.loss, time)
+        return SoftDenoiser(
+            network, corruption, config.prediction, config.weight, config.loss, time, self.data_std
+        )
 
     @torch.no_grad()
     def _average(self, decay: float, averaged: Any, current: Any, _: Any) -> None:
@@ -254,6 +260,7 @@ class Trainer:
             "corruption": self.denoiser.corruption.to_dict(),
             "prior": self.prior.config(),
             "classes": list(self.classes),
+            "data_std": self.data_std,
             "step": self.step,
             "seen": self.seen,
         }
@@ -297,6 +304,9 @@ class Trainer:
             content["state"] = {i: checkpoint.part(f"optimizer.{i}") for i in indices}
             self.optimizer.load_state_dict(content)
             self.step, self.seen = int(checkpoint.meta["step"]), int(checkpoint.meta["seen"])
+            # The run's, should the images be others now; states of before there was one do not use it.
+            self.data_std = float(checkpoint.meta.get("data_std", self.data_std))
+            self.denoiser.data_std = self.averaged.data_std = self.data_std
         for average in self.averages:
             average.n_averaged.fill_(self.step)
 

@@ -69,7 +69,10 @@ def restore(checkpoint: Checkpoint, part: str, path: object, device: torch.devic
         model = build_model(config, (channels, height, width), classes=len(classes))
         model.load_state_dict(checkpoint.part(part))
         step = int(meta["step"])
-    denoiser = SoftDenoiser(model, corruption, config.prediction).to(device).eval()
+        denoiser = SoftDenoiser(model, corruption, config.prediction, config.weight, config.loss)
+        if "edm" in (config.prediction, config.weight):
+            denoiser.data_std = float(meta["data_std"])
+    denoiser = denoiser.to(device).eval()
     shape = (channels, height, width)
     model_of = LoadedModel(denoiser, prior, shape, config, step, classes, checkpoint.digest)
     model_of.spectrum = saved_spectrum(checkpoint)

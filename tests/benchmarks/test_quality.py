@@ -1,35 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of the experiments."""
+"""The experiments: their plan, the exact denoiser, that nothing is done twice, and what the pages show."""
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("diffusers")
 
-from benchmarks.quality.measure import grid_name, times_at
-from benchmarks.quality.plan import PARTS, TRAINED
-from softdiff_kernels.diffusion import BlurCorruption, time_steps
+from benchmarks.quality import measure, report
+from benchmarks.quality.mixture import COMPONENTS, Mixture
+from benchmarks.quality.plan import EXPERIMENTS, MIXTURE, NETWORKS, Curve, Experiment, Network
+from softdiff_kernels import dct2
+from softdiff_kernels.cli import main
+from softdiff_kernels.diffusion import SAMPLERS, SPACINGS, BlurCorruption
+from softdiff_kernels.evaluation import train_classifier
+
+REPOSITORY = Path(__file__).parents[2]
+RESULTS = REPOSITORY / "benchmarks" / "results" / "mnist-cpu"
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_every_curve_of_a_part_has_its_own_lines_and_is_of_a_planned_network(part: str) -> None:
-    """Rule: lines are found again by name and steps, so no two curves share them; each has a label."""
-    drawn = [(drawing.name, steps) for drawing in PARTS[part] for steps in drawing.steps]
-    assert len(drawn) == len(set(drawn))
-    assert all(d.network in TRAINED for d in PARTS[part])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_curve_has_its_own_lines_and_a_planned_network(name: str) -> None:
+    """Rule: lines are found again by what identifies them, so no two drawings of an experiment share it; two
+    curves of one label could not be told apart in a plot."""
+    experiment = EXPERIMENTS[name]
+    drawn = [(n, curve.name, k) for t in experiment.trainings for n, curve, k in experiment.drawings(t)]
+    per_training = [d for t in experiment.trainings[:1] for d in experiment.drawings(t)]
+    assert len({(n, curve.name, k) for n, curve, k in per_training}) == len(per_training) <= len(drawn)
+    assert all(curve.network in {*NETWORKS, MIXTURE} for curve in experiment.curves)
+    labels = [report.label(curve, experiment) for curve in experiment.curves]
+    assert len(set(labels)) == len(labels)
 
 
 def test_no_two_curves_share_a_picture() -> None:
-    """Rule: one file a curve and number of steps, over all parts, unless it is the same curve."""
-    curves = {(d.name, d.step, n): grid_name(d, n) for part in PARTS.values() for d in part for n in d.steps}
-    assert len(set(curves.values())) == len(curves)
+    """Rule: one file for each curve and number of evaluations, over all experiments."""
+    curves = {curve.name: curve for experiment in EXPERIMENTS.values() for curve in experiment.curves}
+    names = [measure.grid_name(curve, n) for curve in curves.values() for n in curve.evaluations]
+    assert len(set(names)) == len(names)
 
 
-def test_steps_can_be_taken_at_the_blurs_of_another_schedule() -> None:
-    """Rule: at the times found, this corruption has the other's blurs; both ways are the way from 1 to 0."""
-    one, other = BlurCorruption.paper((16, 16)), BlurCorruption.geometric((16, 16))
-    wanted = [other.blur_std(t) for t in time_steps(9).tolist()]
-    found = times_at(wanted, one)
-    assert found[0] == 1 and found[-1] == 0 and bool((found.diff() < 0).all())
-    assert [one.blur_std(t) for t in found.tolist()] == pytest.approx(wanted, rel=1e-9)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_flags_of_every_network_are_accepted(network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rule: `softdiff train` takes the flags of a planned network, and its samplers' options exist."""
+    assert main(["train", "--data", "mnist.npz", "--dry-run", *NETWORKS[network].flags]) == 0
+    capsys.readouterr()
+    curves = [c for e in EXPERIMENTS.values() for c in e.curves if c.network == network]
+    assert curves and all(c.sampler in SAMPLERS and c.spacing in SPACINGS for c in curves)
+
+
+def test_the_mixture_denoises_exactly() -> None:
+    """Rule: C_t x0_hat = x_t + s_t^2 grad log p(x_t) (Tweedie), with the density written as a mixture of
+    normal distributions over DCT frequencies, whose gradient torch takes."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3 * COMPONENTS, 1, 6, 5), generator=generator, dtype=torch.uint8)
+    corruption = BlurCorruption.paper((6, 5))
+    mixture = Mixture(pixels, corruption)
+    for t in (0.05, 0.4, 1.0):
+        gain, noise = corruption.gain(t).flatten(1), float(corruption.noise(t))
+        x_t = torch.randn(4, 1, 6, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+        spread = (gain.square() * mixture.variances + noise**2).sqrt()
+        components = torch.distributions.Normal(gain * mixture.means, spread)
+        density = components.log_prob(dct2(x_t).flatten(1)[:, None]).sum(2) + mixture.share.log()
+        (score,) = torch.autograd.grad(density.logsumexp(1).sum(), x_t)
+        x0_hat = mixture(x_t.detach(), torch.full((4,), t))
+        seen = corruption.gain(t) * dct2(x0_hat)
+        assert torch.allclose(seen, dct2(x_t.detach() + noise**2 * score), atol=1e-6)
+
+
+def test_exact_samples_have_the_mixtures_mean_and_variance() -> None:
+    """Rule: over many draws, each frequency has the mean and variance of the mixture, to 5 standard errors;
+    two uses of a stream are different images."""
+    pixels = torch.randint(0, 256, (2 * COMPONENTS, 1, 4, 4), generator=torch.Generator().manual_seed(1))
+    mixture = Mixture(pixels.to(torch.uint8), BlurCorruption.paper((4, 4)))
+    n = 20_000
+    drawn = dct2(mixture.draw(1, torch.arange(n)).double()).flatten(1)
+    mean = mixture.share @ mixture.means
+    variance = mixture.share @ (mixture.variances + mixture.means.square()) - mean.square()
+    assert bool(((drawn.mean(0) - mean).abs() < 5 * (variance / n).sqrt()).all())
+    assert bool(((drawn.var(0) / variance - 1).abs() < 5 * math.sqrt(2 / n) * 2).all())
+    assert not torch.equal(mixture.draw(1, torch.arange(3)), mixture.draw(2, torch.arange(3)))
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: an experiment that was stopped continues: no second training, and no line twice; another
+    experiment with the same curve finds its lines, too."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (260, 12, 12), dtype=np.uint8), np.arange(260) % 2
+    for name in ("train", "test"):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=labels)
+    out = tmp_path / "out"
+    out.mkdir()
+    pixels = torch.from_numpy(images)[:, None]
+    train_classifier(pixels, torch.from_numpy(labels), epochs=1).save(out / measure.CLASSIFIER)
+    flags = ("--width", "8", "--blocks", "1", "--batch", "4", "--schedule", "linear", "--warmup", "1")
+    curve = Curve("tiny", "momentum", (1, 2))
+    monkeypatch.setitem(NETWORKS, "tiny", Network("tiny", flags, 2))
+    for name in ("one", "two"):
+        monkeypatch.setitem(EXPERIMENTS, name, Experiment(name, [curve], (0, 1), 80, (2,)))
+    trained: list[Any] = []
+    softdiff = measure._softdiff
+    monkeypatch.setattr(measure, "_softdiff", lambda *argv: (trained.append(argv), softdiff(*argv)))
+
+    def run(name: str, training: int) -> int:
+        lab = measure.Lab(str(tmp_path / "train.npz"), str(tmp_path / "test.npz"), out)
+        lab.run(name, training)
+        return len(measure.read(out))
+
+    # Three floors; of the first training 1 evaluation once and 2 evaluations by three samplings.
+    assert run("one", 0) == 3 + 1 + 3 and len(trained) == 1
+    assert run("one", 0) == run("two", 0) == 7 and len(trained) == 1
+    assert run("one", 1) == 7 + 2 and len(trained) == 2
+    text = report.report(out, tmp_path, ["one"])
+    assert "80 images each" in text and (tmp_path / "mnist-one.png").exists()
+
+
+def test_the_pages_show_what_the_lines_say() -> None:
+    """Rule: every table of an experiment in the documentation is the one that `report` prints from the
+    committed lines, to the digit, and every experiment that has lines has its table."""
+    page = (REPOSITORY / "docs" / "experiments.md").read_text() + (
+        REPOSITORY / "docs" / "corruptions.md"
+    ).read_text()
+    for experiment in EXPERIMENTS.values():
+        distances = report.distances_of(RESULTS, experiment)
+        if report.has_results(experiment, distances):
+            assert report.table(experiment, distances) in page, experiment.question

@@ -136,10 +136,14 @@ def test_reductions(loss: str) -> None:
 def test_every_loss_is_the_weighted_square_of_the_masked_spectral_error(name: str, prediction: str) -> None:
     """Rule: a loss by name is w(t) sum_k mask[k]^2 DCT2(error)[k]^2, fused or not, or by a mask."""
     x0, t, net = _x0().double(), torch.tensor([0.01, 0.3, 0.9]), Net().double()
-    C = BlurCorruption.blurring_diffusion((6, 8), floor=0.1) if prediction == "noise" else PAPER
+    C = {
+        "noise": BlurCorruption.blurring_diffusion((6, 8), floor=0.1),
+        "edm": BlurCorruption.noise_only((6, 8), noise_std_max=2.0),
+    }.get(prediction, PAPER)
     x_t, residual = C.corrupt(x0, t, key=KEY, return_residual=True)
-    noise = C.white(x0, KEY)
-    error = net(x_t, t.double()) - {"residual": residual, "sample": x0, "noise": noise}[prediction]
+    skipped = 0.25 / (0.25 + C.noise(t.double()).square()) * x_t
+    targets = {"residual": residual, "sample": x0, "noise": C.white(x0, KEY), "edm": x0 - skipped}
+    error = net(x_t, t.double()) - targets[prediction]
     of_image = ("increment", "ihdm")
     weight = 1.0 if name in of_image else C.noise_std(t).double().square().reciprocal()
     seen = 1.0 if prediction != "noise" else C.noise(t.double()) / C.gain(t.double())  # an error of x0_hat
@@ -352,7 +356,9 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="noise over 0 for the weight"):
         SoftDenoiser(Net(), silent)
     SoftDenoiser(Net(), silent, weight="uniform")
-    with pytest.raises(ValueError, match="prediction as one of 'residual', 'sample', 'noise', got 'epsilon'"):
+    with pytest.raises(
+        ValueError, match="prediction as one of 'residual', 'sample', 'noise', 'edm', got 'epsilon'"
+    ):
         SoftDenoiser(Net(), C, "epsilon")
     with pytest.raises(ValueError, match="weight as one of"):
         SoftDenoiser(Net(), C, weight="snr")

@@ -23,11 +23,13 @@ from softdiff_kernels.diffusion import BlurCorruption, Guided, generate
 from softdiff_kernels.diffusion.named import farthest
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training.build import build_model, make_corruption
+from softdiff_kernels.training.checkpoint import load_checkpoint
 from softdiff_kernels.training.config import TrainConfig
 from softdiff_kernels.training.loop import run_name, train
 from softdiff_kernels.training.metrics import Meter
 from softdiff_kernels.training.ncsnpp import NCSNpp
 from softdiff_kernels.training.presets import PRESETS
+from softdiff_kernels.training.trainer import Trainer
 from softdiff_kernels.training.weights import load_model
 
 
@@ -285,3 +287,41 @@ def test_a_run_is_named_by_what_it_is() -> None:
     config = TrainConfig("x", preset="cifar10", batch=256, precision="bf16", desc="try two")
     assert run_name(config, "photos") == "photos-cifar10-bs256-bf16-try two"
     assert run_name(TrainConfig("digits", preset="digits"), "digits") == "digits-bs64-fp32"
+
+
+def test_edms_preconditioning_is_restored_with_its_deviation(blobs: Path, tmp_path: Path) -> None:
+    """Rule: data_std is the deviation of the images that a run began with; generated images are the trainer's
+    own from its weights file, and after a resumption with other images."""
+    edm: dict[str, Any] = {"prediction": "edm", "weight": "edm", "loss": "plain", "corruption": "noise"}
+    config = small(blobs, tmp_path / "run", steps=3, sample_steps=3, lr=0.05, **edm)
+    train(config)
+    loaded, images = load_model(str(tmp_path / "run"), CPU), load_images(str(blobs))
+    values = images.pixels.double() / 127.5 - 1
+    # The spectrum is of float32 transforms.
+    assert loaded.denoiser.data_std == pytest.approx(float(values.std(correction=0)), rel=1e-6)
+    assert abs(loaded.denoiser.data_std - 0.5) > 0.01  # no default is taken for it
+    c, network = loaded.denoiser.corruption, loaded.denoiser.inner_model
+    assert isinstance(c, BlurCorruption)
+    sigma, std = c.noise_std(torch.linspace(0, 1, 257, dtype=torch.float64)), loaded.denoiser.data_std
+    root = (sigma**2 + std**2).sqrt()
+    torch.testing.assert_close(network.scale, (sigma * std / root).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(network.input_scale, root.float(), rtol=1e-6, atol=0)
+    for kept in (images, dataclasses.replace(images, pixels=images.pixels // 2)):
+        trainer = Trainer(config, kept, c, loaded.prior, CPU)
+        started = trainer.data_std
+        trainer.load_state(load_checkpoint(tmp_path / "run" / "state-00000003.safetensors", "state"), "state")
+        assert trainer.denoiser.data_std == trainer.averaged.data_std == trainer.data_std == std
+        got = trainer.sample(range(3))
+        assert torch.equal(got, loaded.generate(range(3), steps=3, batch=6)) and got.float().std() > 1
+        assert trainer.weights().meta["data_std"] == std
+    assert started < 0.6 * std
+    trainer.averaged.data_std = started
+    assert not torch.equal(trainer.sample(range(3)), got)  # so that the deviation matters
+
+
+def test_edms_preconditioning_is_for_noise_alone(blobs: Path, tmp_path: Path) -> None:
+    for changes in ({"prediction": "edm"}, {"weight": "edm"}):
+        with pytest.raises(
+            UserError, match=r'--prediction.*: SoftDenoiser: expected white noise alone for "edm"'
+        ):
+            train(small(blobs, tmp_path / "run", **changes))
