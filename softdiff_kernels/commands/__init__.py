@@ -55,8 +55,6 @@ COMMANDS = {
         *("bench", "CompareConfig", "run_compare"),
         positional=True,
     ),
-    "demo": Command(
-        "train on digits for a few minutes and show momentum beside naive samples", "demo", "DemoConfig"
-    ),
+    "demo": Command("train on digits for two minutes and show samples of two samplers", "demo", "DemoConfig"),
     "doctor": Command("report what works on this machine, and why the rest does not", "doctor"),
 }

@@ -16,6 +16,7 @@ from torch import Tensor
 from .._version import __version__
 from ..data import SOURCE_LIST, ImageSet, check_sides, height_and_width, load_images
 from ..data.choices import format_seeds, parse_seeds
+from ..diffusion import STEPS
 from ..errors import UserError, need
 from ..evaluation import METRICS, Classifier, load_classifier, train_classifier
 from ..evaluation.inception import INCEPTION_FILE, RELEASE, RESIZE, Inception, check_channels
@@ -69,7 +70,7 @@ class EvaluateConfig:
 
     sampler: SamplerName | None = None
     """For --weights, like the next three options: as in `softdiff sample`."""
-    steps: int = 64
+    steps: int = STEPS
     """Sampler steps."""
     seeds: str = "0-999"
     """Seeds, one for each image."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.choices import class_list, class_names, class_table, labels_of, parse_seeds
 from ..data.sample_folder import GRID, RECORD, check_npz, enter_folder, image_name, save_npz
-from ..diffusion import SPACINGS, check_sampler, time_steps
+from ..diffusion import SPACINGS, STEPS, check_sampler, time_steps
 from ..errors import UserError, need, user_errors
 from ..files import PathText, check_no_folder, save_json, write_atomically
 from ..images import save_png, tile
@@ -53,7 +53,7 @@ class SampleConfig:
     """Seeds: a range such as 0-63, a list such as 3,5,8-10, or one number. The image of a seed does not
     depend on the other seeds, on --batch or on the number of processes."""
     sampler: SamplerName | None = field(default=None, metadata={"help": SAMPLER_HELP})
-    steps: int = 64
+    steps: int = STEPS
     """Sampler steps. Each evaluates the network once."""
     spacing: SpacingName = field(
         default="t", metadata={"help": f"What the steps are even in: {summaries(SPACINGS)}."}
@@ -103,13 +103,8 @@ class SampleConfig:
             raise UserError(f"--eta: expected a number in [0, 1], got {self.eta}")
         if not math.isfinite(self.guidance):
             raise UserError(f"--guidance: expected a finite number, got {self.guidance}")
-        for flag, sampler, changed in (
-            ("--variance", "momentum", self.variance != "large"),
-            ("--eta", "ddim", self.eta != 0),
-            ("--delta", "ihdm", self.delta is not None),
-        ):
-            if changed and self.sampler not in (None, sampler):
-                raise UserError(f"{flag} is for --sampler {sampler}, got --sampler {self.sampler}")
+        if self.sampler is not None:
+            self.check_options_of(self.sampler, f"--sampler {self.sampler}")
         if self.delta is not None and not 0 <= self.delta < math.inf:
             raise UserError(f"--delta: expected a number of at least 0, got {self.delta}")
         low, high = self.guidance_interval
@@ -121,6 +116,16 @@ class SampleConfig:
             raise UserError(f"--trajectory: expected a name that ends in .png or .gif, got {self.trajectory}")
         if self.npz is not None and not self.npz.endswith(".npz"):
             raise UserError(f"--npz: expected a name that ends in .npz, got {self.npz}")
+
+    def check_options_of(self, sampler: str, got: str) -> None:
+        """Raises UserError for options of another sampler."""
+        for flag, its, given in (
+            ("--variance", "momentum", self.variance != "large"),
+            ("--eta", "ddim", self.eta != 0),
+            ("--delta", "ihdm", self.delta is not None),
+        ):
+            if given and sampler != its:
+                raise UserError(f"{flag} is for --sampler {its}, got {got}")
 
 
 def run(config: SampleConfig, argv: Sequence[str]) -> int:
@@ -142,11 +147,13 @@ def sampler_options(config: SampleConfig) -> dict[str, Any]:
 
 
 def for_model(config: SampleConfig, model: LoadedModel) -> tuple[SampleConfig, Tensor]:
-    """The options with the sampler that suits the model's corruption where none is given, and the steps'
-    times. UserError for a sampler or a spacing that makes no sense for it."""
+    """The options with the best sampler for the model's corruption and the steps where none is given, and the
+    steps' times. UserError for a sampler or a spacing that makes no sense for it."""
     corruption = model.denoiser.corruption
-    # With its name, so that options of another sampler are refused.
-    config = replace(config, sampler=config.sampler or corruption.sampler)
+    if config.sampler is None:
+        best = corruption.best_sampler(config.steps)
+        config.check_options_of(best, f"no --sampler, so {best} for {config.steps} steps")
+        config = replace(config, sampler=best)
     with user_errors("--spacing: "):
         ts = time_steps(config.steps, config.spacing, corruption=corruption, spectrum=model.spectrum)
     with user_errors("--sampler: "):
@@ -178,6 +185,7 @@ def _sample(
     say: Callable[[str], None],
 ) -> list[Path]:
     prior, device = model.prior, model.device
+    why = ", chosen for this number of steps" if config.sampler is None else ""
     config, ts = for_model(config, model)
     if config.prior is not None and config.data is not None:
         prior = model.fit_prior(config.prior, config.data)
@@ -191,7 +199,7 @@ def _sample(
         model.denoiser.inner_model = compiled
     folder = _make_folders(config)
     say(
-        f"{len(seeds)} images by the {config.sampler} sampler in {config.steps} steps, from the "
+        f"{len(seeds)} images by the {config.sampler} sampler in {config.steps} steps{why}, from the "
         f"{prior.describe()}, with the weights of step {model.step}"
     )
     record = _record(config, model, prior.describe(), classes)

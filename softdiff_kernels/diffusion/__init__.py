@@ -2,9 +2,9 @@
 """The method of Soft Diffusion over the library's ops: corruptions, schedules, samplers, priors, losses."""
 
 from .blur import BlurCorruption
-from .corruption import Corruption, register
+from .corruption import BEST_SAMPLERS, Corruption, register
 from .denoiser import LOSSES, PREDICTIONS, WEIGHTS, Guided, SoftDenoiser, TrainingLoss
-from .generate import SAMPLING_SEED, check_sampler, generate
+from .generate import SAMPLING_SEED, STEPS, check_sampler, generate
 from .linear import LinearCorruption
 from .mask import MaskCorruption
 from .named import CORRUPTIONS, SCHEDULES, CorruptionOptions, Named
@@ -36,6 +36,7 @@ from .spectral import SpectralCorruption
 from .times import SPACINGS, time_steps, time_warp
 
 __all__ = [
+    "BEST_SAMPLERS",
     "CORRUPTIONS",
     "DDIM",
     "IHDM",
@@ -46,6 +47,7 @@ __all__ = [
     "SAMPLING_SEED",
     "SCHEDULES",
     "SPACINGS",
+    "STEPS",
     "WEIGHTS",
     "Ancestral",
     "BlurCorruption",

@@ -91,17 +91,13 @@ class BlurCorruption(Corruption):
             raise ValueError(f"{op}: expected mean_nodes over 0, got {args.shown(self.mean_nodes)}")
 
     @property
-    def sampler(self) -> str:  # type: ignore[override]
-        """The name of the sampler that suits it best.
-
-        Blurring Diffusion's and IHDM's own; of noise alone the second-order one, as momentum needs many more
-        steps there; else the paper's.
-        """
+    def family(self) -> str:  # type: ignore[override]
+        """Blurring Diffusion, noise alone, IHDM, or Soft Diffusion, of which it is a case."""
         if self.mean_nodes is not None:
-            return "ancestral"
+            return "blurring"
         if self.blur_std_nodes[-1] == 0:
-            return "multistep"
-        return "ihdm" if self.name == "ihdm" else "momentum"
+            return "noise"
+        return "ihdm" if self.name == "ihdm" else "soft"
 
     @overload
     def blur_std(self, t: float) -> float: ...

@@ -22,6 +22,8 @@ from .times import time_steps
 
 SAMPLING_SEED = 0x50F7D1FF
 """Separates the noise of sampled images from that of training images, whose streams also count from 0."""
+STEPS = 64
+"""Steps of a sampler where no number is given."""
 _MOST_KEPT_NOISE = 1.0  # half of the images' range [-1, 1]
 
 
@@ -32,7 +34,7 @@ def generate(
     seeds: Sequence[int],
     *,
     sampler: str | None = None,
-    steps: int = 64,
+    steps: int = STEPS,
     ts: Tensor | None = None,
     batch: int = 64,
     device: torch.device | str | None = None,
@@ -53,7 +55,8 @@ def generate(
         denoiser: A trained denoiser.
         prior: Where its sampling starts.
         seeds: One for each image.
-        sampler: A name in SAMPLERS. None is the one that suits the corruption, `Corruption.sampler`.
+        sampler: A name in SAMPLERS. None is the best for the corruption and the number of steps,
+            `Corruption.best_sampler`.
         steps: Number of even steps.
         ts: The sampler's times instead, as in `time_steps`.
         batch: Images at a time.
@@ -81,9 +84,9 @@ def generate(
         >>> torch.equal(generate(denoiser, prior, seeds=[3], steps=10), images[3:])
         True
     """
-    sampler = denoiser.corruption.sampler if sampler is None else sampler
-    args.choice("generate", "sampler", sampler, tuple(SAMPLERS))
     ts = time_steps(steps) if ts is None else ts
+    sampler = denoiser.corruption.best_sampler(len(ts) - 1) if sampler is None else sampler
+    args.choice("generate", "sampler", sampler, tuple(SAMPLERS))
     weight = next(denoiser.parameters(), torch.empty(0))
     where = weight.device if device is None else torch.device(device)
     if not seeds:  # such as the seeds of one of several processes
@@ -140,13 +143,13 @@ def check_sampler(
         Traceback (most recent call last):
         ValueError: tacos: expected little noise, for it keeps that of t = 1, got 20; take multistep
     """
-    sampler = corruption.sampler if sampler is None else sampler
+    best = corruption.best_sampler(len(ts) - 1)
+    sampler = best if sampler is None else sampler
     args.choice("generate", "sampler", sampler, tuple(SAMPLERS))
     most = float(corruption.noise(1.0).max()) / corruption.mean(1.0)
     if sampler == "tacos" and most > _MOST_KEPT_NOISE:
         raise ValueError(
-            f"tacos: expected little noise, for it keeps that of t = 1, got {most:.3g}; take "
-            f"{corruption.sampler}"
+            f"tacos: expected little noise, for it keeps that of t = 1, got {most:.3g}; take {best}"
         )
     network: Any = functional.echo
     denoiser = SoftDenoiser(network, corruption, "sample", weight="uniform")

@@ -65,7 +65,7 @@ class LinearCorruption(Corruption):
 
     basis = ""
     name = "linear"
-    sampler = "momentum"
+    family = "linear"
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class MaskCorruption(Corruption):
     """
 
     basis = "pixels"
-    sampler = "momentum"
+    family = "mask"
 
     def __init__(
         self,

@@ -59,12 +59,12 @@ RULES: dict[str, tuple[Rule, int]] = {
 
 
 def natural_sampler(corruption: Corruption) -> str:
-    """The name of the rule for restorations: "ancestral" where it is the corruption's own, else "ddim".
+    """The name of the rule for restorations: "ancestral" for Blurring Diffusion, else "ddim".
 
     Other than from pure noise, fresh noise in each step only adds to the error; but where x0_hat is unsure at
     the frequencies that are all but gone, as in Blurring Diffusion, few steps of DDIM would take it up.
     """
-    return "ancestral" if corruption.sampler == "ancestral" else "ddim"
+    return "ancestral" if corruption.family == "blurring" else "ddim"
 
 
 def blur_gain(image_size: tuple[int, int], blur_std: float | Tensor) -> Tensor:

@@ -62,6 +62,7 @@ def drawn_samples(
     default. The weights are loaded now; `pixels` draws, once all else has been checked."""
     model = load_model(weights, device)
     corruption = model.denoiser.corruption
+    why = ", chosen for this number of steps" if sampler is None else ""
     with user_errors("--sampler: "):
         sampler = check_sampler(corruption, model.shape[0], sampler, time_steps(steps))
     provenance = {
@@ -74,7 +75,7 @@ def drawn_samples(
     }
 
     def draw() -> Tensor:
-        say(f"drawing {len(seeds)} images by the {sampler} sampler in {steps} steps")
+        say(f"drawing {len(seeds)} images by the {sampler} sampler in {steps} steps{why}")
         labels = labels_of(seeds, class_list(None, model.classes))
         return model.generate(seeds, sampler=sampler, steps=steps, batch=batch, labels=labels)
 

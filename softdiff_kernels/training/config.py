@@ -22,13 +22,14 @@ from ..diffusion import (
     SAMPLERS,
     SCHEDULES,
     SPACINGS,
+    STEPS,
     WEIGHTS,
     CorruptionOptions,
     Named,
 )
 from ..errors import UserError, with_nearest
 from ..files import PathText, seen_from
-from .presets import PRESETS, Setting
+from .presets import BEST, PRESETS, Setting
 
 if TYPE_CHECKING:
     SamplerName = str
@@ -52,7 +53,7 @@ def summaries(choices: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({line.removesuffix('.')})" for name, line in lines.items())
 
 
-SAMPLER_HELP = f"Sampler: {summaries(SAMPLERS)}. Default: the one that suits the corruption."
+SAMPLER_HELP = f"Sampler: {summaries(SAMPLERS)}. Default: the best for the corruption and the steps."
 
 
 def _helps(named: Mapping[str, Named]) -> str:
@@ -135,7 +136,9 @@ class TrainConfig:
     """What the network predicts: x_0 - x_t (the paper's), x_0, the noise, for blurring, or, for --corruption
     noise, x_0 - c_skip x_t (edm)."""
 
-    loss: LossName = field(default="soft", metadata={"help": f"The training loss: {summaries(LOSSES)}."})
+    loss: LossName = field(
+        default=BEST["loss"].value, metadata={"help": f"The training loss: {summaries(LOSSES)}."}
+    )
     weight: WeightName | None = field(
         default=None,
         metadata={
@@ -154,7 +157,7 @@ class TrainConfig:
         },
     )
     schedule: PathText = field(
-        default="wasserstein",
+        default=BEST["schedule"].value,
         metadata={
             "help": "For --corruption soft: how blur and noise grow with t: "
             f"{_helps(SCHEDULES)}, or a file from `softdiff schedule`."
@@ -191,7 +194,7 @@ class TrainConfig:
         default=None,
         metadata={"help": f"Of the grids in training. {SAMPLER_HELP}"},
     )
-    sample_steps: int = 64
+    sample_steps: int = STEPS
     """Steps of that sampler."""
     sample_count: int = 64
     """Images in a grid; 0 draws no grids."""

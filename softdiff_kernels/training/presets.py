@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Presets of `softdiff train`: the values that the paper of Soft Diffusion is known to use, and our own.
+"""Presets of `softdiff train`: what is the best known, and, as "-paper", what the paper of Soft Diffusion is
+known to use.
 
 Sources: "paper" is the paper of the preset's method: Daras et al. 2022 (arXiv 2209.05442), directly or as two
 independent implementations quote its appendix; for "-blurring" Hoogeboom & Salimans 2022 (arXiv 2209.05557);
 for "-ihdm" Rissanen et al. 2022 (arXiv 2206.13397). "ncsn++" is the default of Song et al. 2021, on whose
-network the first of them builds; it is used where the paper's own value is not known. "ours" is none of
-these.
+network the first of them builds; it is used where the paper's own value is not known. "measured: E1" is what
+experiment E1 of docs/experiments.md shows to be the best. "ours" is none of these.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ def _song(value: Any) -> Setting:
     return Setting(value, "ncsn++")
 
 
+def _measured(value: Any, experiment: str) -> Setting:
+    return Setting(value, f"measured: {experiment}")
+
+
 def _ours(value: Any) -> Setting:
     return Setting(value, "ours")
 
@@ -36,12 +41,26 @@ _SOFT = {
     "corruption": _paper("soft"),
     "prediction": _paper("residual"),
     "loss": _paper("soft"),
+    "density": _paper("t"),
     "schedule": _paper("wasserstein"),
     "nodes": _paper(32),
+    # For images in [-1, 1]. The paper does not say; if it means [0, 1], as score_sde's VE models and IHDM do,
+    # its noise is twice this.
     "noise_std_min": _paper(0.01),
     "sampler": _paper("momentum"),
     "prior": _ours("gaussian"),
 }
+
+BEST = {
+    "loss": _measured("plain", "E1"),
+    # The loss's own, here 1 / noise_std^2; so another --loss has its own, too.
+    "weight": _measured(None, "E1"),
+    "schedule": _measured("linear", "E5"),
+    # The best for the number of steps.
+    "sampler": _measured(None, "E3"),
+    "sample_steps": _measured(25, "E3"),
+}
+"""The best known in place of the paper's: without a preset, and in those of Soft Diffusion but "-paper"."""
 
 _BLURRING = {
     "corruption": _paper("blurring"),
@@ -99,13 +118,11 @@ _MNIST = {
     "save_every": _ours(500),
 }
 
-PRESETS: dict[str, dict[str, Setting]] = {
+_PAPER = {
     "digits": {
         **_SOFT,
         **_SMALL,
         "data": _ours("digits"),
-        # As for mnist below; here half the distance.
-        "loss": _ours("plain"),
         "channels": _ours(1),
         "steps": _ours(1800),
         "batch": _ours(128),
@@ -118,13 +135,14 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "sample_every": _ours(600),
         "save_every": _ours(600),
     },
-    "mnist": {
-        **_SOFT,
-        **_MNIST,
-        # After so little training, errors at frequencies that the blur removes, which the soft loss does not
-        # see, harm the sampler's next steps: three times the distance (docs/experiments.md).
-        "loss": _ours("plain"),
-    },
+    "mnist": {**_SOFT, **_MNIST},
+    "cifar10": {**_SOFT, **_LARGE, "image_size": _paper((32,))},
+    "celeba64": {**_SOFT, **_LARGE, "image_size": _paper((64,)), "blur_std_max": _paper(23.0)},
+}
+
+PRESETS: dict[str, dict[str, Setting]] = {
+    **{name: {**settings, **BEST} for name, settings in _PAPER.items()},
+    **{f"{name}-paper": settings for name, settings in _PAPER.items()},
     "mnist-blurring": {**_BLURRING, **_MNIST, "blur_std_max": _ours(20.0)},
     "mnist-ihdm": {
         **_MNIST,
@@ -145,10 +163,8 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "loss": _ours("plain"),
         "noise_std_min": _paper(0.01),
         "noise_std_max": _paper(0.1),
-        "sampler": _paper("momentum"),
         "prior": _ours("gaussian"),
     },
-    "cifar10": {**_SOFT, **_LARGE, "image_size": _paper((32,))},
     "cifar10-blurring": {
         **_LARGE,
         **_BLURRING,
@@ -161,5 +177,4 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "warmup": _ours(5000),
         "sample_steps": _paper(1000),
     },
-    "celeba64": {**_SOFT, **_LARGE, "image_size": _paper((64,)), "blur_std_max": _paper(23.0)},
 }

@@ -90,7 +90,8 @@ def launched(trainer):
 
 
 KEPT = ("prediction", "loss", "sampler", "flip", "network", "corruption")
-RUNS = [(8, 1, "digits"), (28, 1, "mnist"), (32, 3, "cifar10"), (64, 3, "celeba64"), (72, 3, "celeba64")]
+RUNS = [(8, 1, "digits"), (28, 1, "mnist"), (32, 3, "cifar10"), (72, 3, "celeba64")]
+RUNS += [(8, 1, "digits-paper"), (28, 1, "mnist-paper"), (32, 3, "cifar10-paper"), (64, 3, "celeba64-paper")]
 RUNS += [(28, 1, "mnist-blurring"), (28, 1, "mnist-ihdm"), (28, 1, "mnist-mask"), (32, 3, "cifar10-blurring")]
 # What a run of a corruption launches beside `corrupt`, and for mirrored images `normal`.
 OPS = {

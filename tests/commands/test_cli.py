@@ -29,7 +29,7 @@ from softdiff_kernels.bench.config import BenchConfig, CompareConfig
 from softdiff_kernels.cli import main
 from softdiff_kernels.commands import COMMANDS, doctor
 from softdiff_kernels.commands.dataset import DatasetConfig
-from softdiff_kernels.commands.demo import DemoConfig
+from softdiff_kernels.commands.demo import SHOWN, DemoConfig
 from softdiff_kernels.commands.evaluate import EvaluateConfig
 from softdiff_kernels.commands.sample import SampleConfig
 from softdiff_kernels.commands.schedule import ScheduleConfig
@@ -67,7 +67,8 @@ def run(dots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("diffusers")
     pytest.importorskip("tyro")
     folder = tmp_path_factory.mktemp("runs") / "run"
-    argv = ["train", "--data", str(dots), "--outdir", str(folder), "--steps", "2", "--nodes", "4"]
+    argv = ["train", "--data", str(dots), "--outdir", str(folder), "--steps", "2"]
+    argv += ["--schedule", "wasserstein", "--nodes", "4"]
     assert main([*argv, *TINY]) == 0
     return folder
 
@@ -203,6 +204,9 @@ def test_demo_draws_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["demo", "--steps", "1", "--sampler-steps", "2", "--outdir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert str(tmp_path / "digits.png") in said and "gaussian-dct" in said
+    # Every block of the picture is named in it and on the terminal, with its steps.
+    for sampler in SHOWN:
+        assert f"{sampler.capitalize()} sampler, 2 steps" in said
     width, height = Image.open(tmp_path / "digits.png").size
     # 15 columns of digits of at least 48 px, in three blocks of 4 rows.
     assert width > 15 * 48 and height > 12 * 48

@@ -20,8 +20,10 @@ pytest.importorskip("diffusers")
 pytest.importorskip("tyro")
 TINY = ["--width", "8", "--blocks", "1", "--batch", "4", "--no-progress", "--sample-count", "2"]
 TINY += ["--sample-steps", "2", "--steps", "2", "--device", "cpu"]
-SUITS = {"soft": "momentum", "blurring": "ancestral", "ihdm": "ihdm", "mask": "momentum"}
-SUITS |= {"equal-snr": "ddim", "noise": "multistep", "file": "momentum"}
+# The sampler of few steps, and of many.
+SUITS = {"soft": ("multistep", "momentum"), "blurring": ("multistep", "ancestral")}
+SUITS |= {"ihdm": ("multistep", "ihdm"), "mask": ("multistep",) * 2, "noise": ("multistep",) * 2}
+SUITS |= {"equal-snr": ("ddim",) * 2, "file": ("momentum",) * 2}
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +47,22 @@ def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         found[name] = folder / name
         argv = ["train", "--data", str(pictures), "--outdir", str(found[name]), *TINY]
         argv += ["--corruption", str(folder / "file.json") if name == "file" else name]
-        argv += {"soft": ["--nodes", "4"], "blurring": ["--prediction", "noise"]}.get(name, [])
+        own = {"soft": ["--sampler", "naive"], "blurring": ["--prediction", "noise"]}
+        argv += own.get(name, [])
         assert main(argv) == 0, name
     return found
 
 
 @pytest.mark.parametrize("name", SUITS)
-def test_a_run_of_each_corruption_samples_by_its_own_sampler(
+def test_a_run_of_each_corruption_samples_by_the_sampler_for_its_steps(
     name: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rule: weights carry the corruption whatever it is, and sample takes the sampler that suits it."""
+    """Rule: weights carry the corruption whatever it is, and sample takes the sampler that suits it and the
+    number of steps, and says so; also where the run's own option, of the grids in training, is another."""
     saved = load_model(str(runs[name]), torch.device("cpu"))
     corruption = saved.denoiser.corruption
-    assert corruption.sampler == SUITS[name]
+    few, many = SUITS[name]
+    assert (corruption.best_sampler(3), corruption.best_sampler(1000)) == (few, many)
     assert (
         Corruption.from_dict(json.loads(json.dumps(corruption.to_dict()))).to_dict() == corruption.to_dict()
     )
@@ -65,7 +70,11 @@ def test_a_run_of_each_corruption_samples_by_its_own_sampler(
     argv = ["sample", "--weights", str(runs[name]), "--seeds", "0-1", "--steps", "3", "--device", "cpu"]
     assert main([*argv, "--outdir", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "samples.json").read_text())
-    assert record["sampler"] == SUITS[name] and f"the {SUITS[name]} sampler" in capsys.readouterr().out
+    assert record["sampler"] == few
+    chosen = "in 3 steps, chosen for this number of steps"
+    assert f"the {few} sampler {chosen}" in capsys.readouterr().out
+    assert main([*argv, "--outdir", str(tmp_path / "asked"), "--sampler", few]) == 0
+    assert "chosen" not in capsys.readouterr().out
     # An even spacing in what the data travel, where there are frequencies.
     code = main([*argv, "--outdir", str(tmp_path / "w2"), "--spacing", "w2"])
     if corruption.basis == "dct":

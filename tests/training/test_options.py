@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -142,18 +143,34 @@ def test_every_preset_is_a_whole_run_and_says_whose_its_values_are(name: str) ->
     found = resolve(*([] if "data" in settings else ["--data", "x"]), preset=name)
     for option, setting in settings.items():
         assert getattr(found, option) == setting.value, option
-        assert setting.source in ("paper", "ncsn++", "ours")
-    # What could be found out of the paper stays so, but for the digits' noise and the loss of the small ones.
-    if found.corruption == "soft":
-        assert (found.prediction, found.schedule, found.nodes) == ("residual", "wasserstein", 32)
-        assert found.loss == ("plain" if name in ("digits", "mnist") else "soft")
-        assert "nodes: 32  # paper" in to_yaml(found)
-    assert name.partition("-")[2] in ("", found.corruption)
+        assert re.fullmatch(r"paper|ncsn\+\+|ours|measured: E[1-6]", setting.source), option
     text = to_yaml(found)
+    if found.corruption == "soft":
+        assert (found.prediction, found.nodes, found.density) == ("residual", 32, "t")
+        assert "nodes: 32  # paper" in text
+    if name.endswith("-paper"):
+        assert (found.loss, found.schedule, found.sampler) == ("soft", "wasserstein", "momentum")
+        assert "measured" not in text
+    assert name.partition("-")[2] in ("", "paper", found.corruption)
     once = ("config", "outdir", "resume", "dry_run", "allow_changes")
     assert yaml.safe_load(text) == {k: v for k, v in found.to_dict().items() if k not in once}
     changed = to_yaml(dataclasses.replace(found, nodes=31))
     assert "nodes: 31\n" in changed
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if f"{name}-paper" in PRESETS])
+def test_a_preset_differs_from_the_papers_in_what_was_measured_alone(name: str) -> None:
+    """Rule: what differs is marked with the experiment, in a run's file, too, and is the default of a run
+    without a preset, but for the steps of the grids."""
+    best, paper = PRESETS[name], PRESETS[f"{name}-paper"]
+    text = to_yaml(resolve("--data", "x", preset=name))
+    other = [option for option in best | paper if best.get(option) != paper.get(option)]
+    assert other
+    for option in other:
+        value = best[option].value
+        assert best[option].source.startswith("measured: E"), option
+        assert f"{option}: {'null' if value is None else value}  # {best[option].source}\n" in text
+        assert option == "sample_steps" or getattr(TrainConfig("x"), option) == value
 
 
 def test_a_dry_run_prints_its_options_and_touches_nothing(
@@ -204,7 +221,7 @@ def test_a_flag_that_would_change_nothing_is_refused(
     for fine in (
         "--config run.yaml --schedule linear",
         "--class-dropout 0.2 --conditional",
-        "--nodes 8 --blur-std-max 5 --noise-std-max 0.2",
+        "--schedule wasserstein --nodes 8 --blur-std-max 5 --noise-std-max 0.2",
         "--corruption noise --noise-std-max 20",
     ):
         assert main(["train", "--data", "x", "-n", *fine.split()]) == 0, capsys.readouterr().err
