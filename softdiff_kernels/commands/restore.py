@@ -69,7 +69,8 @@ class RestoreConfig:
     sampler: SamplerName | None = field(
         default=None,
         metadata={
-            "help": f"Sampler: {summaries(SAMPLERS)}. Default: ddim, and ancestral for a model of blurring."
+            "help": f"Sampler: {summaries({name: SAMPLERS[name] for name in RULES})}. Default: ddim, and "
+            "ancestral for a model of blurring."
         },
     )
     steps: int = 8
@@ -101,6 +102,8 @@ class RestoreConfig:
             if not 0 <= value < float("inf"):
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag}: expected a finite number of at least 0, got {value}")
+        if self.sampler not in (None, *RULES):
+            raise UserError(f"--sampler: expected one of {', '.join(RULES)}, got {self.sampler}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed: expected in [0, 2^63), got {self.seed}")
         if self.degrade and self.reference is not None:

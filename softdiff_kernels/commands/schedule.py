@@ -78,7 +78,9 @@ def make_schedule(config: ScheduleConfig, say: Callable[[str], None] = print) ->
     for flag, path in (("--out", config.out), ("--plot", config.plot)):
         check_free(flag, path, overwrite=config.overwrite)
     images = load_images(config.data, height_and_width(config.image_size))
-    distance, distance_name = _feature_distance(config.features, images) if config.features else (None, "")
+    distance, distance_name = (
+        _feature_distance(config.features, images) if config.features is not None else (None, "")
+    )
     with user_errors():
         schedule = shortest_path_schedule(
             images.spectrum,

@@ -336,7 +336,8 @@ class BlurCorruption(Corruption):
 
         blur_std_max: None is the paper's 23 px at 64 px, times max(H, W) / 64; a number is used unchanged.
         The geometric part is tabulated so densely that interpolation is within 3.2e-4 of it.
-        Daras et al. 2022, section 5 and figure 6 (blur 0.01 to 23 px, noise 0.01 to 0.10).
+        Daras et al. 2022, section 5 and figure 6 (blur 0.01 to 23 px, noise 0.01 to 0.10, here taken to be of
+        images in [-1, 1]; if the paper means [0, 1], it is 0.02 to 0.20).
         """
         op = "BlurCorruption.paper"
         size = args.image_size(op, image_size)

@@ -55,7 +55,7 @@ RULES: dict[str, tuple[Rule, int]] = {
     "langevin": (Langevin(), 1),
     "multistep": (DDIM(), 2),
 }
-"""Rule and order of the samplers, by their names in SAMPLERS."""
+"""Rule and order of the samplers, by their names in SAMPLERS; not of heun, whose steps look ahead."""
 
 
 def natural_sampler(corruption: Corruption) -> str:

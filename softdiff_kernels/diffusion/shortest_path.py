@@ -29,12 +29,14 @@ from .. import _arguments as args
 from .. import functional
 from .. import spectrum as dct
 from .._version import __version__
-from ..images import pieces
+from ..images import decode, pieces
 from ..noise import NoiseKey
 from .schedule import PIXEL_DISTANCE, Schedule, geometric_noise_std, noise_range, paper_blur_std_max
 
+Levels = Sequence[float] | np.ndarray | Tensor
 NOISE_TERMS = ("shared", "gaussian")
 _MOST_ROUNDS = 12
+_COARSE = 64
 _FEATURE_BATCH = 250
 _COLUMNS = 2**16
 # In units of epsilon. Without it the sum hardly distinguishes paths with needless short steps, and nodes are
@@ -114,8 +116,8 @@ def power_spectrum(batches: Iterable[Any]) -> PowerSpectrum:
 
 def wasserstein_distances(
     spectrum: PowerSpectrum,
-    blur_std_levels: Sequence[float] | np.ndarray | Tensor,
-    noise_std_levels: Sequence[float] | np.ndarray | Tensor,
+    blur_std_levels: Levels,
+    noise_std_levels: Levels,
     noise_term: str = "shared",
 ) -> np.ndarray:
     """W2 between `C_i X + noise_std_i N` and `C_j X + noise_std_j N`, for all i, j: float64 [L, L].
@@ -143,12 +145,7 @@ def wasserstein_distances(
     """
     op = "wasserstein_distances"
     args.choice(op, "noise_term", noise_term, NOISE_TERMS)
-    blur = _levels(op, "blur_std_levels", blur_std_levels)
-    noise = _levels(op, "noise_std_levels", noise_std_levels)
-    if blur.shape != noise.shape:
-        raise ValueError(
-            f"{op}: expected as many noise levels as blur levels, got {len(noise)} and {len(blur)}"
-        )
+    blur, noise = _blur_and_noise(op, blur_std_levels, noise_std_levels)
     if np.any(np.diff(blur) < 0):
         raise ValueError(f"{op}: expected nondecreasing blur_std_levels, got {args.shown(blur.tolist())}")
 
@@ -171,7 +168,19 @@ def wasserstein_distances(
     return np.sqrt(_double_sums(gram))
 
 
-def _levels(op: str, name: str, values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
+def _blur_and_noise(
+    op: str, blur_std_levels: Levels, noise_std_levels: Levels
+) -> tuple[np.ndarray, np.ndarray]:
+    blur = _levels(op, "blur_std_levels", blur_std_levels)
+    noise = _levels(op, "noise_std_levels", noise_std_levels)
+    if blur.shape != noise.shape:
+        raise ValueError(
+            f"{op}: expected as many noise levels as blur levels, got {len(noise)} and {len(blur)}"
+        )
+    return blur, noise
+
+
+def _levels(op: str, name: str, values: Levels) -> np.ndarray:
     levels = args.numbers(op, name, values, "levels")
     if min(levels, default=0.0) < 0:
         raise ValueError(f"{op}: expected {name} as numbers of at least 0, got {min(levels)!r}")
@@ -214,8 +223,8 @@ class FeatureDistance:
 
     `sqrt(E |f(C_i x + noise_std_i n) - f(C_j x + noise_std_j n)|^2)`, with the same x and n in both:
     an upper bound of W2 between the features' distributions, and a metric, as the path needs. If f is the
-    identity, it is `wasserstein_distances` with "shared" noise. The Fréchet distance would be a lower bound of
-    W2; it needs a matrix root for each pair of levels, and far more images than features.
+    identity, it is `wasserstein_distances` with "shared" noise. The Fréchet distance would be a lower bound
+    of W2; it needs a matrix root for each pair of levels, and far more images than features.
 
     The features of the last call's levels are kept, for a call that has some of them again: 4 L N D bytes.
 
@@ -231,19 +240,21 @@ class FeatureDistance:
     Examples:
         >>> images = torch.rand(32, 1, 16, 16)
         >>> distance = FeatureDistance(images, lambda x: x.diff(dim=-1))  # edges alone
-        >>> distance(np.array([0.0, 1.0, 2.0]), np.array([0.01, 0.01, 0.01])).shape
+        >>> distance([0.0, 1.0, 2.0], [0.01, 0.01, 0.01]).shape
         (3, 3)
     """
 
     def __init__(self, images: Tensor, features: Callable[[Tensor], Tensor], *, seed: int = 0) -> None:
         args.image("FeatureDistance", "images", images, uint8=True)
-        self.image_shape = tuple(images.shape[1:])
+        if not len(images):
+            raise ValueError("FeatureDistance: expected at least one image, got none")
         self._images, self._features, self._seed = images, features, seed
         self._last: dict[tuple[float, float], np.ndarray] = {}
 
-    def __call__(self, blur_std_levels: np.ndarray, noise_std_levels: np.ndarray) -> np.ndarray:
+    def __call__(self, blur_std_levels: Levels, noise_std_levels: Levels) -> np.ndarray:
         """float64 [L, L], for blur_std and noise_std of L levels."""
-        levels = [*zip(blur_std_levels.tolist(), noise_std_levels.tolist(), strict=True)]
+        blur, noise = _blur_and_noise("FeatureDistance", blur_std_levels, noise_std_levels)
+        levels = [*zip(blur.tolist(), noise.tolist(), strict=True)]
         self._last = {level: self._last[level] for level in levels if level in self._last}
         for level in levels:
             if level not in self._last:
@@ -260,9 +271,9 @@ class FeatureDistance:
         """The features of all images at one level, float32 [N D]."""
         parts = []
         for start in range(0, len(self._images), _FEATURE_BATCH):
-            part = self._images[start : start + _FEATURE_BATCH]
-            noise = NoiseKey(self._seed, stream=start)
-            x_t = functional.corrupt(part, blur_std, noise_std, key=noise).float()
+            part = decode(self._images[start : start + _FEATURE_BATCH]).float()
+            x_t = functional.corrupt(part, blur_std, noise_std, key=NoiseKey(self._seed, stream=start))
+            assert isinstance(x_t, Tensor)
             features = self._features(x_t)
             if features.shape[:1] != part.shape[:1] or not bool(torch.isfinite(features).all()):
                 raise ValueError(
@@ -356,7 +367,8 @@ def shortest_path_schedule(
 
     Args:
         spectrum: Moments of the data (`power_spectrum`).
-        levels: Number of candidates, linear in blur_std.
+        levels: Number of candidates, linear in blur_std; with `distance`, even in it without noise, since
+            features may change so fast that a step from one linear level to the next is a long one.
         nodes: Number of nodes on the path, including both ends. If no limit gives that number, the nearest is
             taken (see `Schedule.nodes_wanted` and `.exact`).
         blur_std_min: Blur of the first level in pixels.
@@ -396,13 +408,18 @@ def shortest_path_schedule(
         def distance(blur: np.ndarray, noise: np.ndarray) -> np.ndarray:
             return wasserstein_distances(spectrum, blur, noise, noise_term)
 
+        candidates = np.linspace(blur_std_min, most, levels)
+        covered = _share_covered(distance, candidates)
     elif not distance_name or noise_term != "shared":
         raise ValueError(
             f"{op}: expected a distance with distance_name, a description of it, and without noise_term"
         )
-    candidates = np.linspace(blur_std_min, most, levels)
+    else:
+        coarse = blur_std_min + (most - blur_std_min) * np.linspace(0.0, 1.0, _COARSE) ** 2
+        covered = np.linspace(0.0, 1.0, levels)
+        candidates = np.interp(covered, _share_covered(distance, coarse), coarse)
+        candidates[[0, -1]] = blur_std_min, most  # also where nothing changes next to an end
     least_noise, most_noise, full_at = noise_range(op, noise_std_min, noise_std_max, noise_full_at)
-    covered = _share_covered(distance, candidates)
     best: _Candidate | None = None
     low, high, target = 0.0, 1.0, full_at
     for _ in range(_MOST_ROUNDS):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run is built from, made from its options: the images, the corruption, the prior and the network.
 
-The network is the U-Net of diffusers, fitted to the channels and the size of the images.
+The network is a U-Net of diffusers' blocks, fitted to the channels and the size of the images.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ..errors import UserError, need, user_errors
 from ..images import decode
 from .checkpoint import Checkpoint
 from .config import TrainConfig, is_schedule_file
+from .ncsnpp import NCSNpp
 
 TIME_SCALE = 1000.0
 SMALLEST = 4
@@ -111,27 +112,19 @@ def default_multipliers(height: int, width: int) -> tuple[int, ...]:
     return (1, 2, 2, 2)[: max(1, min(levels, 4))]
 
 
-# The names of diffusers for the down and the up block, without and with attention.
-BLOCKS = {
-    "ddpm": (("DownBlock2D", "UpBlock2D"), ("AttnDownBlock2D", "AttnUpBlock2D")),
-    "ncsnpp": (("SkipDownBlock2D", "SkipUpBlock2D"), ("AttnSkipDownBlock2D", "AttnSkipUpBlock2D")),
-}
-
-
 class UNet(nn.Module):
     """`f(x, t, class_labels) -> [B, C, H, W]` for images of any size, t in [0, 1].
 
     The image is padded at its lower and right edge, by repeating the last row and column, to a size that the
     levels divide; the output is cropped back. Patches of patch x patch pixels enter and leave as channels.
-    The network gets 1000 t: the wavelengths of its sine embedding are made for 0 to 1000 and hardly
-    distinguish two t in [0, 1].
 
     The output of the last layer is multiplied by `scale`, float32 [257], linear in t between its nodes: the
     standard deviation of what is predicted. A residual x_0 - x_t grows sixtyfold from t = 0 to 1, and without
     the scale the network would spend its training on learning that. The input is divided by `input_scale`,
-    the standard deviation of x_t. The last layer starts at 0.
+    the standard deviation of x_t. Both scales are ours. The last layer starts at 0, so the output does.
 
-    network: "ddpm", or "ncsnpp": the progressive, residual blocks of Song et al. 2021 at 1 / sqrt(2).
+    network: "ddpm": diffusers' `UNet2DModel`, which gets 1000 t: the wavelengths of its sine embedding are
+    made for 0 to 1000 and hardly distinguish two t in [0, 1]. "ncsnpp": `NCSNpp`, which gets t.
     classes: their number, for a conditional network; the label `classes`, which is also used where no labels
     are given, means any class.
     """
@@ -155,45 +148,39 @@ class UNet(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        unet_class = need("diffusers.models.unets.unet_2d", "the U-Net").UNet2DModel
         size = (-(-size[0] // patch), -(-size[1] // patch))
         multipliers = multipliers or default_multipliers(*size)
         self.patch = patch
         self.stride = patch * 2 ** (len(multipliers) - 1)
-        divisor = 32 if network == "ncsnpp" else 4  # the norms of NCSN++ have up to 32 groups
-        if width % divisor:
-            raise UserError(f"--width: expected a multiple of {divisor}, got {width}")
-        if network == "ncsnpp" and (channels, patch) != (3, 1):
-            got = f"{channels} channels and --patch {patch}"
-            raise UserError(
-                f"--network ncsnpp: expected 3 channels and no patches, which diffusers needs, got {got}"
-            )
+        self.classes = classes
+        self.network = network
+        if width % 4:
+            raise UserError(f"--width: expected a multiple of 4, got {width}")
         sides = [max(size) / 2**i for i in range(len(multipliers))]
         attends = [i > 0 and side <= ATTENTION_UP_TO for i, side in enumerate(sides)]
-        form: dict[str, Any] = {"norm_num_groups": math.gcd(8, width)}
+        inputs, labels = channels * patch**2, classes + 1 if classes else 0
+        self.net: Any
         if network == "ncsnpp":
-            # As in Song et al.: attention at one size only, and groups of a quarter of the channels.
-            first = next((i for i, attend in enumerate(attends) if attend), None)
-            attends = [i == first for i in range(len(attends))]
-            form = {"norm_num_groups": None, "norm_eps": 1e-6, "mid_block_scale_factor": math.sqrt(2)}
-        kinds = [BLOCKS[network][int(attend)] for attend in attends]
-        self.classes = classes
-        self.net = unet_class(
-            in_channels=channels * patch**2,
-            out_channels=channels * patch**2,
-            layers_per_block=blocks,
-            block_out_channels=tuple(width * m for m in multipliers),
-            down_block_types=tuple(down for down, _ in kinds),
-            up_block_types=tuple(up for _, up in reversed(kinds)),
-            attention_head_dim=None,
-            # By default t is added before a norm, where it vanishes if a group has one channel.
-            resnet_time_scale_shift="scale_shift",
-            dropout=dropout,
-            num_class_embeds=classes + 1 if classes else None,
-            **form,
-        )
-        nn.init.zeros_(self.net.conv_out.weight)
-        nn.init.zeros_(self.net.conv_out.bias)
+            # As in Song et al., attention at one size only.
+            level = attends.index(True) if any(attends) else None
+            self.net = NCSNpp(inputs, width, multipliers, blocks, level, dropout=dropout, classes=labels)
+        else:
+            self.net = need("diffusers.models.unets.unet_2d", "the U-Net").UNet2DModel(
+                in_channels=inputs,
+                out_channels=inputs,
+                layers_per_block=blocks,
+                block_out_channels=tuple(width * m for m in multipliers),
+                down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
+                up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in attends[::-1]),
+                attention_head_dim=None,
+                # By default t is added before a norm, where it vanishes if a group has one channel.
+                resnet_time_scale_shift="scale_shift",
+                dropout=dropout,
+                num_class_embeds=labels or None,
+                norm_num_groups=math.gcd(8, width),
+            )
+            nn.init.zeros_(self.net.conv_out.weight)
+            nn.init.zeros_(self.net.conv_out.bias)
         self.register_buffer("scale", torch.ones(SCALE_NODES) if scale is None else scale)
         self.register_buffer("input_scale", torch.ones(SCALE_NODES) if input_scale is None else input_scale)
 
@@ -206,7 +193,10 @@ class UNet(nn.Module):
         x = x / _interpolated(self.input_scale, t).to(x.dtype)
         padded = F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
         patches = F.pixel_unshuffle(padded, self.patch)
-        out: Tensor = self.net(patches, t * TIME_SCALE, class_labels=class_labels).sample
+        if self.network == "ncsnpp":
+            out: Tensor = self.net(patches, t, class_labels)
+        else:
+            out = self.net(patches, t * TIME_SCALE, class_labels=class_labels).sample
         return F.pixel_shuffle(out, self.patch)[..., :height, :width] * _interpolated(self.scale, t).to(
             out.dtype
         )
@@ -216,6 +206,7 @@ def _interpolated(nodes: Tensor, t: Tensor) -> Tensor:
     """The values at t [B], linear between evenly spaced nodes over [0, 1]: [B, 1, 1, 1]."""
     place = t.float().clamp(0, 1) * (SCALE_NODES - 1)
     left = place.long().clamp(max=SCALE_NODES - 2)
+    nodes = nodes.float()  # of a network that was cast to 16 bits, too
     return torch.lerp(nodes[left], nodes[left + 1], place - left).view(-1, 1, 1, 1)
 
 

@@ -121,7 +121,7 @@ class TrainConfig:
     """Decays of the averaged weights. Sampling uses the first by default."""
 
     network: Literal["ddpm", "ncsnpp"] = "ddpm"
-    """U-Net with DDPM's blocks, or with those of NCSN++ (progressive input and output)."""
+    """U-Net with DDPM's blocks, or NCSN++ in the form for variance-exploding noise."""
     width: int = 64
     """Channels of the U-Net at full resolution."""
     multipliers: tuple[int, ...] = ()
@@ -169,7 +169,7 @@ class TrainConfig:
     """Blur at t = 1, in pixels. Default: for soft 23 px at 64 px (the paper's), in proportion to the longer
     side; for blurring 20 px; for ihdm half of the longer side."""
     noise_std_min: float = 0.01
-    """Noise at t = 0, for images in [-1, 1]."""
+    """Noise at t = 0, for images in [-1, 1]. If the paper means [0, 1], its range is 0.02 to 0.2 here."""
     noise_std_max: float | None = None
     """Noise from t = 1/4 on. Default: 0.1 (the paper's); for noise, that at t = 1, by default the largest
     distance between two images; for ihdm the constant noise, 0.02. These three do not apply to a schedule

@@ -68,7 +68,7 @@ def advance(monkeypatch):
 def make_trainer(side, channels, **changes):
     """A trainer with a small network, whose last grid batch is one image."""
     config = {
-        **{"width": 32 if changes.get("network") == "ncsnpp" else 4, "blocks": 1, "multipliers": (1,)},
+        **{"width": 4, "blocks": 1, "multipliers": (1,)},
         **{"batch": 2, "sample_count": 3, "sample_steps": 3, "schedule": "paper", "nodes": 4, **changes},
     }
     pixels = torch.randint(0, 256, (4, channels, side, side), dtype=torch.uint8)

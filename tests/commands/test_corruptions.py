@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,28 @@ def test_what_makes_no_sense_is_refused_before_anything_is_drawn(
     (tmp_path / "not.json").write_text("{")
     assert "a whole JSON file" in refused(capsys, *train, "--corruption", str(tmp_path / "not.json"))
     assert not Path(out).exists()
+
+
+def test_noise_alone_is_trained_and_sampled_as_edm_does(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: the noise-only baseline needs options alone; with them blur is refused before it is trained."""
+    edm = ["--prediction", "edm", "--weight", "edm", "--loss", "plain", "--density", "log_normal"]
+    train = ["train", "--data", str(pictures), "--outdir", str(tmp_path / "run"), *TINY]
+    assert main([*train, "--corruption", "noise", *edm, "--sampler", "heun"]) == 0
+    draw = ["sample", "--weights", str(tmp_path / "run"), "--seeds", "0-1", "--steps", "3", "--device", "cpu"]
+    draw += ["--sampler", "heun", "--spacing", "karras", "--outdir", str(tmp_path / "images")]
+    assert main(draw) == 0
+    record = json.loads((tmp_path / "images" / "samples.json").read_text())
+    assert (record["sampler"], record["spacing"]) == ("heun", "karras")
+    for flags, reason in (
+        (edm[:2], 'expected white noise alone for "edm"'),
+        (edm[2:4], 'expected white noise alone for "edm"'),
+        (edm[6:], "--density: .* expected noise over mean that grows with t"),
+    ):
+        said = refused(capsys, *train[:3], "--outdir", str(tmp_path / "out"), *TINY, *flags)
+        assert re.search(reason, said), said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_corruption_of_ones_own_is_named_by_its_file(

@@ -266,6 +266,7 @@ def test_refusals(
         ("black .hidden. and white .known. pixels only", ("--mask", str(grey)), mask_weights),
         ("--outdir: .*full already holds images", (*blur, "--outdir", str(tmp_path / "full")), weights),
         ("--sampler: expected one of", (*blur, "--sampler", "none"), weights),
+        ("--sampler: expected one of .*, got heun", (*blur, "--sampler", "heun"), weights),
         ("--steps: expected at least 1", (*blur, "--steps", "0"), weights),
         ("--num: expected at least 1", (*blur, "--num", "0"), weights),
         ("--noise-std: expected a finite number", ("--noise-std", "-1"), weights),

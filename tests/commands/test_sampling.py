@@ -125,6 +125,7 @@ def test_an_animation_ends_with_the_images(weights: Path, tmp_path: Path) -> Non
         ({"sampler": "ancestral"}, {}),
         ({"sampler": "langevin"}, {}),
         ({"sampler": "multistep"}, {}),
+        ({"sampler": "heun"}, {}),
     ],
 )
 def test_every_sampler_gets_its_options(

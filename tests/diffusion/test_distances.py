@@ -13,8 +13,8 @@ from scipy.fft import dctn
 from scipy.linalg import sqrtm
 from scipy.optimize import linear_sum_assignment
 
-from softdiff_kernels import reference, spectrum
-from softdiff_kernels.diffusion import PowerSpectrum, power_spectrum, wasserstein_distances
+from softdiff_kernels import NoiseKey, reference, spectrum
+from softdiff_kernels.diffusion import FeatureDistance, PowerSpectrum, power_spectrum, wasserstein_distances
 
 
 def _random_spectrum(seed: int, channels: int, height: int, width: int) -> PowerSpectrum:
@@ -159,6 +159,66 @@ def test_256_levels_at_64_pixels_fit_in_memory() -> None:
             tracemalloc.stop()
         assert distances.shape == (256, 256) and np.isfinite(distances).all()
         assert peak < 500e6
+
+
+def _edges(x: torch.Tensor) -> torch.Tensor:
+    """Features that are neither linear nor one number for each pixel."""
+    return x.diff(dim=-1).relu()
+
+
+def test_feature_distances_equal_the_direct_means() -> None:
+    # Rule: root of E|f(x_i) - f(x_j)|^2 with one image and one noise in both, whatever the batches.
+    images = torch.randint(0, 256, (600, 2, 7, 6), dtype=torch.uint8)
+    blur, noise = np.array([0.0, 0.5, 0.52, 3.0]), np.array([0.01, 0.05, 0.05, 0.1])
+    got = FeatureDistance(images, _edges, seed=7)(blur, noise)
+    x0 = images.double() / 127.5 - 1
+    drawn = reference.normal((600, 2, 7, 6), NoiseKey(7), dtype=torch.float64)
+    features = [
+        _edges(reference.blur(x0, b) + s * drawn).flatten(1) for b, s in zip(blur, noise, strict=True)
+    ]
+    for i, j in itertools.product(range(4), repeat=2):
+        truth = (features[i] - features[j]).square().sum(1).mean().sqrt().item()
+        # Features are float32: rounded by about 1e-6 of numbers up to 2, where the nearest differ by 1e-2.
+        assert got[i, j] == pytest.approx(truth, rel=1e-4, abs=0)
+
+
+def test_distances_of_the_identity_as_features_are_those_in_pixels() -> None:
+    images = torch.rand(100, 1, 8, 8) * 2 - 1
+    blur = np.linspace(0.0, 4.0, 9)
+    distance = FeatureDistance(images, lambda x: x)
+    truth = wasserstein_distances(power_spectrum([images]), blur, np.zeros(9))
+    np.testing.assert_allclose(distance(blur, np.zeros(9)), truth, rtol=1e-4)
+    # Where noise alone differs, the mean of |n|^2 over 6400 normals deviates by sqrt(2 / 6400) = 1.8 %.
+    noise = np.linspace(0.0, 0.1, 5)
+    got = distance(np.full(5, 1.0), noise)
+    np.testing.assert_allclose(got, np.abs(np.subtract.outer(noise, noise)) * 8, rtol=5 * 0.018 / 2)
+
+
+def test_levels_of_the_call_before_are_not_computed_again() -> None:
+    counts = []
+
+    def features(x: torch.Tensor) -> torch.Tensor:
+        counts.append(len(x))
+        return _edges(x)
+
+    distance = FeatureDistance(torch.rand(10, 1, 8, 8), features)
+    first = distance(np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.1, 0.1]))
+    again = distance(np.array([0.0, 1.0, 2.0]), np.array([0.05, 0.1, 0.1]))
+    assert len(counts) == 4  # the same blur under other noise is another level
+    assert again[1, 2] == first[1, 2] and again[0, 1] != first[0, 1]
+
+
+def test_what_is_no_table_of_features_is_refused() -> None:
+    images, one = torch.rand(10, 1, 8, 8), np.ones(1)
+    for features in (lambda x: x[:3], lambda x: x.mean(), lambda x: x * float("nan")):
+        with pytest.raises(ValueError, match=r"finite features \[10, \.\.\.\], one row for each image, got"):
+            FeatureDistance(images, features)(one, one)
+    with pytest.raises(ValueError, match=r"expected images as \[B, C, H, W\]"):
+        FeatureDistance(images[0], _edges)
+    with pytest.raises(ValueError, match="FeatureDistance: expected as many noise levels"):
+        FeatureDistance(images, _edges)([0.0, 1.0], [0.1])
+    with pytest.raises(ValueError, match="at least one image"):
+        FeatureDistance(images[:0], _edges)
 
 
 def test_bad_levels_are_refused() -> None:

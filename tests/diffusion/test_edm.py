@@ -6,6 +6,7 @@ The transcriptions are of sigma alone; the library's t enters by sigma(t), the n
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -21,6 +22,9 @@ from softdiff_kernels.diffusion import (
     MaskCorruption,
     SoftDenoiser,
     SpectralCorruption,
+    sample_ddim,
+    sample_heun,
+    sample_multistep,
     time_steps,
     time_warp,
 )
@@ -259,3 +263,85 @@ def test_spacings_in_the_noise_need_white_noise_that_grows(spacing: str) -> None
     # Without noise at t = 0 both begin there; and blur may come with it.
     silent = BlurCorruption.from_tables(SIZE, [0, 1], [0, 3], [0, 20])
     assert time_steps(5, spacing, corruption=silent)[-1] == 0.0
+
+
+def algorithm_1(D: Any, x: Tensor, sigmas: list[float]) -> Tensor:
+    """The paper's algorithm 1 with S_churn = 0, and s(t) = 1, t = sigma; sigmas end in 0."""
+    for t, after in itertools.pairwise(sigmas):
+        d = (x - D(x, t)) / t
+        ahead = x + (after - t) * d
+        if after != 0:
+            d_after = (ahead - D(ahead, after)) / after
+            ahead = x + (after - t) * (d / 2 + d_after / 2)
+        x = ahead
+    return x
+
+
+class Denoiser:
+    """D(x / a_t; sigma), nonlinear, for a corruption, and how often it was asked."""
+
+    def __init__(self, corruption: BlurCorruption, ts: Tensor) -> None:
+        self.corruption = corruption
+        self.times = {float(t.float()): float(t) for t in ts}
+        self.asked: list[float] = []
+
+    def D(self, x: Tensor, sigma: float) -> Tensor:
+        return torch.tanh((1.3 * x.roll(1, dims=3) - 0.4 * x) / (1 + sigma) + math.log(sigma) / 4)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        time = self.times[float(t[0])]  # that of the sampler in float64, which a model gets in float32
+        self.asked.append(time)
+        return self.D(
+            x / self.corruption.mean(time), float(_sigma(self.corruption, torch.tensor(time, dtype=F64)))
+        )
+
+
+@pytest.mark.parametrize("spacing", ["t", "karras"])
+@pytest.mark.parametrize("process", PROCESSES)
+def test_heun_is_algorithm_1(process: str, spacing: str) -> None:
+    # Rule: the same images; our last step, to t = 0, is theirs to sigma = 0. Float64 numbers of up to 20,
+    # times the corrections' factors of up to 7.
+    c, n = PROCESSES[process], 8
+    ts = time_steps(n, spacing, corruption=c)
+    model, x = Denoiser(c, ts), _x0() * c.noise_std(1.0)
+    got = sample_heun(model, x, ts, disable=True)
+    sigmas = [float(s) for s in _sigma(c, ts[:-1])] + [0.0]
+    expected = algorithm_1(model.D, x / c.mean(1.0), sigmas)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    # 2 n - 1 evaluations: both ends of each step, but of the last.
+    pairs = [pair for pair in itertools.pairwise(ts[:-1].tolist())]
+    assert model.asked == [time for pair in pairs for time in pair] + [float(ts[-2])]
+    # A chain that ends before is theirs, too, without the step to 0.
+    before = sample_heun(model, x, ts[:-1], disable=True) / c.mean(float(ts[-2]))
+    torch.testing.assert_close(before, algorithm_1(model.D, x / c.mean(1.0), sigmas[:-1]), rtol=0, atol=1e-11)
+    # It is neither Euler's method nor a mean of the estimates.
+    for other in (sample_ddim, sample_multistep):
+        assert (other(model, x, ts, disable=True) - got).abs().max() > 1e-3
+
+
+def test_heun_does_not_correct_a_step_to_no_noise() -> None:
+    # Algorithm 1, line 6: the slope at sigma = 0 is not defined. Without any noise it is Heun's of the gain.
+    silent = BlurCorruption.from_tables(SIZE, [0, 0.5, 1], [0, 0, 0], [0, 0, 20])
+    ts = torch.tensor([1.0, 0.5, 0.25], dtype=F64)
+    seen: list[float] = []
+
+    def function(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t[0]))
+        return torch.tanh(x + t[0])
+
+    model: Any = SoftDenoiser(function, silent, "sample", "uniform")  # type: ignore[arg-type]
+    x = _x0() * 20
+    got = sample_heun(model, x, ts[:2], disable=True)
+    assert seen == [1.0] and torch.equal(got, torch.tanh(x + 1))
+    assert sample_heun(model, x, ts, disable=True).isfinite().all()
+    cold = BlurCorruption.from_tables(SIZE, [0, 1], [0.5, 3], [0, 0])
+    ones = torch.ones(1, 2, *SIZE, dtype=F64) * 0.5
+    means: Any = SoftDenoiser(lambda x, t: t.view(-1, 1, 1, 1) * ones, cold, "sample", "uniform")  # type: ignore[arg-type]
+    wave = sample_heun(means, _x0(), ts, disable=True)
+    gain = [cold.gain(float(t)) for t in ts]
+    moved = sum(
+        (after - g) * ((t + s) / 2)
+        for (g, after), (t, s) in zip(itertools.pairwise(gain), itertools.pairwise(ts), strict=True)
+    )
+    expected = _x0() + sk.idct2(moved * sk.dct2(ones))
+    torch.testing.assert_close(wave, expected, rtol=0, atol=1e-12)

@@ -33,6 +33,7 @@ from softdiff_kernels.diffusion import (
     SpectralCorruption,
     TACoS,
     sample,
+    sample_heun,
     sample_multistep,
 )
 
@@ -160,7 +161,7 @@ class Wiener:
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "multistep"])
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if n in RULES])
 def test_the_samplers_make_what_their_rules_say(name: str, process: str) -> None:
     # The variances of 4000 samples against the recursion above, element by element.
     c, count = PROCESSES[process], 4000
@@ -178,27 +179,32 @@ def test_the_samplers_make_what_their_rules_say(name: str, process: str) -> None
 SMOOTH = BlurCorruption.from_tables(SIZE, [0, 1], [0.3, 2.0], [0.05, 0.5])
 
 
-def _slopes(run: Any, spaced: Any) -> list[float]:
+def _slopes(
+    run: Any, spaced: Any, c: Corruption = SMOOTH, counts: tuple[int, ...] = (64, 128, 256)
+) -> list[float]:
     """How much the error falls, in powers of 2, each time that the steps are doubled.
 
     Truth: the deterministic flow keeps each element's place in its Gaussian, so it multiplies by the root of
     the ratio of the variances.
     """
     start = torch.randn(4, 1, *SIZE, dtype=F64, generator=torch.Generator().manual_seed(0))
-    exact = SMOOTH.to_basis(start) * (_true(SMOOTH, 0.125) / _true(SMOOTH, 1.0)).sqrt()
+    exact = c.to_basis(start) * (_true(c, 0.125) / _true(c, 1.0)).sqrt()
     errors = []
-    for steps in (64, 128, 256):
+    for steps in counts:
         ts = spaced(torch.linspace(0, 1, steps + 1, dtype=F64))
-        errors.append(float((SMOOTH.to_basis(run(start, ts)) - exact).norm()))
+        errors.append(float((c.to_basis(run(start, ts)) - exact).norm()))
     return [math.log2(a / b) for a, b in itertools.pairwise(errors)]
 
 
 class Exact(Wiener):
     """The same, at the times of the sampler in float64, which a model gets in float32."""
 
-    def __init__(self, ts: Tensor) -> None:
-        super().__init__(SMOOTH)
-        self.left = ts.tolist()
+    def __init__(self, ts: Tensor, c: Corruption = SMOOTH, ends: int = 1) -> None:
+        super().__init__(c)
+        # With ends = 2 each step's end is asked for, too.
+        self.left = (
+            ts.tolist() if ends == 1 else [time for step in itertools.pairwise(ts.tolist()) for time in step]
+        )
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return super().__call__(x, torch.tensor([self.left.pop(0)], dtype=F64))
@@ -227,6 +233,34 @@ def test_second_order_is_of_second_order_and_ddim_of_first(spaced: str) -> None:
     assert all(0.9 < slope < 1.15 for slope in first), first
     assert all(1.8 < slope < 2.3 for slope in second), second
     assert again == second
+
+
+CURVED: dict[str, Corruption] = {
+    "blur": SMOOTH,
+    "noise": BlurCorruption.noise_only(SIZE, noise_std_min=0.01, noise_std_max=5.0),
+    **{name: PROCESSES[name] for name in ("constant", "blurring", "equal-snr")},
+}
+
+
+@pytest.mark.parametrize("process", CURVED)
+def test_heun_is_of_second_order_for_every_corruption(process: str) -> None:
+    c = CURVED[process]
+
+    def heun(x: Tensor, ts: Tensor) -> Tensor:
+        return sample_heun(Exact(ts, c, 2), x, ts, disable=True)
+
+    def end(x: Tensor, ts: Tensor) -> Tensor:
+        """Steps from the estimate at their end alone, for the same evaluations: of first order."""
+        model = Exact(ts, c, 2)
+        for t, s in itertools.pairwise(ts.tolist()):
+            A, _ = DDIM()(c, t, s)
+            x0_hat = model(c.step(x, model(x, torch.zeros(1)), t, s, A, 0.0), torch.zeros(1))
+            x = c.step(x, x0_hat, t, s, A, 0.0)
+        return x
+
+    right, wrong = (_slopes(run, _alternating, c, (16, 32, 64)) for run in (heun, end))
+    assert all(1.8 < slope < 2.2 for slope in right), right
+    assert all(slope < 1.4 for slope in wrong), wrong
 
 
 def test_a_wrong_extrapolation_is_of_first_order() -> None:

@@ -347,7 +347,7 @@ def test_wiener_is_the_best_factor() -> None:
 
 
 def test_every_sampler_has_its_rule() -> None:
-    assert set(RULES) == set(SAMPLERS)
+    assert set(RULES) == set(SAMPLERS) - {"heun"}  # two evaluations a step
     natural = {name: natural_sampler(corruption) for name, corruption in CORRUPTIONS.items()}
     assert natural == {"paper": "ddim", "ihdm": "ddim", "noise": "ddim", "blurring": "ancestral"}
     y, gain = sk.corrupt(data(2), 1.0, 0.02, key=sk.NoiseKey(1)), blur_gain(SIZE, 1.0)

@@ -307,8 +307,8 @@ def test_generate_draws_one_image_per_seed_at_any_batch_size(name: str) -> None:
 
 def test_generate_refuses_unknown_samplers_and_ends_where_a_step_raises() -> None:
     model, prior = SoftDenoiser(nn.Identity(), PAPER), PlainGaussianPrior((6, 8), 2, 0.3)
-    with pytest.raises(ValueError, match=r"generate: expected sampler as one of 'naive', .*, got 'heun'"):
-        generate(model, prior, [1], sampler="heun")
+    with pytest.raises(ValueError, match=r"generate: expected sampler as one of 'naive', .*, got 'euler'"):
+        generate(model, prior, [1], sampler="euler")
 
     def stop() -> None:
         raise InterruptedError

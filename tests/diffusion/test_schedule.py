@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from softdiff_kernels.commands import schedule as command
+from softdiff_kernels.commands.schedule import ScheduleConfig, make_schedule
+from softdiff_kernels.data import ImageSet, load_images
 from softdiff_kernels.diffusion import (
     BlurCorruption,
+    FeatureDistance,
     PowerSpectrum,
     Schedule,
     power_spectrum,
@@ -23,6 +27,7 @@ from softdiff_kernels.diffusion import (
 )
 from softdiff_kernels.diffusion.shortest_path import path_with_nodes, shortest_path
 from softdiff_kernels.errors import UserError
+from softdiff_kernels.evaluation import train_classifier
 
 sklearn_datasets = pytest.importorskip("sklearn.datasets")
 
@@ -130,6 +135,112 @@ def test_schedule_says_when_the_node_count_is_not_attainable(digits: PowerSpectr
     assert not s.exact and s.nodes_wanted == 23 and "23 wanted" in s.describe()
 
 
+def test_a_given_distance_that_is_the_one_in_pixels_gives_nearly_the_same_schedule(
+    digits: PowerSpectrum,
+) -> None:
+    # The candidates differ: linear in blur, or even in the distance. Both are much finer than the nodes.
+    expected = shortest_path_schedule(digits, levels=512, nodes=8)
+    got = shortest_path_schedule(
+        digits,
+        levels=512,
+        nodes=8,
+        distance=lambda blur, noise: wasserstein_distances(digits, blur, noise),
+        distance_name="W2 again",
+    )
+    assert got.exact and (got.blur_std[0], got.blur_std[-1]) == (expected.blur_std[0], expected.blur_std[-1])
+    assert got.length == pytest.approx(expected.length, rel=0.01)
+    np.testing.assert_allclose(got.blur_std, expected.blur_std, rtol=0.05)
+    np.testing.assert_allclose(got.noise_std, expected.noise_std, rtol=0.1)
+    assert (got.noise_term, got.distance, expected.distance) == ("", "W2 again", "W2 in pixels")
+    assert "of W2 again, from" in got.describe()
+
+
+def test_schedule_of_features_has_even_steps_and_another_pace(digits: PowerSpectrum) -> None:
+    # Features that see differences of neighbouring pixels alone lose them sooner than the images lose power.
+    images = torch.tensor(sklearn_datasets.load_digits().images[:300] / 8 - 1, dtype=torch.float32)[:, None]
+    distance = FeatureDistance(images, lambda x: x.diff(dim=-1))
+    options = {"levels": 128, "nodes": 12, "noise_std_max": 0.01}
+    got = shortest_path_schedule(digits, distance=distance, distance_name="edges", **options)
+    pixels = shortest_path_schedule(digits, **options)
+    assert min(got.steps[:-1]) > 0.8 * got.epsilon and max(got.steps) <= got.epsilon
+    corruptions = [BlurCorruption.from_schedule(s) for s in (got, pixels)]
+    assert corruptions[0].blur_std(0.7) < 0.9 * corruptions[1].blur_std(0.7)
+
+
+def test_ends_at_which_the_distance_does_not_change_are_kept(digits: PowerSpectrum) -> None:
+    def between(blur: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        seen = np.clip(blur, 1.0, 2.0) + noise
+        return np.abs(np.subtract.outer(seen, seen))
+
+    s = shortest_path_schedule(digits, levels=64, nodes=8, distance=between, distance_name="from 1 to 2 px")
+    assert (s.blur_std[0], s.blur_std[-1]) == (0.01, 23 * 8 / 64)
+
+
+def test_bad_distances_are_refused(digits: PowerSpectrum) -> None:
+    def good(blur: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        return wasserstein_distances(digits, blur, noise)
+
+    for arguments, sentence in (
+        ({"distance": good}, "distance_name"),
+        ({"distance_name": "of nothing"}, "needs a distance"),
+        ({"distance": good, "distance_name": "W2", "noise_term": "gaussian"}, "without noise_term"),
+        ({"distance": lambda b, s: good(b, s)[1:], "distance_name": "cut"}, "finite distances"),
+        ({"distance": lambda b, s: good(b, s) * np.nan, "distance_name": "nan"}, "finite distances"),
+        ({"distance": lambda b, s: -good(b, s), "distance_name": "below 0"}, "of at least 0"),
+        ({"distance": lambda b, s: 0 * good(b, s), "distance_name": "none"}, "a path of length 0"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            shortest_path_schedule(digits, levels=32, nodes=4, **arguments)
+
+
+def _digits_file(path: Path, count: int, channels: int = 1, side: int = 8) -> ImageSet:
+    digits = sklearn_datasets.load_digits()
+    pixels = torch.tensor(digits.images[:count] * 15.9, dtype=torch.uint8)[:, None]
+    pixels = pixels.repeat(1, channels, side // 8, side // 8)
+    np.savez(path, images=pixels.permute(0, 2, 3, 1).numpy(), labels=digits.target[:count])
+    return load_images(str(path))
+
+
+def test_command_takes_a_classifiers_features_and_refuses_what_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("safetensors")
+    images = _digits_file(tmp_path / "digits.npz", 300)
+    classifier = train_classifier(images.pixels, images.labels, epochs=6, say=lambda _: None, name="digits")
+    classifier.save(tmp_path / "c.safetensors")
+    monkeypatch.setattr(command, "MOST_IMAGES", 120)
+
+    def config(data: str = "digits.npz", features: str = "c.safetensors", **more: object) -> ScheduleConfig:
+        values = {"levels": 16, "nodes": 4, "out": str(tmp_path / "s.json"), "overwrite": True, **more}
+        return ScheduleConfig(data=str(tmp_path / data), features=str(tmp_path / features), **values)
+
+    said: list[str] = []
+    made = make_schedule(config(), said.append)
+    assert Schedule.load(tmp_path / "s.json", image_size=(8, 8)) == made
+    # Rule: a reader of the file knows the distance, the weights and the number of images.
+    for word in ("E|f(x_s) - f(x_t)|^2", classifier.digest(), "over 120 images", "c.safetensors"):
+        assert word in made.distance and word in said[0]
+
+    _digits_file(tmp_path / "few.npz", 99)
+    _digits_file(tmp_path / "rgb.npz", 200, channels=3)
+    _digits_file(tmp_path / "large.npz", 200, side=16)
+    for arguments, sentence in (
+        ({"data": "few.npz"}, "--features needs 100 or more images, got 99"),
+        ({"data": "rgb.npz"}, r"images \[3, 8, 8\].*got one of \[1, 8, 8\]"),
+        ({"data": "large.npz"}, r"images \[1, 16, 16\].*got one of \[1, 8, 8\]"),
+        ({"features": "absent.safetensors"}, "absent.safetensors"),
+        ({"features": "digits.npz"}, "digits.npz"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            make_schedule(config(**arguments), said.append)
+    with pytest.raises(UserError, match="--noise-term gaussian"):
+        config(noise_term="gaussian")
+    classifier.accuracy = classifier.chance
+    classifier.save(tmp_path / "guesses.safetensors")
+    with pytest.raises(UserError, match="its features are meaningful from"):
+        make_schedule(config(features="guesses.safetensors"), said.append)
+
+
 def test_corruption_follows_the_schedule(digits: PowerSpectrum) -> None:
     s = shortest_path_schedule(digits, nodes=12)
     c = BlurCorruption.from_schedule(s)
@@ -175,6 +286,13 @@ def test_file_gives_the_same_schedule_back(saved: tuple[Schedule, Path]) -> None
     assert os.listdir(path.parent) == ["schedule.json"]
     content = json.loads(path.read_text())
     assert content["noise_term"] == "shared" and content["images"] == 1797 and content["dataset"] == "digits"
+
+
+def test_file_of_before_there_was_another_distance_is_one_in_pixels(saved: tuple[Schedule, Path]) -> None:
+    content = json.loads(saved[1].read_text())
+    assert content.pop("distance") == "W2 in pixels"
+    saved[1].write_text(json.dumps(content))
+    assert Schedule.load(saved[1]) == saved[0]
 
 
 def test_schedule_for_another_image_size_is_refused(saved: tuple[Schedule, Path]) -> None:
