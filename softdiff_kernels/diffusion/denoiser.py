@@ -254,6 +254,8 @@ class SoftDenoiser(_wrappers.Wrappable):
             _check_floor(corruption)
         if "edm" in (prediction, weight):
             check_noise_alone(corruption)
+            if data_std == 0.0:
+                raise ValueError("SoftDenoiser: expected data_std over 0, that of images that differ, got 0.0")
         self.inner_model = inner_model
         self.corruption = corruption
         self.prediction = prediction
@@ -261,8 +263,6 @@ class SoftDenoiser(_wrappers.Wrappable):
         self.loss_mask = loss
         self.time = time
         self.data_std: float = args.number("SoftDenoiser", "data_std", data_std)
-        if self.data_std == 0.0:
-            raise ValueError("SoftDenoiser: expected data_std over 0, that of images that differ, got 0.0")
 
     def forward(self, x: Tensor, t: float | Tensor, **kw: Any) -> Tensor:
         """The estimate x0_hat of x_0, [B, C, H, W] in x's dtype.
