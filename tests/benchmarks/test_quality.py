@@ -20,6 +20,7 @@ from softdiff_kernels import dct2
 from softdiff_kernels.cli import main
 from softdiff_kernels.diffusion import SAMPLERS, SPACINGS, BlurCorruption
 from softdiff_kernels.evaluation import train_classifier
+from softdiff_kernels.training.presets import PRESETS
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "mnist-cpu"
@@ -130,3 +131,14 @@ def test_the_pages_show_what_the_lines_say() -> None:
         distances = report.distances_of(RESULTS, experiment)
         if report.has_results(experiment, distances):
             assert report.table(experiment, distances) in page, experiment.question
+
+
+def test_what_a_preset_calls_measured_is_an_experiment_with_results() -> None:
+    """Rule: a value marked `measured: E1` has lines of E1 among the results, and a heading on the page."""
+    page = (REPOSITORY / "docs" / "experiments.md").read_text()
+    sources = {setting.source for preset in PRESETS.values() for setting in preset.values()}
+    names = [source.removeprefix("measured: ") for source in sources if source.startswith("measured: ")]
+    assert names
+    for name in names:
+        assert report.has_results(EXPERIMENTS[name], report.distances_of(RESULTS, EXPERIMENTS[name])), name
+        assert f"({name})" in page, name
