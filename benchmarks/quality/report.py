@@ -33,8 +33,8 @@ def report(out: Path, plots: Path, names: Iterable[str]) -> str:
         distances = distances_of(out, experiment)
         if has_results(experiment, distances):
             parts += [f"## {name}: {experiment.question}", "", table(experiment, distances), ""]
-            _plot(plots / f"mnist-{name}.png", experiment, distances)
-            _pictures(plots / f"mnist-{name}-samples.png", experiment, out / "grids")
+            _plot(plots / f"distances-{name}.png", experiment, distances)
+            _pictures(plots / f"samples-{name}.png", experiment, out / "grids")
     return "\n".join(parts)
 
 
@@ -77,8 +77,10 @@ def _cell(values: dict[tuple[int, int], float] | None) -> str:
     if not values:
         return "-"
     each = trainings(values)
-    spread = f" ± {statistics.stdev(each):.2f}" if len(each) > 1 else ""
-    return f"{statistics.mean(each):.2f}{spread}"
+    mean = statistics.mean(each)
+    digits = 2 if mean < 100 else 0
+    spread = f" ± {statistics.stdev(each):.{digits}f}" if len(each) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
 
 
 def table(experiment: Experiment, distances: Distances) -> str:

@@ -118,7 +118,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert run("one", 0) == run("two", 0) == 7 and len(trained) == 1
     assert run("one", 1) == 7 + 2 and len(trained) == 2
     text = report.report(out, tmp_path, ["one"])
-    assert "80 images each" in text and (tmp_path / "mnist-one.png").exists()
+    assert "80 images each" in text and (tmp_path / "distances-one.png").exists()
 
 
 def test_the_pages_show_what_the_lines_say() -> None:
