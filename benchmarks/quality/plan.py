@@ -66,15 +66,15 @@ NETWORKS = {
     ),
     "preset": Network("--preset mnist", ("--preset", "mnist"), None),
     # Of docs/corruptions.md.
-    "corruption-soft": Network("Soft Diffusion", ("--preset", "mnist-paper", "--loss", "plain"), None),
-    "corruption-blurring": Network("Blurring Diffusion", ("--preset", "mnist-blurring"), None),
+    "corruption-soft": Network("Soft Diffusion", ("--preset", "mnist-paper", "--loss", "plain"), 2500),
+    "corruption-blurring": Network("Blurring Diffusion", ("--preset", "mnist-blurring"), 2500),
     "corruption-blurring-residual": Network(
-        "Blurring Diffusion, x_0 predicted", ("--preset", "mnist-blurring", "--prediction", "residual"), None
+        "Blurring Diffusion, x_0 predicted", ("--preset", "mnist-blurring", "--prediction", "residual"), 2500
     ),
-    "corruption-ihdm": Network("IHDM", ("--preset", "mnist-ihdm"), None),
-    "corruption-mask": Network("mask", ("--preset", "mnist-mask"), None),
+    "corruption-ihdm": Network("IHDM", ("--preset", "mnist-ihdm"), 2500),
+    "corruption-mask": Network("mask", ("--preset", "mnist-mask"), 2500),
     "corruption-noise": Network(
-        "noise alone", ("--preset", "mnist-paper", "--loss", "plain", "--corruption", "noise"), None
+        "noise alone", ("--preset", "mnist-paper", "--loss", "plain", "--corruption", "noise"), 2500
     ),
 }
 
