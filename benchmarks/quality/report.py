@@ -42,7 +42,7 @@ def distances_of(out: Path, experiment: Experiment) -> Distances:
     """The distances that belong to an experiment."""
     distances: Distances = defaultdict(dict)
     for line in read(out):
-        if line["images"] == experiment.images:
+        if line["images"] == experiment.images and line["training"] in experiment.trainings:
             where = line["training"], line["sampling"]
             distances[line["curve"], line["evaluations"]][where] = line["distance"]
     return distances
@@ -66,34 +66,37 @@ def label(curve: Curve, experiment: Experiment) -> str:
     return f"{NETWORKS[curve.network].label}; {sampler}"
 
 
-def trainings(values: dict[tuple[int, int], float]) -> list[float]:
-    """One distance for each training, by its first sampling; of a single training one for each sampling."""
-    if len({training for training, _ in values}) == 1:
+def each(values: dict[tuple[int, int], float], experiment: Experiment) -> list[float]:
+    """One distance for each training, by its first sampling; of an experiment of one training one for each
+    sampling."""
+    if len(experiment.trainings) == 1:
         return list(values.values())
     return [distance for (_, sampling), distance in sorted(values.items()) if sampling == 0]
 
 
-def _cell(values: dict[tuple[int, int], float] | None) -> str:
+def _cell(values: dict[tuple[int, int], float] | None, experiment: Experiment) -> str:
     if not values:
         return "-"
-    each = trainings(values)
-    mean = statistics.mean(each)
+    distances = each(values, experiment)
+    mean = statistics.mean(distances)
     digits = 2 if mean < 100 else 0
-    spread = f" ± {statistics.stdev(each):.{digits}f}" if len(each) > 1 else ""
+    spread = f" ± {statistics.stdev(distances):.{digits}f}" if len(distances) > 1 else ""
     return f"{mean:.{digits}f}{spread}"
 
 
 def table(experiment: Experiment, distances: Distances) -> str:
     """Markdown: a row for each curve, and what a reader needs to read it."""
-    steps = sorted({n for curve in experiment.curves for n in curve.evaluations})
+    curves = [c for c in experiment.curves if any((c.name, n) in distances for n in c.evaluations)]
+    steps = sorted({n for curve in curves for n in curve.evaluations if (curve.name, n) in distances})
     rows = ["| evaluations | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
-    for curve in experiment.curves:
-        cells = [_cell(distances.get((curve.name, n))) for n in steps]
+    for curve in curves:
+        cells = [_cell(distances.get((curve.name, n)), experiment) for n in steps]
         rows.append(f"| {label(curve, experiment)} | " + " | ".join(cells) + " |")
     floor = _floor(experiment, distances)
     several = len(experiment.trainings) > 1
     between = "trainings" if several else "samplings of one training"
-    notes = [f"Mean ± deviation between {between}, {experiment.images} images each"]
+    single = "" if len(experiment.spread_at) > 1 else "; without ± of one"
+    notes = [f"Mean ± deviation between {between}, {experiment.images} images each{single}"]
     if several and (spread := _sampling_deviation(experiment, distances)):
         notes.append(f"between samplings of one training the deviation is {spread:.2f}")
     if floor:
@@ -136,7 +139,7 @@ def _plot(path: Path, experiment: Experiment, distances: Distances) -> None:
     networks = list(dict.fromkeys(curve.network for curve in experiment.curves))
     for number, curve in enumerate(experiment.curves):
         points = [
-            (n, trainings(distances[curve.name, n]))
+            (n, each(distances[curve.name, n], experiment))
             for n in curve.evaluations
             if distances.get((curve.name, n))
         ]

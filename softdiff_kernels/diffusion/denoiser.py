@@ -255,7 +255,9 @@ class SoftDenoiser(_wrappers.Wrappable):
         if "edm" in (prediction, weight):
             check_noise_alone(corruption)
             if data_std == 0.0:
-                raise ValueError("SoftDenoiser: expected data_std over 0, that of images that differ, got 0.0")
+                raise ValueError(
+                    "SoftDenoiser: expected data_std over 0, that of images that differ, got 0.0"
+                )
         self.inner_model = inner_model
         self.corruption = corruption
         self.prediction = prediction
