@@ -24,7 +24,7 @@ from ..training.config import TrainConfig
 from ..training.loop import train
 from ..training.weights import load_model
 
-SHOWN = {"multistep": 25, "naive": 150}
+SHOWN = {"multistep": 25, "naive": 300}
 """The samplers of the picture and their steps: the best for so few, and one whose fault shows with many. The
 training's steps and all its other options are those of the preset digits."""
 ROWS, COLUMNS = 4, 15
