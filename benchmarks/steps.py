@@ -149,7 +149,7 @@ def make_trainer(name: str, size: int, device: torch.device) -> Trainer:
 
     options, cpu, cuda = NETWORKS[name]
     batch = (cuda if device.type == "cuda" else cpu)[SIZES.index(size)]
-    config = training.TrainConfig(data="synthetic", batch=batch, schedule="paper", **options)
+    config = training.TrainConfig(data="synthetic", batch=batch, loss="soft", schedule="paper", **options)
     images = ImageSet(cases.synthetic_photographs(max(2 * batch, 16), size), "synthetic")
     build = (lambda *_: TwoLayers()) if name == TWO_LAYERS else training.build_model
     with patch.object(training, "build_model", build):
