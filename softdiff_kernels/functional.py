@@ -363,7 +363,7 @@ def _shapes(shapes: Any) -> list[list[int]]:
 def warm_up(
     shapes: Sequence[int] | Sequence[Sequence[int]],
     dtypes: torch.dtype | Sequence[torch.dtype] = torch.float32,
-    ops: str | Sequence[str] = ("corrupt", "soft_score_loss", "momentum_step"),
+    ops: str | Sequence[str] = ("corrupt", "soft_score_loss", "momentum_step", "reverse_step"),
     *,
     device: torch.device | str | None = None,
 ) -> WarmUp:
