@@ -127,13 +127,12 @@ class Lab:
         corruption = source.denoiser.corruption
         ts = time_steps(curve.steps(n), curve.spacing, corruption=corruption, spectrum=source.spectrum)
         seeds = range(sampling * count, (sampling + 1) * count)
-        drawn: dict[str, Any] = {"sampler": curve.sampler, "options": curve.options}
         begun = time.perf_counter()
-        images = generate(source.denoiser, source.prior, seeds, ts=ts, batch=BATCH, **drawn)
+        images = generate(source.denoiser, source.prior, seeds, sampler=curve.sampler, ts=ts, batch=BATCH)
         seconds = round(time.perf_counter() - begun, 1)
         if training == sampling == 0:
             save_png(self.out / "grids" / grid_name(curve, n), tile(images[:SHOWN], COLUMNS))
-        record = {"curve": curve.name, **source.record, **drawn, "spacing": curve.spacing}
+        record = {"curve": curve.name, **source.record, "sampler": curve.sampler, "spacing": curve.spacing}
         record |= {"prior": source.prior.describe(), "seconds": seconds, "threads": torch.get_num_threads()}
         mixture = source.prior if isinstance(source.prior, Mixture) else None
         self._write(record, n, training, sampling, images, mixture)
@@ -178,5 +177,5 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def grid_name(curve: Curve, n: int) -> str:
     """The file name of a curve's first images."""
-    name = curve.name.replace(",", "").replace(" ", "-").replace("=", "-")
+    name = curve.name.replace(",", "").replace(" ", "-")
     return f"{name}-{n:03d}.png"

@@ -5,8 +5,8 @@ trained and measured once."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 TRAININGS = (0, 1, 2)
 """Seeds of training: of the first weights, the order of the images, t and the noise."""
@@ -86,14 +86,12 @@ class Curve:
     network: str
     sampler: str
     evaluations: tuple[int, ...]
-    options: dict[str, Any] = field(default_factory=dict)
     spacing: str = "t"
 
     @property
     def name(self) -> str:
         """The name in the lines of results."""
-        options = "".join(f" {key}={value}" for key, value in self.options.items())
-        return f"{self.network} {self.sampler}{options}{self.spaced}"
+        return f"{self.network} {self.sampler}{self.spaced}"
 
     @property
     def spaced(self) -> str:
@@ -126,14 +124,7 @@ class Experiment(NamedTuple):
 FEW = (5, 10, 25, 50)
 LONG = (5, 10, 25, 50, 100, 200)
 BOTH = ("momentum", "multistep")
-_RULES = [
-    ("naive", {}),
-    ("langevin", {}),
-    ("ihdm", {}),
-    ("momentum", {}),
-    ("ddim", {}),
-    ("multistep", {}),
-]
+_RULES = ("naive", "langevin", "ihdm", "momentum", "ddim", "multistep")
 _OF_CORRUPTIONS = {
     "soft": "momentum",
     "blurring": "ancestral",
@@ -159,12 +150,12 @@ EXPERIMENTS = {
     ),
     "E3": Experiment(
         "Which sampler, on a trained network?",
-        [Curve("plain-paper", name, LONG, options) for name, options in _RULES],
+        [Curve("plain-paper", name, LONG) for name in _RULES],
         TRAININGS[:1],
     ),
     "E3-exact": Experiment(
         "... and without a network's errors?",
-        [Curve(MIXTURE, name, LONG, options) for name, options in _RULES],
+        [Curve(MIXTURE, name, LONG) for name in _RULES],
         TRAININGS[:1],
     ),
     "E4": Experiment(
