@@ -85,8 +85,8 @@ Generators = torch.Generator | Sequence[torch.Generator] | NoiseKey | None
 def noise_key(generator: Generators, batch: int, device: torch.device | str) -> NoiseKey:
     """The key of a batch of images.
 
-    From a generator of torch it takes one number for each image. So the noise is the same on every device and,
-    with one generator for each image, at every batch size. A key is returned as it is.
+    From a generator of torch it takes one number for each image. So the noise is the same on every device
+    and, with one generator for each image, at every batch size. A key is returned as it is.
     """
     if isinstance(generator, NoiseKey):
         return generator
@@ -518,7 +518,7 @@ class SoftUNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         size = args.image_size(type(self).__name__, sample_size)
         self.register_to_config(sample_size=list(size), multipliers=list(multipliers))
-        self.network = UNet(
+        self.inner_model = UNet(
             in_channels,
             size,
             width,
@@ -540,7 +540,7 @@ class SoftUNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """sample: x_t [B, C, H, W]; timestep: a number, or a tensor of one or B; class_labels: int64 [B]."""
         number = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device)
         t = (number.reshape(-1).expand(len(sample)) + 1) / self.config.num_train_timesteps
-        out: Tensor = self.network(sample, t, class_labels)
+        out: Tensor = self.inner_model(sample, t, class_labels)
         return UNet2DOutput(out) if return_dict else (out,)
 
 
@@ -863,7 +863,7 @@ def pipeline_of(model: LoadedModel, rule: str | None = AUTO, data: str = "") -> 
         classes=len(model.classes),
         **{name: getattr(config, name) for name in options},
     )
-    unet.network.load_state_dict(denoiser.inner_model.state_dict())
+    unet.inner_model.load_state_dict(denoiser.inner_model.state_dict())
     names = {ours: theirs for theirs, ours in PREDICTION_TYPES.items()}
     scheduler = SoftDiffusionScheduler(
         corruption=denoiser.corruption,
@@ -905,7 +905,7 @@ def load_pipeline(path: str, device: torch.device) -> LoadedModel:
     pipeline = SoftDiffusionPipeline.from_pretrained(path)
     unet, scheduler, prior = pipeline.unet, pipeline.scheduler, pipeline.prior.prior
     own = isinstance(unet, SoftUNet2DModel)
-    network = unet.network if own else _InTimes(unet, len(scheduler))
+    network = unet.inner_model if own else _InTimes(unet, len(scheduler))
     prediction = PREDICTION_TYPES[scheduler.config.prediction_type]
     denoiser = SoftDenoiser(network, scheduler.corruption, prediction, "uniform")
     denoiser.data_std = scheduler.config.data_std
