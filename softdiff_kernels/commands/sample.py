@@ -44,7 +44,7 @@ class SampleConfig:
     """Generate images from a weights file."""
 
     weights: PathText
-    """Weights file, or run folder (its newest weights)."""
+    """Weights file, run folder (its newest weights), or folder of `softdiff export`."""
     ema: float | None = None
     """Decay of the averaged weights to use, of those in a run folder. Default: the first."""
     outdir: PathText = "samples"
@@ -168,13 +168,27 @@ def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Pat
     set_precision(config.precision)
     processes, device = join(config.timeout, device)
     try:
-        model = load_model(config.weights, device, config.ema)
+        model = _load(config, device)
         files = _sample(config, seeds, model, processes, say if processes.first else lambda _: None)
         processes.close()
         return files
     except BaseException:
         leave_after_error()
         raise
+
+
+def _load(config: SampleConfig, device: torch.device) -> LoadedModel:
+    """The model in --weights, of whichever kind that is."""
+    # A pipeline's folder needs more packages than a weights file.
+    if not (Path(config.weights) / "model_index.json").is_file():
+        return load_model(config.weights, device, config.ema)
+    if config.ema is not None:
+        raise UserError(f"--ema: {config.weights} has one network, whose average was chosen in its export")
+    need("diffusers", "a pipeline's folder", "diffusers")
+    from ..integrations.diffusers import load_pipeline
+
+    with user_errors(f"{config.weights}: "):
+        return load_pipeline(config.weights, device)
 
 
 def _sample(

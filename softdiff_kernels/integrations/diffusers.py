@@ -895,11 +895,6 @@ class _InTimes(nn.Module):
         return out
 
 
-def is_pipeline(path: str) -> bool:
-    """Whether this is a folder of `save_pretrained`."""
-    return Path(path, INDEX).is_file()
-
-
 def load_pipeline(path: str, device: torch.device) -> LoadedModel:
     """A pipeline folder as a model for `softdiff sample`; of any network that the pipeline can have."""
     pipeline = SoftDiffusionPipeline.from_pretrained(path)
