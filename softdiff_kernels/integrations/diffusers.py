@@ -740,6 +740,8 @@ class SoftDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
                 f"{list(self._callback_tensor_inputs)}, got {sorted(unknown)}"
             )
         count, device = _count(batch_size, generator, seeds), self._execution_device
+        if device.type == "cpu":
+            device = torch.device("cpu")  # cpu:0, as accelerate's hooks call it, is another to torch
         labels = self._labels(class_labels, guidance_scale, count, device)
         if seeds is not None:
             streams = torch.tensor(list(seeds), dtype=torch.int64, device=device)
