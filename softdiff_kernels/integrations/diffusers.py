@@ -169,7 +169,8 @@ class SoftDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         >>> scheduler.set_timesteps(4)
         >>> scheduler.timesteps
         tensor([999., 749., 499., 249.])
-        >>> x = torch.zeros(2, 3, 32, 32)
+        >>> x0, noise = torch.zeros(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
+        >>> x = scheduler.add_noise(x0, noise, scheduler.timesteps[:1])  # stands for a prior's
         >>> out = scheduler.step(torch.zeros_like(x), scheduler.timesteps[0], x)
         >>> out.prev_sample.shape
         torch.Size([2, 3, 32, 32])
@@ -321,6 +322,8 @@ class SoftDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         t, place = self._place(timestep)
         s = self._nodes[place]
+        if t == 1.0:
+            self._warn_of_start(sample)
         x0_hat: Tensor = self._denoiser(sample, t, output=model_output)
         if self.config.prediction_type == "sample":
             x0_hat = x0_hat.clone()  # the network may write into its output
@@ -362,6 +365,25 @@ class SoftDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         t = (number + 1) / most
         return t, next(i for i, node in enumerate(self._nodes) if node < t)
+
+    def _warn_of_start(self, x: Tensor) -> None:
+        """Warns where x_1 cannot be an image of the corruption, such as the white noise of DDPMPipeline."""
+        corruption = self.corruption
+        corruption.check_size("step", x)
+        if corruption.basis not in ("dct", "pixels"):
+            return
+        with torch.no_grad():
+            square = corruption.to_basis(x.float()).square().mean(dim=0).double().cpu()
+        noise = corruption.noise(1.0)[0].square().expand_as(square)
+        # There nothing but the noise is left. Of few elements the mean square varies by a fifth.
+        lost = (corruption.gain(1.0)[0].abs() < 1e-3).expand_as(square)
+        if square.mean() < noise.mean() / 4 or (lost.any() and square[lost].mean() > 4 * noise[lost].mean()):
+            warnings.warn(
+                "step: expected x_1 with the noise of the corruption at t = 1, of deviation "
+                f"{self.init_noise_sigma:.3g}, got other images, such as those that DDPMPipeline begins with; "
+                "draw x_1 from a prior, as SoftDiffusionPipeline does",
+                stacklevel=3,
+            )
 
     def _before(self, sample: Tensor, t: float) -> tuple[float, Tensor] | None:
         """(time, x0_hat) of the step that ended in this sample."""

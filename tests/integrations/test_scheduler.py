@@ -6,9 +6,11 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -40,6 +42,8 @@ from softdiff_kernels.integrations.diffusers import (
 
 SIZE = (8, 8)
 STEPS = 6
+# Many tests step from images that no prior drew: what a step computes does not depend on that.
+pytestmark = pytest.mark.filterwarnings("ignore:step. expected x_1")
 
 
 def spectrum() -> diffusion.PowerSpectrum:
@@ -300,6 +304,45 @@ def test_multistep_never_uses_another_trajectorys_estimate() -> None:
             a = scheduler.step(network(a, k), k, a).prev_sample
             b = scheduler.step(network(b, k), k, b).prev_sample
     assert torch.equal(a, plain)
+
+
+def test_a_start_that_is_no_image_of_the_corruption() -> None:
+    """Rule: white noise of deviation 1, from which DDPMPipeline begins, gets a warning; x_1 does not, even of
+    one small image."""
+    for name in ("soft", "noise", "mask", "spectral"):
+        process = CORRUPTIONS[name]()
+        scheduler = SoftDiffusionScheduler(corruption=process)
+        scheduler.set_timesteps(STEPS)
+        x = torch.randn(4, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+        if name != "spectral":  # whose x_1 is white noise of deviation 1 nearly
+            with pytest.warns(UserWarning, match="draw x_1 from a prior"):
+                scheduler.step(network(x, 999), 999, x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for seed in range(4):
+                x = process.corrupt(images(seed, 1), 1.0, key=sk.NoiseKey(seed))
+                scheduler.step(network(x, 999), 999, x)
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes() -> None:
+    """Rule: a scheduler and a prior are pushed as the files that from_pretrained reads."""
+    pushed: list[list[str]] = []
+
+    def upload(self: Any, folder: Any, *args: Any, **kw: Any) -> None:
+        pushed.append(sorted(path.name for path in Path(folder).rglob("*") if path.is_file()))
+
+    scheduler = SoftDiffusionScheduler(image_size=SIZE)
+    prior = SoftPrior(diffusion.PlainGaussianPrior(SIZE, 3, 1.0))
+    hub = "diffusers.utils.hub_utils"
+    with (
+        patch(f"{hub}.PushToHubMixin._upload_folder", upload),
+        patch(f"{hub}.create_repo"),
+        patch(f"{hub}.load_or_create_model_card"),
+        patch(f"{hub}.populate_model_card"),
+    ):
+        scheduler.push_to_hub("someone/scheduler")
+        prior.push_to_hub("someone/prior")
+    assert pushed == [["scheduler_config.json"], ["prior.safetensors"]]
 
 
 def test_heun_refuses_another_sample_in_the_middle_of_a_step() -> None:
