@@ -124,14 +124,14 @@ class Predicted(NamedTuple):
 
 
 @dataclasses.dataclass
-class SoftDiffusionSchedulerOutput(BaseOutput):  # type: ignore[misc]
+class SoftDiffusionSchedulerOutput(BaseOutput):
     """prev_sample: x_s [B, C, H, W], the network's next input; pred_original_sample: x0_hat, likewise."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
 
 
-class SoftDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class SoftDiffusionScheduler(SchedulerMixin, ConfigMixin):
     """Any corruption and sampler of `softdiff_kernels.diffusion` as a scheduler of diffusers.
 
     Alone, `SoftDiffusionScheduler(image_size=(32, 32))` is the paper's blur and its Momentum Sampler.
@@ -380,8 +380,8 @@ class SoftDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if square.mean() < noise.mean() / 4 or (lost.any() and square[lost].mean() > 4 * noise[lost].mean()):
             warnings.warn(
                 "step: expected x_1 with the noise of the corruption at t = 1, of deviation "
-                f"{self.init_noise_sigma:.3g}, got other images, such as those that DDPMPipeline begins with; "
-                "draw x_1 from a prior, as SoftDiffusionPipeline does",
+                f"{self.init_noise_sigma:.3g}, got other images, such as DDPMPipeline begins with; draw "
+                "x_1 from a prior, as SoftDiffusionPipeline does",
                 stacklevel=3,
             )
 
@@ -502,7 +502,7 @@ def _corruption(
     return corruption
 
 
-class SoftUNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class SoftUNet2DModel(ModelMixin, ConfigMixin):
     """A network of `softdiff train` as a model of diffusers, of either kind (DDPM's blocks, or NCSN++).
 
     Args:
@@ -566,7 +566,7 @@ class SoftUNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return UNet2DOutput(out) if return_dict else (out,)
 
 
-class SoftPrior(SchedulerMixin):  # type: ignore[misc]
+class SoftPrior(SchedulerMixin):
     """A prior as a part of a pipeline: where sampling starts.
 
     As it is no network, a pipeline's `.to` does not cast it. It draws on any device.
@@ -644,7 +644,7 @@ def _images_of(batch: Any) -> Any:
     return batch[name]
 
 
-class SoftDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
+class SoftDiffusionPipeline(DiffusionPipeline):
     """Images from a network, a scheduler and a prior.
 
     Args:

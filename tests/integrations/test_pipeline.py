@@ -118,6 +118,29 @@ def test_softdiff_sample_draws_from_the_folder(weights: Path, folder: Path, tmp_
     assert np.array_equal(pictures[0], pictures[1]) and np.array_equal(pictures[0], pictures[2])
 
 
+def test_a_conditional_run_of_noise_alone(tmp_path: Path) -> None:
+    """Rule: what else a run can be (EDM's prediction, NCSN++, classes, guidance) is in the folder, too: the
+    pipeline's images are the run's, and the folder's are, bit for bit."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 6, 10, 3), dtype=np.uint8)
+    data = tmp_path / "two.npz"
+    np.savez(data, images=pixels, labels=np.arange(12) % 2, classes=["cat", "dog"])
+    options = {"corruption": "noise", "noise_std_max": 8.0, "prediction": "edm", "weight": "edm"}
+    options |= {"network": "ncsnpp", "conditional": True, "steps": 3, "schedule": "linear", "lr": 1e-2}
+    run = train(small(data, tmp_path / "run", **options)).weights
+    assert main(["export", "--weights", str(run), str(tmp_path / "out")]) == 0
+    pipeline = quiet(SoftDiffusionPipeline.from_pretrained(tmp_path / "out"))
+    models = [load_model(str(run), CPU), load_pipeline(str(tmp_path / "out"), CPU)]
+    drawing: dict[str, Any] = {"steps": 6, "labels": [0, 1, 1], "guidance": 2.0}
+    want, again = (model.generate([1, 2, 3], **drawing) for model in models)
+    assert torch.equal(want, again) and want.float().std() > 10
+    assert models[1].classes == ("cat", "dog") and models[1].step == 3
+    got = pipeline(
+        num_inference_steps=6, seeds=[1, 2, 3], class_labels=[0, 1, 1], guidance_scale=2.0, output_type="np"
+    ).images
+    assert (levels(got) - want.int()).abs().max() <= 1
+    assert "| classes | cat, dog |" in (tmp_path / "out" / "README.md").read_text()
+
+
 ANOTHER_PROCESS = """
 import sys
 from softdiff_kernels.integrations.diffusers import SoftDiffusionPipeline
