@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import UserError, need, user_errors
-from ..files import PathText, save_text
+from ..files import PARTIAL, PathText, save_text
 from ..training.checkpoint import load_meta
 from ..training.config import SAMPLER_HELP, SamplerName
 from ..training.weights import LoadedModel, load_model
@@ -72,25 +71,20 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Path:
     with user_errors("--sampler: "):
         pipeline = pipeline_of(model, config.sampler or AUTO, data)
     card = model_card(model, meta, pipeline.scheduler.config.rule, results, out.name)
+    partial = out.with_name(out.name + PARTIAL)
     with user_errors(f"cannot write {out}: "):
-        partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".partial", dir=out.parent))
+        if partial.exists():
+            raise UserError(f"{partial} exists already: of another export, or of one that was killed")
+        partial.mkdir()  # fails where another export was faster
         try:
             pipeline.save_pretrained(partial)
             save_text(partial / CARD, card)
-            partial.chmod(0o777 & ~_umask())
             partial.rename(out)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     say(f"{out}: a pipeline of diffusers, with the weights of step {model.step}")
     return out
-
-
-def _umask() -> int:
-    """The process's: folders of tempfile are for their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _results(path: str | None) -> list[dict[str, Any]]:

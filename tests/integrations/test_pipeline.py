@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -340,6 +341,30 @@ def test_a_folder_without_its_prior(folder: Path, tmp_path: Path, capsys: pytest
         SoftDiffusionPipeline.from_pretrained(broken)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config["corruption"].update(image_size=[16, 16]), "scheduler 16 x 16, prior 8 x 8"),
+        (lambda config: config.update(image_size=[16, 16]), "that of the corruption, [8, 8], got [16, 16]"),
+        (lambda config: config.update(format_version=2), "a later softdiff_kernels; upgrade"),
+    ],
+)
+def test_a_folder_whose_scheduler_is_of_another_size_or_later(
+    folder: Path, tmp_path: Path, change: Callable[[Any], Any], message: str, capsys: Any
+) -> None:
+    """Rule: nothing is drawn from it; a sentence says what does not fit."""
+    shutil.copytree(folder, tmp_path / "other")
+    file = tmp_path / "other" / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SoftDiffusionPipeline.from_pretrained(tmp_path / "other")
+    command = ["sample", "--weights", str(tmp_path / "other"), "--outdir", str(tmp_path / "out")]
+    assert main(command) == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_over_something_that_exists(
     weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -361,6 +386,9 @@ def test_export_over_something_that_exists(
         assert main(["export", "--weights", str(weights), str(tmp_path / "out")]) == 2
     assert "No space left" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out.partial").mkdir()
+    assert main(["export", "--weights", str(weights), str(tmp_path / "out")]) == 2
+    assert "of another export, or of one that was killed" in capsys.readouterr().err
     results = tmp_path / "results.json"
     results.write_text("[1]")
     command = ["export", "--weights", str(weights), "--evaluation", str(results), str(tmp_path / "out")]
