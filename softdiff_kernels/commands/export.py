@@ -56,7 +56,7 @@ def run(config: ExportConfig, argv: Sequence[str]) -> int:
 
 def export(config: ExportConfig, say: Callable[[str], None] = print) -> Path:
     """Writes the folder, completely or not at all; returns its path. UserError where it exists."""
-    from ..integrations.diffusers import AUTO, pipeline_of
+    from ..integrations.diffusers import pipeline_of
 
     assert config.weights is not None
     out = Path(config.out)
@@ -69,7 +69,7 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Path:
     meta = load_meta(Path(model.file), "weights")
     data = str(meta.get("data", {}).get("name", ""))
     with user_errors("--sampler: "):
-        pipeline = pipeline_of(model, config.sampler or AUTO, data)
+        pipeline = pipeline_of(model, config.sampler or "auto", data)
     card = model_card(model, meta, pipeline.scheduler.config.rule, results, out.name)
     partial = out.with_name(out.name + PARTIAL)
     with user_errors(f"cannot write {out}: "):
