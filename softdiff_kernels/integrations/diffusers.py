@@ -60,12 +60,12 @@ class SoftUNet2DModel(ModelMixin, ConfigMixin):
     Args:
         in_channels: C.
         sample_size: (H, W), any.
-        width: As in `softdiff train`, and so are the next five.
-        multipliers: See above.
-        blocks: See above.
-        patch: See above.
-        network: See above.
-        dropout: See above.
+        width: Channels at full resolution.
+        multipliers: Channels at each level, in units of width. Empty: as in `softdiff train`.
+        blocks: Residual blocks per level.
+        patch: Side of the squares of pixels that enter as channels.
+        network: "ddpm" or "ncsnpp".
+        dropout: Of the residual blocks.
         classes: Number of classes, 0 for none. Without labels a conditional network means any class.
         num_train_timesteps: The scheduler's.
 

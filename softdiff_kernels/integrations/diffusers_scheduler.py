@@ -340,8 +340,7 @@ class SoftDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return self._nodes[nearest], nearest + 1
         if not -1 < number <= most - 1:
             raise ValueError(f"step: expected a timestep over -1, and of at most {most - 1}, got {number:g}")
-        whole = number.is_integer() and (numbers == np.round(numbers)).all()
-        if abs(numbers[nearest] - number) < 1 and not whole:
+        if abs(numbers[nearest] - number) < 1:
             # As if from rounding: the next time would be the one that was meant, and the last step missing.
             raise ValueError(
                 f"step: expected one of `timesteps` as it is, got {number:g}, which is near "
