@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from ..evaluation.page import (
 )
 from ..files import PathText, check_free, save_text
 from ..images import at_most, png_bytes, tile
-from ..training.checkpoint import load_meta, newest_readable, numbered
+from ..training.checkpoint import RUN_KINDS, load_meta, newest_readable
 from ..training.config import TrainConfig, flag
 from ..training.config_file import PER_CALL, read_yaml, to_yaml
 from ..training.distributed import pick_device
@@ -156,10 +157,7 @@ class Run:
         expected = f"{folder}: expected a run folder of softdiff train"
         if not folder.is_dir():
             raise UserError(f"{expected}, got {'a file' if folder.exists() else 'no such folder'}")
-        meta: dict[str, Any] = {}
-        for kind in ("state", "weights"):
-            if files := numbered(folder, kind):
-                meta = meta or load_meta(files[-1], kind)
+        meta = _newest_meta(folder)
         yaml = folder / "config.yaml"
         if yaml.is_file():
             config = TrainConfig(**read_yaml(str(yaml)))
@@ -168,7 +166,7 @@ class Run:
             config = TrainConfig.from_dict(meta["config"])
             options = to_yaml(config)
         else:
-            raise UserError(f"{expected}, got one with neither config.yaml nor checkpoints")
+            raise UserError(f"{expected}, got neither config.yaml nor checkpoints in it")
         return cls(folder, config, sources(config, options), meta, read_stats(folder / STATS))
 
     @property
@@ -492,6 +490,20 @@ class Run:
         link = tag("a", title, href="https://arxiv.org/abs/2209.05442")
         words = ["The method is that of ", link, ", or builds on it. This is an independent implementation."]
         return [tag("p", words), code("\n\n".join(CITATIONS[name] for name in names))]
+
+
+def _newest_meta(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint that can be read says of the run, be it weights or a state."""
+    found: list[dict[str, Any]] = [{}]
+
+    def read(path: Path, kind: str) -> None:
+        found.append(load_meta(path, kind))
+
+    for kind in RUN_KINDS:
+        # If all are damaged, there is what the other files tell.
+        with suppress(UserError):
+            newest_readable(folder, kind, lambda _: None, read)
+    return max(found, key=lambda meta: int(meta.get("step", -1)))
 
 
 def sources(config: TrainConfig, options: str) -> dict[str, str]:
