@@ -43,7 +43,8 @@ from ..training.presets import BEST
 from ..training.trainer import SHOWN_TIMES
 from ..training.weights import LoadedModel, load_model
 
-MOST_GRIDS, MOST_CLASSES, COLUMNS = 8, 40, 9
+MOST_GRIDS, MOST_CLASSES, COLUMNS, CELL = 8, 40, 9, 100
+FEW, MANY = 5, 16
 WIDE, NARROW = 1400, 400
 """Pixels across of the widest picture in the page, and of those that are shown small."""
 QUARTERS = tuple(f"t from {i / QUARTILES:g} to {(i + 1) / QUARTILES:g}" for i in range(QUARTILES))
@@ -95,16 +96,17 @@ class ReportConfig:
     """Results of `softdiff evaluate --out` to show. Default: those in the .json files of the run folder."""
     steps: int = 25
     """Sampler steps of the images that are drawn from the newest weights; 0 draws none."""
-    count: int = 5
-    """Number of these images."""
+    count: int | None = None
+    """Number of these images. Default: 5, or 16 where the run itself has drawn no grid."""
     device: str = "auto"
     """Where they are drawn: auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
         for name, least in {"steps": 0, "count": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name}: expected at least {least}, got {value}")
 
 
 def run(config: ReportConfig, argv: Sequence[str]) -> int:
@@ -142,7 +144,8 @@ def _is_ours(path: Path) -> bool:
 @dataclass
 class Run:
     """What a run folder holds. meta: of the newest checkpoint, empty if there is none; stats: the lines of
-    stats.jsonl that can be read; model: of the newest weights, once `draw` has loaded them."""
+    stats.jsonl that can be read; model: of the newest weights; drawn: images of the seeds 0, 1, ... by it,
+    uint8 [N, C, H, W]. `trajectory` loads and draws."""
 
     folder: Path
     config: TrainConfig
@@ -150,6 +153,7 @@ class Run:
     meta: dict[str, Any]
     stats: list[dict[str, Any]]
     model: LoadedModel | None = None
+    drawn: torch.Tensor | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -229,8 +233,8 @@ class Run:
         schedule_name = f"schedule {Path(config.schedule).name}" if config.corruption == "soft" else None
         parameters = None
         if self.model is not None:
-            millions = sum(p.numel() for p in self.model.denoiser.inner_model.parameters()) / 1e6
-            parameters = f"{millions:.3g} M parameters"
+            total = sum(p.numel() for p in self.model.denoiser.inner_model.parameters())
+            parameters = f"{number(total) if total < 1e5 else f'{total / 1e6:.3g} M'} parameters"
         return facts(
             [
                 ("Step", tag("span", steps)),
@@ -245,13 +249,14 @@ class Run:
             class_="tiles",
         )
 
+    def grids(self) -> list[tuple[int, Path]]:
+        """The grids that the run has drawn, each with its step."""
+        steps = ((p.stem.removeprefix("samples-"), p) for p in sorted(self.folder.glob("samples-*.png")))
+        return [(int(step), path) for step, path in steps if step.isdigit()]
+
     def samples(self) -> list[Part]:
         """The newest grid beside the data, and grids over time."""
-        grids = [
-            (int(p.stem.rpartition("-")[2]), p)
-            for p in sorted(self.folder.glob("samples-*.png"))
-            if p.stem.rpartition("-")[2].isdigit()
-        ]
+        grids = self.grids()
         some = [(*grid, image) for grid in spread(grids, MOST_GRIDS) if (image := _bytes(grid[1], NARROW))]
         parts: list[Part] = []
         pair = []
@@ -259,14 +264,24 @@ class Run:
             step, path, _ = some[-1]
             words = f"Grid of images sampled at step {number(step)}"
             pair.append(figure(picture(_bytes(path), words), f"Sampled at step {number(step)}"))
+        elif self.drawn is not None and self.model is not None:
+            words = (
+                f"Grid of {len(self.drawn)} images sampled with the weights of step {number(self.model.step)}"
+            )
+            image = at_most(png_bytes(tile(self.drawn)), WIDE)
+            pair.append(
+                figure(picture(image, words), f"Sampled at step {number(self.model.step)}, for this report")
+            )
         if real := _bytes(self.folder / "real.png"):
             words = "Grid of images of the training data"
             pair.append(figure(picture(real, words), "Images of the training data"))
         if pair:
             parts.append(tag("div", pair, class_="two"))
-        if not some and self.config.sample_count == 0:
+        if some or self.drawn is not None:
+            pass
+        elif self.config.sample_count == 0:
             parts.append(note("The run draws no grids of samples (--sample-count 0)."))
-        elif not some:
+        else:
             every = number(self.config.sample_every)
             parts.append(note(f"No grid of samples yet: one is drawn every {every} steps."))
         if len(some) > 1:
@@ -298,7 +313,6 @@ class Run:
         for curve in curves:
             values = [value for _, value in curve.points()]
             rows.append([curve.label, number(values[0]), number(values[-1]), _percent(values)])
-        first, last = number(steps[0]), number(steps[-1])
         words = (
             f"Mean of the {self.config.loss} loss over the images with t in each quarter: near 0 they are "
             "almost clean, near 1 almost nothing is left of them. Each quarter has its own scale."
@@ -308,7 +322,7 @@ class Run:
         return [
             tag("p", words, class_="soft"),
             plot("Loss over the steps", curves, x="step", y="loss", log=True),
-            table(["", f"Step {first}", f"Step {last}", "Change"], rows, class_="loss"),
+            table(["", "First", "Last", "Change"], rows, class_="loss"),
         ]
 
     def corruption(self) -> list[Part]:
@@ -346,19 +360,21 @@ class Run:
         if options.steps == 0:
             return []
         sampler = model.denoiser.corruption.best_sampler(options.steps)
-        say(f"drawing {options.count} images by the {sampler} sampler in {options.steps} steps")
-        ts, seeds = time_steps(options.steps), range(options.count)
+        count = options.count or (FEW if self.grids() else MANY)
+        say(f"drawing {count} images by the {sampler} sampler in {options.steps} steps")
+        ts, seeds = time_steps(options.steps), range(count)
         states: list[torch.Tensor] = []
         labels = labels_of(seeds, class_list(None, model.classes))
-        model.generate(seeds, sampler=sampler, ts=ts, batch=options.count, labels=labels, states=states)
+        model.generate(seeds, sampler=sampler, ts=ts, batch=count, labels=labels, states=states)
+        self.drawn, rows = states[-1], min(FEW, count)
         places = torch.linspace(0, options.steps, min(COLUMNS, options.steps + 1)).round().long().tolist()
         times = [float(ts[i]) for i in places]
-        rows = torch.stack([states[i] for i in places], dim=1).flatten(0, 1)
+        sheet = torch.stack([states[i][:rows] for i in places], dim=1).flatten(0, 1)
         shown = ", ".join(f"{t:.2f}" for t in times)
-        words = f"How {options.count} images form, as rows: x_t at t = {shown} as columns"
-        image = picture(at_most(png_bytes(tile(rows, len(places))), WIDE), words)
+        words = f"How {rows} images form, as rows: x_t at t = {shown} as columns"
+        image = picture(at_most(png_bytes(tile(sheet, len(places))), WIDE), words)
         caption = (
-            f"Seeds 0 to {options.count - 1} by the {sampler} sampler in {options.steps} steps, with the "
+            f"Seeds 0 to {rows - 1} by the {sampler} sampler in {options.steps} steps, with the "
             f"weights of step {number(model.step)}. Sampling starts from the {model.prior.describe()}."
         )
         return [_strip(image, times, caption)]
@@ -564,9 +580,12 @@ def _bytes(path: Path, most: int = WIDE) -> bytes:
 
 def _strip(image: Html, times: Sequence[float], caption: str) -> Html:
     """A picture of columns under their times."""
+    width = min(900, CELL * len(times))
     names = [tag("span", f"{t:.2f}".removesuffix("0")) for t in times]
     heads = tag("div", names, class_="times", aria_hidden="true")
-    return tag("figure", heads, image, tag("figcaption", caption), class_="strip")
+    return tag(
+        "figure", heads, image, tag("figcaption", caption), class_="strip", style=f"max-width:{width}px"
+    )
 
 
 def _two(main: str | None, small: str | None) -> Html | None:

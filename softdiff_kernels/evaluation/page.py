@@ -193,9 +193,9 @@ figure{margin:0;min-width:0}
 figcaption{font-size:.88rem;margin-top:7px}
 img{display:block;max-width:100%;height:auto;border-radius:4px}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:24px;align-items:start}
-.two img{width:100%}
+.two img,.thumbs img{width:100%;max-height:560px;object-fit:contain;object-position:0 0}
+.thumbs img{max-height:260px}
 .thumbs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(44%,170px),1fr));gap:16px;margin-top:10px}
-.strip{max-width:900px}
 .strip img{width:100%}
 .times{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(0,1fr);text-align:center;margin:0 0 4px;
  padding:0;font-size:clamp(.62rem,2.2vw,.84rem);color:var(--soft);font-variant-numeric:tabular-nums}

@@ -174,6 +174,22 @@ def test_a_trajectory_ends_with_the_images_of_its_seeds(run: Path) -> None:
     assert times in image["alt"] and times == "1.00, 0.75, 0.50, 0.25, 0.00"
 
 
+def test_a_run_without_grids_has_samples_nevertheless(run: Path, tmp_path: Path) -> None:
+    """Rule: where the run has drawn no grid, the report draws the images of sixteen seeds."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("samples-*"))
+    assert "No grid of samples yet" in Page(write(folder)[0]).text["samples"]
+    text, said = write(folder, steps=2)
+    page = Page(text)
+    check_form(page)
+    assert said[0].startswith("drawing 16 images") and "No grid" not in page.text["samples"]
+    (image,) = [given for given in page.all("img") if given["alt"].startswith("Grid of 16 images sampled")]
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))))
+    wanted = load_model(str(run), CPU).generate(range(16), steps=2, labels=[i % 3 for i in range(16)])
+    last = sheet[2 + 3 * 52 :: 5][:10, 2 + 3 * 32 :: 5][:, :6]
+    assert np.abs(last.astype(int) - wanted[15].permute(1, 2, 0).numpy()).max() <= 1
+
+
 def points(page: Page, place: int) -> np.ndarray[Any, Any]:
     """The points of a line, in hundredths of the plot's width and height."""
     lines = [
