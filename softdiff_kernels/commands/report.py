@@ -16,7 +16,7 @@ import torch
 
 from ..data.choices import class_list, labels_of
 from ..diffusion import Corruption, time_steps
-from ..errors import UserError, need
+from ..errors import UserError, need, user_errors
 from ..evaluation.curves import Line, plot, read_stats, schedule, speed, thinned, training_seconds
 from ..evaluation.page import (
     OURS,
@@ -164,11 +164,13 @@ class Run:
         meta = _newest_meta(folder)
         yaml = folder / "config.yaml"
         if yaml.is_file():
-            config = TrainConfig(**read_yaml(str(yaml)))
-            options = yaml.read_text(encoding="utf-8")
+            with user_errors(f"{yaml}: "):
+                config = TrainConfig(**read_yaml(str(yaml)))
+                options = yaml.read_text(encoding="utf-8")
         elif "config" in meta:
-            config = TrainConfig.from_dict(meta["config"])
-            options = to_yaml(config)
+            with user_errors(f"{folder}: "):
+                config = TrainConfig.from_dict(meta["config"])
+                options = to_yaml(config)
         else:
             raise UserError(f"{expected}, got neither config.yaml nor checkpoints in it")
         return cls(folder, config, sources(config, options), meta, read_stats(folder / STATS))

@@ -75,8 +75,8 @@ def test_every_field_holds_the_images_of_its_sampler_and_steps(run: Path, tmp_pa
 
 
 def test_the_default_is_what_suits_and_lies_where_a_report_finds_it(run: Path, tmp_path: Path) -> None:
-    """Rule: without options all samplers that the corruption allows are drawn, beside the weights; a report of
-    that run then shows the picture."""
+    """Rule: without options all samplers that the corruption allows are drawn, beside the weights; a report
+    of that run then shows the picture."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     said: list[str] = []

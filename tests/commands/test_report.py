@@ -259,6 +259,26 @@ def test_a_long_log_is_thinned_to_means(run: Path, tmp_path: Path) -> None:
     assert f"A point is the mean of {round(count / len(shown))} lines" in Page(text).text["loss"]
 
 
+def test_of_many_grids_some_are_shown_and_large_pictures_shrink(run: Path, tmp_path: Path) -> None:
+    """Rule: a page stays small: at most eight grids, evenly with both ends, and no picture over 1400 px."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(run / "config.yaml", folder)
+    for step in range(0, 210, 10):
+        shutil.copy(run / "samples-00000002.png", folder / f"samples-{step:08d}.png")
+    shutil.copy(run / "samples-00000002.png", folder / "samples-mine.png")
+    Image.new("RGB", (2800, 700)).save(folder / "real.png")
+    page = Page(write(folder)[0])
+    alts = [given["alt"] for given in page.all("img")]
+    steps = [int(alt.rpartition(" ")[2]) for alt in alts if alt.startswith("Grid of samples")]
+    assert (
+        steps == [0, 30, 60, 90, 110, 140, 170, 200] and "Over time (8 of 21 grids)" in page.text["samples"]
+    )
+    assert alts[0] == "Grid of images sampled at step 200"
+    (real,) = [given for given in page.all("img") if given["alt"].startswith("Grid of images of the")]
+    assert (real["width"], real["height"]) == ("1400", "350")
+
+
 PLOTS = {"soft": ["Blur", "Noise"], "blurring": ["Blur", "Noise", "Mean"], "ihdm": ["Blur", "Noise"]}
 PLOTS |= {"mask": ["Gain", "Noise"], "equal-snr": ["Gain", "Noise"], "noise": ["Noise"], "file": ["Noise"]}
 
@@ -398,11 +418,14 @@ def test_what_is_refused(run: Path, tmp_path: Path, photos: Path) -> None:
     """Rule: no run, no results, or a file that is no report: one sentence, and nothing is written."""
     mine = tmp_path / "thesis.html"
     mine.write_text("<!doctype html> the only copy")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.yaml").write_text("steps: 5\n")
     before = sorted(tmp_path.iterdir())
     for config, message in (
         (ReportConfig(str(tmp_path / "none")), "expected a run folder of softdiff train, got no such folder"),
         (ReportConfig(str(photos)), "expected a run folder of softdiff train, got a file"),
         (ReportConfig(str(tmp_path)), "got neither config.yaml nor checkpoints"),
+        (ReportConfig(str(tmp_path / "odd")), "config.yaml: .*missing.*'data'"),
         (ReportConfig(str(run), out=str(mine)), "exists already"),
         (ReportConfig(str(run), out=str(tmp_path)), "expected the name of a file"),
         (ReportConfig(str(run), out=str(tmp_path / "no" / "a.html")), "there is no folder"),
