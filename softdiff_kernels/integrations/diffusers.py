@@ -278,7 +278,7 @@ class SoftDiffusionPipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int | None = None,
-        num_inference_steps: int = STEPS,
+        num_inference_steps: int | None = None,
         generator: Generators = None,
         output_type: str = "pil",
         class_labels: int | Sequence[int] | Tensor | None = None,
@@ -294,7 +294,8 @@ class SoftDiffusionPipeline(DiffusionPipeline):
 
         Args:
             batch_size: Their number. None is 1, or that of the seeds.
-            num_inference_steps: As in `SoftDiffusionScheduler.set_timesteps`.
+            num_inference_steps: As in `SoftDiffusionScheduler.set_timesteps`. None is the run's own number, 64
+                where the pipeline has no run.
             generator: See `noise_key`. A list has one for each image.
             output_type: "pil", "np" (float32 [B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [0, 1]).
             class_labels: A class for all images, or one for each. None means any class.
@@ -321,6 +322,9 @@ class SoftDiffusionPipeline(DiffusionPipeline):
             streams = torch.tensor(list(seeds), dtype=torch.int64, device=device)
             generator = NoiseKey(SAMPLING_SEED, stream=streams)
         self._guidance_scale, self._interrupt = guidance_scale, False
+        if timesteps is None and num_inference_steps is None:
+            run = self.config.run
+            num_inference_steps = run["config"]["sample_steps"] if run else STEPS
         if timesteps is None:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
         else:
