@@ -294,8 +294,8 @@ class SoftDiffusionPipeline(DiffusionPipeline):
 
         Args:
             batch_size: Their number. None is 1, or that of the seeds.
-            num_inference_steps: As in `SoftDiffusionScheduler.set_timesteps`. None is the run's own number, 64
-                where the pipeline has no run.
+            num_inference_steps: As in `SoftDiffusionScheduler.set_timesteps`. None is the run's own number, or
+                64 where the pipeline has no run.
             generator: See `noise_key`. A list has one for each image.
             output_type: "pil", "np" (float32 [B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [0, 1]).
             class_labels: A class for all images, or one for each. None means any class.
