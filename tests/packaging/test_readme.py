@@ -42,8 +42,11 @@ PAGES_WITH_CODE = [
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_as_printed(page: Path) -> None:
+def test_the_code_of_a_page_runs_as_printed(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Rule: the python blocks of a page run one after the other, and the page defines every name in them.
+    monkeypatch.chdir(tmp_path)  # some write files
     names: dict[str, object] = {"__name__": page.stem}
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         exec(compile(code, page.name, "exec"), names)
