@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from .. import _arguments as args
+from ..images import Pixels
 from .blur import BlurCorruption
 from .corruption import Corruption
 from .mask import MaskCorruption
@@ -30,7 +30,7 @@ class DataSet(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def pixels(self) -> Tensor: ...
+    def pixels(self) -> Pixels: ...
     @property
     def spectrum(self) -> PowerSpectrum: ...
 
@@ -110,7 +110,7 @@ class Named(NamedTuple):
     options: tuple[str, ...]
 
 
-def farthest(pixels: Tensor) -> float:
+def farthest(pixels: Pixels) -> float:
     """The largest distance between two of (at most 2000, evenly spaced) images in [-1, 1]; pixels: uint8."""
     chosen = torch.linspace(0, len(pixels) - 1, min(len(pixels), _FARTHEST_OF)).round().long()
     flat = pixels[chosen].flatten(1).float() / 127.5
