@@ -67,7 +67,6 @@ class DecodedPixels:
         self.kept = kept
         self._files, self._places, self._stamps = files, np.asarray(places, np.int64), stamps
         self._request, self._mode = ReadRequest(size), MODES[shape[0]]
-        self._pool = ThreadPoolExecutor(worker_threads(), "softdiff-decode")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -79,8 +78,10 @@ class DecodedPixels:
         def put(i: int) -> None:
             out[i] = self._decoded(int(places[i]))
 
-        for _ in self._pool.map(put, range(len(places))):
-            pass  # an error of a thread is raised here
+        # Starting the threads costs far less than what they do, and so none is left when a run ends.
+        with ThreadPoolExecutor(worker_threads(), "softdiff-decode") as pool:
+            for _ in pool.map(put, range(len(places))):
+                pass  # an error of a thread is raised here
         return torch.from_numpy(out)
 
     def _decoded(self, place: int) -> np.ndarray[Any, Any]:
