@@ -50,7 +50,7 @@ def softdiff(limit: int, *argv: str, expected: int = 0) -> str:
 
     command = [sys.executable, "-m", "softdiff_kernels", *argv]
     # A pipe of its own would hide the usage of this one child.
-    log = Path(os.devnull if not argv else "softdiff.log")
+    log = Path("softdiff.log")
     with open(log, "wb") as file:
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=bound)
         _, status, usage = os.wait4(child.pid, 0)
@@ -73,7 +73,7 @@ def show_limit(work: Path, photos: Path, gib: float, limit_gib: float) -> None:
         f"{count} images of {SIDE} px, {count * 3 * SIDE * SIDE / 2**30:.2f} GiB; RLIMIT_DATA {limit_gib} GiB"
     )
     refused = softdiff(limit, "dataset", "photos", "--out", "photos.npz", expected=2)
-    print("   ", refused.strip())  # the limit is one: an array of all images is refused
+    print("   ", refused.strip().splitlines()[-1])  # the limit is one: an array of all images is refused
     softdiff(limit, "dataset", "photos", "--out", "photos.npy")
     small = ("--width", "8", "--blocks", "1", "--patch", "8", "--batch", "8", "--sample-count", "0")
     run = ("train", *small, "--save-every", "2", "--log-every", "1", "--no-progress", "--warmup", "2")
@@ -119,8 +119,8 @@ def show_cost(work: Path, photos: Path, steps: int) -> None:
         pairs = sorted(b / a for a, b in zip(*times, strict=True))
         low, high = pairs[len(pairs) // 5], pairs[-1 - len(pairs) // 5]
         print(
-            f"{name} time of a step: {memory * 1e3:.1f} ms from memory, {disk * 1e3:.1f} ms from the disk; ratio "
-            f"of pairs: median {statistics.median(pairs):.4f}, 20 % {low:.4f}, 80 % {high:.4f}"
+            f"{name} time of a step: {memory * 1e3:.1f} ms from memory, {disk * 1e3:.1f} ms from the disk; "
+            f"ratio of pairs: median {statistics.median(pairs):.4f}, 20 % {low:.4f}, 80 % {high:.4f}"
         )
     order, pixels = trainers[1].order, trainers[1].pixels
     gathers = []

@@ -26,7 +26,7 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 SUFFIX = ".softdiff"
 LAYOUT = 1
 """Of the files; another one is not read."""
-_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_ERRORS = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 def first_process(variable: str = "RANK") -> bool:

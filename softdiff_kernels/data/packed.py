@@ -81,8 +81,8 @@ class Stamp:
     changed: int
 
     @classmethod
-    def of(cls, file: int | Path) -> Stamp:
-        stat = os.stat(file)
+    def of(cls, handle: int) -> Stamp:
+        stat = os.fstat(handle)
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
@@ -90,6 +90,10 @@ class _OpenShard:
     """A shard that is open for reading, by position, from any thread or forked process."""
 
     def __init__(self, path: Path, count: int, image_bytes: int) -> None:
+        if not hasattr(os, "preadv"):
+            raise UserError(
+                f"{path}: a packed set needs Linux, or macOS from 11 on: reads by position (preadv)"
+            )
         self.path, self.count, self.image_bytes = path, count, image_bytes
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (for as long as the images are used)
         self.stamp = Stamp.of(self._file.fileno())
@@ -272,18 +276,19 @@ def sole_writer(out: Path) -> Iterator[Path]:
     away, and the output stays as it was. A folder that a killed process left is taken over.
     """
     folder = out.with_name(out.name + ".packing")
-    lock = None
+    lock, mine = None, False
     try:
         with _writing(out):
             folder.mkdir(exist_ok=True)
-            lock = _locked(folder, out)
+            lock, mine = _locked(folder, out), True
             for old in folder.iterdir():
                 old.unlink()
             yield folder
     finally:
+        # Where it was moved away, its name can be another process's now.
+        if mine and (lock is None or _same(lock, folder)):
+            shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
-            if _same(lock, folder):  # and not moved away, so that the name is another process's now
-                shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
 
 
@@ -294,10 +299,13 @@ def _same(handle: int, folder: Path) -> bool:
         return False
 
 
-def _locked(folder: Path, out: Path) -> int:
-    """A handle that holds the lock of a folder. The system frees it when the process ends in any way."""
-    import fcntl
-
+def _locked(folder: Path, out: Path) -> int | None:
+    """A handle that holds the lock of a folder; None on Windows, which has none. The system frees it when the
+    process ends in any way."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
     handle = os.open(folder, os.O_RDONLY)
     locked = False
     with suppress(OSError):
@@ -358,8 +366,7 @@ class PackedPixels(ShardPixels):
         before = known["stamps"].tolist() if "stamps" in known else []
         if now == before:
             return
-        new = [i for i, stamp in enumerate(now) if stamp not in before]
-        todo = [] if trusted else new
+        todo = [] if trusted else [i for i, stamp in enumerate(now) if before[i : i + 1] != [stamp]]
         total = sum(self.shards[i].count * self.shards[i].image_bytes for i in todo)
         progress = Progress(total, 0, bar=True, quiet=not (todo and first_process()), unit="B")
         try:

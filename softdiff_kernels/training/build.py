@@ -42,6 +42,7 @@ SMALLEST = 4
 ATTENTION_UP_TO = 16
 SCALE_NODES = 257
 SCALE_IMAGES = 128
+SCALE_NUMBERS = 2**22
 
 
 def load_data(config: TrainConfig) -> ImageSet:
@@ -251,9 +252,13 @@ def scales(images: ImageSet, corruption: Corruption) -> tuple[Tensor, Tensor]:
     shape = (1, *images.shape)
     noise = torch.stack([corruption.noise(float(at)).square().expand(shape).mean() for at in t])
     if corruption.basis == "dct":
-        gain, power = corruption.gain(t), images.spectrum.power
-        lost = ((1 - gain).square() * power).mean(dim=(1, 2, 3))
-        left = (gain.square() * power).mean(dim=(1, 2, 3))
+        power, parts = images.spectrum.power, []
+        # All t at once would take 2 GiB at 256 px.
+        for some_t in t.split(max(1, SCALE_NUMBERS // power.numel())):
+            gain = corruption.gain(some_t)
+            pair = ((1 - gain).square() * power, gain.square() * power)
+            parts.append(torch.stack([numbers.mean(dim=(1, 2, 3)) for numbers in pair]))
+        lost, left = torch.cat(parts, dim=1)
     else:
         count = min(len(images.pixels), SCALE_IMAGES)
         some = decode(images.pixels[torch.linspace(0, len(images.pixels) - 1, count).round().long()])
