@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -202,7 +202,7 @@ def from_images(images: Iterable[Array], shape: tuple[int, ...], request: ReadRe
     count, height, width, channels = shape
     mode = MODES[request.channels or channels]
     size = request.size or (height, width)
-    out = _place((count, CHANNELS[mode], *size), request)
+    out = _place((count, CHANNELS[mode], *size), replace(request, stream=False))
     if size == (height, width) and CHANNELS[mode] == channels:
         for i, pixels in enumerate(images):
             out[i] = pixels.transpose(2, 0, 1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_files import fill, pack, png, random_pixels
+from image_files import fill, message, pack, png, random_pixels
 
 from softdiff_kernels.data import ImageOrder, ImageSet, load_images
 from softdiff_kernels.data import decode as data_decode
@@ -80,6 +80,13 @@ def test_on_the_fly_means_the_same_images(
     # Room again: the tensor again.
     monkeypatch.undo()
     assert torch.equal(load_images(source, size, stream=True).tensor, whole.tensor)
+
+
+def test_an_array_that_does_not_fit_is_refused(tmp_path: Path, little_memory: None) -> None:
+    """Rule: only what can be read in any order stays on the disk; an array that grows too large does not."""
+    np.savez(tmp_path / "set.npz", images=random_pixels(shape=(2, 4, 6)))
+    assert load_images(str(tmp_path / "set.npz"), stream=True).shape == (1, 4, 6)
+    assert "bytes of memory are free" in message(tmp_path / "set.npz", image_size=20, stream=True)
 
 
 def test_a_changed_folder_is_looked_at_again(tmp_path: Path, little_memory: None) -> None:
