@@ -57,7 +57,8 @@ def softdiff(limit: int, *argv: str, expected: int = 0) -> str:
         child.returncode = os.waitstatus_to_exitcode(status)
     said = log.read_text()
     took, peak = time.perf_counter() - start, usage.ru_maxrss / 1024
-    print(f"  {took:6.1f} s, peak {peak:5.0f} MiB resident: softdiff {' '.join(argv)}", flush=True)
+    cpu = usage.ru_utime + usage.ru_stime
+    print(f"  {took:5.0f} s ({cpu:4.0f} s CPU), peak {peak:5.0f} MiB: softdiff {' '.join(argv)}", flush=True)
     assert child.returncode == expected, said
     return said
 

@@ -240,3 +240,31 @@ def test_an_error_of_the_thread_is_raised_where_its_images_are_asked_for() -> No
         ahead(0, 2)
     ahead.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("softdiff")]
+
+
+def test_batches_for_a_gpu_are_pinned_for_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: the thread pins each batch with the run's own GPU current: on another one it would make a context,
+    which takes hundreds of megabytes there."""
+    current: list[str] = []
+    pinned: list[str] = []
+
+    class Current:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            current.append(str(self.device))
+
+        def __exit__(self, *_: object) -> None:
+            current.pop()
+
+    def pin(images: torch.Tensor) -> torch.Tensor:
+        pinned.append(current[-1] if current else "none")
+        return images
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    ahead = Prefetch(Slow(), ImageOrder(10, seed=1), stride=2, device=torch.device("cuda", 3))
+    ahead(0, 2)
+    ahead.close()
+    assert pinned and set(pinned) == {"cuda:3"}
