@@ -243,7 +243,7 @@ def test_an_error_of_the_thread_is_raised_where_its_images_are_asked_for() -> No
 
 
 def test_batches_for_a_gpu_are_pinned_for_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rule: the thread pins each batch with the run's own GPU current: on another one it would make a context,
+    """Rule: the thread pins each batch with the run's own GPU current: on another it would make a context,
     which takes hundreds of megabytes there."""
     current: list[str] = []
     pinned: list[str] = []
