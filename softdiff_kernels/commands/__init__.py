@@ -43,6 +43,10 @@ COMMANDS = {
     "evaluate": Command(
         "measure the distance of images from a reference data set", "evaluate", "EvaluateConfig"
     ),
+    "report": Command("write one HTML page about a run", *("report", "ReportConfig"), positional=True),
+    "compare-samplers": Command(
+        "show samplers by numbers of steps in one picture", "compare_samplers", "CompareSamplersConfig"
+    ),
     "dataset": Command(
         "report what a data set contains, and convert it to a .zip or .npz file",
         *("dataset", "DatasetConfig"),
