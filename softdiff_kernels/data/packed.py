@@ -159,7 +159,14 @@ class ShardPixels:
         return self.shape[0]
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
-        numbers = np.arange(len(self))[index.numpy() if isinstance(index, Tensor) else index]
+        if isinstance(index, Tensor):
+            numbers = index.numpy()
+            if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
+                raise IndexError(
+                    f"expected places in 0..{len(self) - 1}, got {numbers.min()}..{numbers.max()}"
+                )
+        else:
+            numbers = np.arange(*index.indices(len(self)))
         out = np.empty((len(numbers), *self.shape[1:]), np.uint8)
         if out.size:
             rows = out.reshape(-1).data

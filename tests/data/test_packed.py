@@ -66,8 +66,9 @@ def test_packed_images_are_those_of_the_source_wherever_they_are_read(pets: Path
             assert loaded.digest(labels) == whole.digest(labels)
         assert torch.equal(loaded.spectrum.power, whole.spectrum.power)
         assert torch.equal(load_images(str(path)).tensor, whole.tensor)
-        with pytest.raises(IndexError):
-            loaded.pixels[torch.tensor([7])]
+        for place in (7, -1):
+            with pytest.raises(IndexError, match=r"expected places in 0\.\.6"):
+                loaded.pixels[torch.tensor([0, place])]
     assert sorted(p.name for p in (tmp_path / "many").iterdir()) == [
         *(f"images-0000{i}.npy" for i in range(3)),
         "softdiff.json",
