@@ -52,6 +52,7 @@ COMMANDS = {
         *("dataset", "DatasetConfig"),
         positional=True,
     ),
+    "export": Command("write a model as a folder for diffusers", "export", "ExportConfig", positional=True),
     "schedule": Command("compute the Wasserstein schedule of a data set", "schedule", "ScheduleConfig"),
     "bench": Command("time every op against alternatives on this machine", "bench", "BenchConfig"),
     "bench compare": Command(

@@ -94,8 +94,9 @@ class ReportConfig:
     not."""
     distances: PathText | None = None
     """Results of `softdiff evaluate --out` to show. Default: those in the .json files of the run folder."""
-    steps: int = 25
-    """Sampler steps of the images that are drawn from the newest weights; 0 draws none."""
+    steps: int | None = None
+    """Sampler steps of the images that are drawn from the newest weights; 0 draws none. Default: the run's
+    --sample-steps."""
     count: int | None = None
     """Number of these images. Default: 5, or 16 where the run itself has drawn no grid."""
     device: str = "auto"
@@ -359,24 +360,25 @@ class Run:
         if file is None:
             return [note(f"No weights yet: they are written every {number(self.config.save_every)} steps.")]
         self.model = model = loaded[-1]
-        if options.steps == 0:
+        steps = model.config.sample_steps if options.steps is None else options.steps
+        if steps == 0:
             return []
-        sampler = model.denoiser.corruption.best_sampler(options.steps)
+        sampler = model.denoiser.corruption.best_sampler(steps)
         count = options.count or (FEW if self.grids() else MANY)
-        say(f"drawing {count} images by the {sampler} sampler in {options.steps} steps")
-        ts, seeds = time_steps(options.steps), range(count)
+        say(f"drawing {count} images by the {sampler} sampler in {steps} steps")
+        ts, seeds = time_steps(steps), range(count)
         states: list[torch.Tensor] = []
         labels = labels_of(seeds, class_list(None, model.classes))
         model.generate(seeds, sampler=sampler, ts=ts, batch=count, labels=labels, states=states)
         self.drawn, rows = states[-1], min(FEW, count)
-        places = torch.linspace(0, options.steps, min(COLUMNS, options.steps + 1)).round().long().tolist()
+        places = torch.linspace(0, steps, min(COLUMNS, steps + 1)).round().long().tolist()
         times = [float(ts[i]) for i in places]
         sheet = torch.stack([states[i][:rows] for i in places], dim=1).flatten(0, 1)
         shown = ", ".join(f"{t:.2f}" for t in times)
         words = f"How {rows} images form, as rows: x_t at t = {shown} as columns"
         image = picture(at_most(png_bytes(tile(sheet, len(places))), WIDE), words)
         caption = (
-            f"Seeds 0 to {rows - 1} by the {sampler} sampler in {options.steps} steps, with the "
+            f"Seeds 0 to {rows - 1} by the {sampler} sampler in {steps} steps, with the "
             f"weights of step {number(model.step)}. Sampling starts from the {model.prior.describe()}."
         )
         return [_strip(image, times, caption)]
@@ -483,7 +485,7 @@ class Run:
             "import torch\n"
             "from softdiff_kernels.training.weights import load_model\n\n"
             f'model = load_model({json.dumps(given, ensure_ascii=False)}, torch.device("cpu"))\n'
-            f"images = model.generate(range(16), steps=25{labels})  # uint8 [16, C, H, W]"
+            f"images = model.generate(range(16){labels})  # uint8 [16, C, H, W]"
         )
         steps = 2 * self.config.steps if self.step >= self.config.steps else self.config.steps
         go_on = [
