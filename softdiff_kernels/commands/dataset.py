@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.labels import Labels
 from ..data.names import MOST_SHOWN, printable
 from ..data.packed import FOLDER_INDEX, Writer, index_of, is_packed, publish, sole_writer
 from ..data.sources import SOURCE_LIST, ReadResult, check_sides, height_and_width, read_source
@@ -135,8 +134,8 @@ def _pack(config: DatasetConfig, out: Path, place: Path, say: Callable[[str], No
         return writers[-1]
 
     result = _read(config, say, into=into)
-    labels = result.labels if config.labels else Labels()
-    writers[-1].save_index(FOLDER_INDEX if folder else index_of(out).name, labels)
+    name = FOLDER_INDEX if folder else index_of(out).name
+    writers[-1].save_index(name, result.labels if config.labels else None)
     publish(place, out)
     return result
 

@@ -250,8 +250,9 @@ class Writer:
         files = [(self.folder / shard["file"], shard["count"]) for shard in self.shards]
         return ShardPixels(files, self.image)
 
-    def save_index(self, name: str, labels: Labels) -> None:
+    def save_index(self, name: str, labels: Labels | None) -> None:
         """Writes the index, after the last image."""
+        labels = labels or Labels()
         values = None if labels.values is None else labels.values.tolist()
         content = {
             **{"format": FORMAT, "version": VERSION},
