@@ -294,7 +294,7 @@ class SoftDiffusionPipeline(DiffusionPipeline):
 
         Args:
             batch_size: Their number. None is 1, or that of the seeds.
-            num_inference_steps: As in `SoftDiffusionScheduler.set_timesteps`. None is the run's own number, or
+            num_inference_steps: As in `SoftDiffusionScheduler.set_timesteps`. None is the run's own, or
                 64 where the pipeline has no run.
             generator: See `noise_key`. A list has one for each image.
             output_type: "pil", "np" (float32 [B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [0, 1]).
