@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,18 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 # spectrum of 1,000 images of 64 px takes half the time.
 _PIECE_ELEMENTS = {"cpu": 2**19}
 _PIECE_ELEMENTS_ELSEWHERE = 2**22
+
+
+class Pixels(Protocol):
+    """uint8 images [N, C, H, W], read by their places: a tensor, or images that stay on the disk.
+
+    `pixels[index]`, with a slice or an int64 tensor on the CPU, is a tensor of these images.
+    """
+
+    @property
+    def shape(self) -> torch.Size: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Tensor: ...
 
 
 def decode(x: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from typing import Any
 
 class Progress:
     """Counts steps. bar: show a bar, if there are a terminal and tqdm; otherwise print lines. quiet:
-    neither."""
+    neither. unit: what is counted."""
 
-    def __init__(self, total: int, done: int, *, bar: bool, quiet: bool = False) -> None:
+    def __init__(self, total: int, done: int, *, bar: bool, quiet: bool = False, unit: str = "step") -> None:
         self._bar: Any = None
         self._quiet = quiet
         bar = bar and not quiet
@@ -28,12 +28,12 @@ class Progress:
                 from tqdm import tqdm
             except ImportError:
                 return
-            self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, unit=unit, unit_scale=unit == "B", dynamic_ncols=True)
 
-    def advance(self) -> None:
-        """Counts one step."""
+    def advance(self, count: int = 1) -> None:
+        """Counts steps."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(count)
 
     def numbers(self, text: str, line: str) -> None:
         """Shows the latest figures: `text` beside the bar, or `line`."""

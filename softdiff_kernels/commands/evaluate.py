@@ -158,7 +158,7 @@ def evaluate(config: EvaluateConfig, say: Say = print) -> list[dict[str, Any]]:
     for network, extractor in (("classifier", classifier), ("inception", inception)):
         if extractor is None:
             continue
-        ours, theirs = (_features(extractor, x, progress) for x in (pixels, reference.pixels))
+        ours, theirs = (_features(extractor, x, progress) for x in (pixels, reference.tensor))
         for metric in config.metrics:
             if METRICS[metric].features != network:
                 continue
@@ -276,7 +276,7 @@ def _classifier(config: EvaluateConfig, reference: ImageSet, say: Say) -> Classi
             )
         _check_classifier_shape(data_set.shape, reference, source)
         classifier = train_classifier(
-            data_set.pixels,
+            data_set.tensor,
             data_set.labels,
             epochs=config.epochs,
             seed=config.seed,

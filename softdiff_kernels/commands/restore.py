@@ -151,7 +151,7 @@ def restore_images(config: RestoreConfig, say: Callable[[str], None] = print) ->
     times = _start_times(corruption, observed)
     spectrum = model.spectrum
     if config.data is not None:
-        spectrum = load_images(config.data, model.config.size).spectrum
+        spectrum = load_images(config.data, model.config.size, stream=True).spectrum
         if tuple(spectrum.power.shape) != model.shape:
             raise UserError(f"--data: expected images of {list(model.shape)} (C, H, W), got other ones")
     folder = _new_folder(config.outdir)
@@ -189,7 +189,7 @@ def _load(flag: str, source: str, shape: tuple[int, int, int]) -> Tensor:
             f"{flag}: expected images of {expected} (channels, height, width), as the model's, got {got} in "
             f"{source}; `softdiff dataset` converts them"
         )
-    return images.pixels
+    return images.tensor
 
 
 def _observed(config: RestoreConfig, corruption: Corruption, count: int) -> Observed:
@@ -217,7 +217,7 @@ def _masks(source: str, size: tuple[int, int], count: int, num: int | None) -> T
         with user_errors("--mask: "), pil.open(path) as image:
             pixels = torch.from_numpy(np.array(image.convert("L")))[None, None]
     else:
-        pixels = load_images(source, channels=1).pixels
+        pixels = load_images(source, channels=1).tensor
     if tuple(pixels.shape[2:]) != tuple(size):
         expected, got = (f"{height} x {width}" for height, width in (size, pixels.shape[2:]))
         raise UserError(f"--mask: expected masks of {expected}, as the model's images, got {got}")

@@ -77,7 +77,7 @@ def make_schedule(config: ScheduleConfig, say: Callable[[str], None] = print) ->
     check_sides(config.image_size)
     for flag, path in (("--out", config.out), ("--plot", config.plot)):
         check_free(flag, path, overwrite=config.overwrite)
-    images = load_images(config.data, height_and_width(config.image_size))
+    images = load_images(config.data, height_and_width(config.image_size), stream=True)
     distance, distance_name = (
         _feature_distance(config.features, images) if config.features is not None else (None, "")
     )

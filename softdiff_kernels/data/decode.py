@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ import torch
 
 from ..errors import UserError, bare_reason, need
 from ..memory import available_memory, is_out_of_memory
+from ..progress import Progress
+from .kept import first_process
 from .names import HEIC, IMAGE_ERRORS, formats, parts_of, shown, suffix_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Pixels = np.ndarray[Any, Any]
+Array = np.ndarray[Any, Any]
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 CHANNELS = {mode: channels for channels, mode in MODES.items()}
 GREY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"))
@@ -32,7 +35,7 @@ STILL = frozenset(("MPO", "PSD"))
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 """Tags of TIFF files."""
 LEAVE_FREE = 0.95
-CHUNK = 256
+CHUNK = 64
 UNKNOWN = "not an image that Pillow knows"
 HEIC_REASON = "Pillow reads HEIC only with the package pillow-heif"
 OpenImage = Callable[[int], "Path | IO[bytes]"]
@@ -41,21 +44,27 @@ OpenImage = Callable[[int], "Path | IO[bytes]"]
 @dataclass(frozen=True)
 class ReadRequest:
     """How a data set is to be read. size: (height, width) to resize and crop to; channels: 1, 3 or 4; None
-    leaves either as it is. limit: read only this many images, from the first."""
+    leaves either as it is. limit: read only this many images, from the first.
+
+    stream: images that memory has no room for stay on the disk, instead of being refused. into: where the
+    images go instead, `into(shape)[i] = image`, in order; then `[:count]` gives those that could be read."""
 
     size: tuple[int, int] | None = None
     channels: int | None = None
     limit: int | None = None
+    stream: bool = False
+    into: Callable[[tuple[int, int, int, int]], Any] | None = None
 
 
 @dataclass
 class DecodedImages:
     """pixels: uint8 [N, C, H, W] of the images that can be read; kept: their places in the list.
+    The pixels are an array, `Unheld`, or what was written `into`.
 
     sizes, (width, height) before resizing, and modes: each with its count. By name: unreadable images, with
     the reason; animated ones, of which only the first frame was taken."""
 
-    pixels: Pixels
+    pixels: Any
     kept: list[int] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
@@ -63,10 +72,29 @@ class DecodedImages:
     animated: dict[str, str] = field(default_factory=dict)
 
 
+class Unheld:
+    """Stands for images that memory has no room for. Only their shape is known, [N, C, H, W]."""
+
+    def __init__(self, shape: tuple[int, int, int, int]) -> None:
+        self.shape = shape
+
+    def __setitem__(self, i: int, image: Array) -> None:
+        """Drops the image; `decode` goes on, to find out which images can be read."""
+
+    def __getitem__(self, part: slice) -> Unheld:
+        return Unheld((len(range(self.shape[0])[part]), *self.shape[1:]))
+
+
+def fits(needed: int) -> bool:
+    """Whether memory has this many bytes free, and a margin."""
+    room = available_memory()
+    return room is None or needed <= room * LEAVE_FREE
+
+
 def check_memory(needed: int, what: str) -> None:
     """Refuses `needed` bytes if they exceed what memory has free, less a margin."""
-    room = available_memory()
-    if room is not None and needed > room * LEAVE_FREE:
+    if not fits(needed):
+        room = available_memory() or 0
         raise UserError(
             f"{what} need {needed:,} bytes, and {room:,} bytes of memory are free; a smaller --image-size, "
             "or fewer images, would fit"
@@ -78,6 +106,14 @@ def unreadable_reason(error: Exception) -> str:
     if is_out_of_memory(error):
         raise error
     return bare_reason(error)
+
+
+def worker_threads() -> int:
+    """How many threads decode images: torch's, which torchrun leaves at 1 for each of its processes, or this
+    process's share of the cores that it may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(1, torch.get_num_threads(), cores // processes)
 
 
 def has_alpha(image: Image) -> bool:
@@ -147,43 +183,60 @@ def cropped(image: Image, size: tuple[int, int]) -> Image:
     return filtered.crop((left, top, left + wide, top + high))
 
 
-def from_array(array: Pixels, request: ReadRequest) -> Pixels:
-    """uint8 [N, H, W, C] as [N, C, H, W] of the requested size and channels.
+def from_array(array: Array, request: ReadRequest) -> Any:
+    """uint8 [N, H, W, C] as [N, C, H, W] of the requested size and channels: an array, or what was written
+    `into`."""
+    array = array[: request.limit]
+    _, height, width, channels = array.shape
+    same = request.size in (None, (height, width)) and request.channels in (None, channels)
+    if same and request.into is None:
+        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    return from_images(array, array.shape, request)
+
+
+def from_images(images: Iterable[Array], shape: tuple[int, ...], request: ReadRequest) -> Any:
+    """As `from_array`, of images uint8 [H, W, C] one after the other, all of them [N, H, W, C] = `shape`.
 
     Four channels are RGBA: resized with colours weighted by alpha. Two are resized one by one.
     """
-    array = array[: request.limit]
-    count, height, width, channels = array.shape
+    count, height, width, channels = shape
     mode = MODES[request.channels or channels]
     size = request.size or (height, width)
+    out = _place((count, CHANNELS[mode], *size), replace(request, stream=False))
     if size == (height, width) and CHANNELS[mode] == channels:
-        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+        for i, pixels in enumerate(images):
+            out[i] = pixels.transpose(2, 0, 1)
+        return out[:count]
     pil = need("PIL.Image", "resizing")
-    out = _allocated((count, CHANNELS[mode], *size))
 
     def fitted(image: Image) -> Image:
         return image if size == (height, width) else cropped(image, size)
 
-    for i, pixels in enumerate(array):
+    for i, pixels in enumerate(images):
         if mode == "LA":
-            for channel in range(2):
-                image = pil.fromarray(np.ascontiguousarray(pixels[..., channel]))
-                out[i, channel] = np.asarray(fitted(image))
+            channel = (pil.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(2))
+            out[i] = np.stack([np.asarray(fitted(image)) for image in channel])
         else:
             image = pil.fromarray(np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels))
-            _put(out, i, fitted(to_mode(image, mode)))
-    return out
+            out[i] = planes(fitted(to_mode(image, mode)))
+    return out[:count]
 
 
-def _put(out: Pixels, i: int, image: Image) -> None:
-    """Stores an image as out[i], [C, H, W]."""
+def planes(image: Image) -> Array:
+    """An image as [C, H, W]."""
     pixels = np.asarray(image)
-    out[i] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _allocated(shape: tuple[int, ...]) -> Pixels:
-    """An uninitialised uint8 array. UserError with the bytes needed if memory has no room for it."""
-    check_memory(int(np.prod(shape, dtype=object)), f"{shape[0]} images of {list(shape[1:])} (C, H, W)")
+def _place(shape: tuple[int, int, int, int], request: ReadRequest) -> Any:
+    """What takes the images: an uninitialised uint8 array, if nothing else is requested. UserError with the
+    bytes needed if memory has no room for it."""
+    if request.into is not None:
+        return request.into(shape)
+    needed = int(np.prod(shape, dtype=object))
+    if request.stream and not fits(needed):
+        return Unheld(shape)
+    check_memory(needed, f"{shape[0]} images of {list(shape[1:])} (C, H, W)")
     return np.empty(shape, np.uint8)
 
 
@@ -199,7 +252,7 @@ class _DecodedImage:
     animated: bool
 
 
-def _decode_image(source: Path | IO[bytes], mode: str | None, request: ReadRequest) -> _DecodedImage | str:
+def decode_image(source: Path | IO[bytes], mode: str | None, request: ReadRequest) -> _DecodedImage | str:
     """An image as `mode`, or without one as its own channels require; or the reason why it cannot be read."""
     pil = need("PIL.Image", "reading images")
     operations = need("PIL.ImageOps", "reading images")
@@ -245,17 +298,19 @@ def decode(names: Sequence[str], open_image: OpenImage, request: ReadRequest, wh
     """
     if not names:
         raise UserError(f"{where}: expected at least one image, found none")
+    elsewhere = request.stream or request.into is not None
     if request.size is not None:  # before the first of them is enlarged
         height, width = request.size
-        needed = len(names) * (request.channels or 1) * height * width
-        check_memory(needed, f"{len(names)} images of {width} x {height}")
+        count = min(CHUNK, len(names)) if elsewhere else len(names)
+        needed = count * (request.channels or 1) * height * width
+        check_memory(needed, f"{count} images of {width} x {height}")
     colour = opaque = False
     mode = None if request.channels is None else MODES[request.channels]
     while True:
         result = DecodedImages(np.empty(0, np.uint8))
         restart = False
-        first = ""
-        for i, decoded in _decode_each(len(names), open_image, mode, request):
+        first, shape = "", (0, 0, 0)
+        for i, decoded in _decode_each(len(names), open_image, mode, request, bar=elsewhere):
             if isinstance(decoded, str):
                 heic = decoded == UNKNOWN and suffix_of(parts_of(names[i])) in HEIC
                 result.unreadable[names[i]] = HEIC_REASON if heic else decoded
@@ -269,15 +324,15 @@ def decode(names: Sequence[str], open_image: OpenImage, request: ReadRequest, wh
             if not result.kept:
                 first = names[i]
                 shape = (CHANNELS[decoded.image.mode], decoded.image.height, decoded.image.width)
-                result.pixels = _allocated((len(names), *shape))
-            elif result.pixels.shape[2:] != (decoded.image.height, decoded.image.width):
-                height, width = result.pixels.shape[2:]
+                result.pixels = _place((len(names), *shape), request)
+            elif shape[1:] != (decoded.image.height, decoded.image.width):
+                height, width = shape[1:]
                 raise UserError(
                     f"expected images of one size, got {width} x {height} in {shown(first)} and "
                     f"{decoded.size[0]} x {decoded.size[1]} in {shown(names[i])}; --image-size N resizes and "
                     "crops them all to N x N"
                 )
-            _put(result.pixels, len(result.kept), decoded.image)
+            result.pixels[len(result.kept)] = planes(decoded.image)
             result.kept.append(i)
             result.sizes[decoded.size] += 1
             result.modes[decoded.mode] += 1
@@ -293,18 +348,23 @@ def decode(names: Sequence[str], open_image: OpenImage, request: ReadRequest, wh
 
 
 def _decode_each(
-    count: int, open_image: OpenImage, mode: str | None, request: ReadRequest
+    count: int, open_image: OpenImage, mode: str | None, request: ReadRequest, *, bar: bool
 ) -> Iterator[tuple[int, _DecodedImage | str]]:
-    """Every image in order. A few hundred at a time, so that threads do not run ahead of memory."""
+    """Every image in order. A few at a time, so that threads do not run ahead of memory. bar: show one."""
 
     def load(i: int) -> _DecodedImage | str:
         try:
             source = open_image(i)
         except IMAGE_ERRORS as error:
             return unreadable_reason(error)
-        return _decode_image(source, mode, request)
+        return decode_image(source, mode, request)
 
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        for start in range(0, count, CHUNK):
-            chunk = range(start, min(start + CHUNK, count))
-            yield from zip(chunk, pool.map(load, chunk), strict=True)
+    progress = Progress(count, 0, bar=bar and count > CHUNK, quiet=not first_process(), unit="image")
+    try:
+        with ThreadPoolExecutor(worker_threads()) as pool:
+            for start in range(0, count, CHUNK):
+                chunk = range(start, min(start + CHUNK, count))
+                yield from zip(chunk, pool.map(load, chunk), strict=True)
+                progress.advance(len(chunk))
+    finally:
+        progress.close()

@@ -1,35 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set as one uint8 tensor [N, C, H, W], and the order in which a run sees its images. Decoding to
-[-1, 1] is left to the `corrupt` op."""
+"""A data set of uint8 images [N, C, H, W], in memory or on the disk, and the order in which a run sees its
+images. Decoding to [-1, 1] is left to the `corrupt` op."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..diffusion import PowerSpectrum, power_spectrum
+from ..diffusion.shortest_path import SpectrumSums
+from ..errors import UserError
+from ..images import Pixels, pieces
+from ..progress import Progress
 from .choices import new_numbers
+from .kept import Kept, first_process
 from .sources import check_labels, read_source, set_name
 
 __all__ = ["ImageOrder", "ImageSet", "load_images"]
 
+Fitted = TypeVar("Fitted")
+BATCH, BATCH_BYTES = 512, 2**26
+"""The most images, and bytes of images, that a pass takes at a time."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set in memory: pixels uint8 [N, C, H, W], and a short name for run folders.
+    """A data set: its images, and a short name for run folders.
 
-    labels: int64 [N] in 0..K-1, or None; classes: the K names; unlabelled: why there are no labels.
+    pixels: uint8 [N, C, H, W], a tensor or, where memory has no room, images on the disk that are read where
+    they are indexed (`Pixels`). labels: int64 [N] in 0..K-1, or None; classes: the K names; unlabelled: why
+    there are no labels.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     name: str
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
@@ -54,19 +66,97 @@ class ImageSet:
             return 0
         return len(self.classes) or int(self.labels.max()) + 1
 
+    @property
+    def tensor(self) -> Tensor:
+        """The pixels of a set in memory. UserError for a set on the disk."""
+        if not isinstance(self.pixels, Tensor):
+            raise UserError(
+                f"{self.name}: expected images that fit into memory, got {list(self.pixels.shape)}"
+            )
+        return self.pixels
+
+    @property
+    def kept(self) -> Kept | None:
+        """Where results of a pass over a set on the disk are kept; None for a set in memory."""
+        kept: Kept | None = getattr(self.pixels, "kept", None)
+        return kept
+
     @cached_property
     def spectrum(self) -> PowerSpectrum:
         """The images' power spectrum, computed once; both schedule and network use it."""
-        return power_spectrum(self.batches())
+        if self.kept is None:
+            return power_spectrum(self.batches())
+        known = self.kept.load("spectrum")
+        if known is None:
+            self._measure()
+            return self.__dict__["spectrum"]
+        mean, power = (torch.from_numpy(known[name]) for name in ("mean", "power"))
+        return PowerSpectrum(mean, power, int(known["count"]))
+
+    def _pixel_hash(self) -> Any:
+        """The hash of all pixels, to which that of labels can be added. On the disk they are read once."""
+        if self.kept is not None:
+            if "_measured_hash" not in self.__dict__:
+                self._measure()
+            return self.__dict__["_measured_hash"].copy()
+        digest = self._empty_hash()
+        for batch in self.batches():
+            digest.update(batch.contiguous().numpy().data)
+        return digest
+
+    def _empty_hash(self) -> Any:
+        return hashlib.blake2b(repr(list(self.pixels.shape)).encode(), digest_size=8)
 
     def digest(self, labels: bool = False) -> str:
-        """Sixteen hex digits that identify these pixels and, if `labels`, their labels if there are any."""
-        digest = hashlib.blake2b(repr(list(self.pixels.shape)).encode(), digest_size=8)
-        digest.update(self.pixels.contiguous().numpy().data)
+        """Sixteen hex digits that identify these pixels and, if `labels`, their labels if there are any. They
+        are the same for a set in memory and on the disk."""
+        tail = b""
         if labels and self.labels is not None:
-            digest.update(f"labels of {self.num_classes}".encode())
-            digest.update(self.labels.contiguous().numpy().data)
-        return digest.hexdigest()
+            tail = f"labels of {self.num_classes}".encode() + self.labels.contiguous().numpy().tobytes()
+        name = f"digest-{hashlib.blake2b(tail, digest_size=8).hexdigest()}"
+        known = None if self.kept is None else self.kept.load(name)
+        if known is not None:
+            return str(known["digest"])
+        digest = self._pixel_hash()
+        digest.update(tail)
+        if self.kept is not None:
+            self.kept.save(name, {"digest": np.array(digest.hexdigest())})
+        return str(digest.hexdigest())
+
+    def fit(self, use: Callable[[Iterator[Tensor]], Fitted]) -> Fitted:
+        """The result of `use(batches)`, which takes some or all of them.
+
+        Of a set on the disk the same pass computes and keeps the spectrum and the digests, if they are not
+        known yet.
+        """
+        if self.kept is None:
+            return use(self.batches())
+        if "_measured_hash" in self.__dict__ or self.kept.load("spectrum") is not None:
+            return use(self.batches(progress=True))
+        batches = self._measured()
+        result = use(batches)
+        for _ in batches:
+            pass
+        return result
+
+    def _measure(self) -> None:
+        for _ in self._measured():
+            pass
+
+    def _measured(self) -> Iterator[Tensor]:
+        assert self.kept is not None
+        sums, digest = SpectrumSums(), self._empty_hash()
+        for batch in self.batches(progress=True):
+            for piece in pieces("power_spectrum", [batch]):
+                sums.add(piece)
+            digest.update(batch.numpy().data)
+            yield batch
+        spectrum = sums.result()
+        self.__dict__.update(spectrum=spectrum, _measured_hash=digest)
+        arrays = {"mean": spectrum.mean.numpy(), "power": spectrum.power.numpy()}
+        self.kept.save("spectrum", {**arrays, "count": np.array(spectrum.count)})
+        for labels in (False, True):
+            self.digest(labels)
 
     def numbered_as(self, classes: Sequence[str], digest: str | None) -> ImageSet:
         """These images with their classes numbered as in a run with these classes and a data set with this
@@ -80,9 +170,20 @@ class ImageSet:
         numbers = torch.tensor(new_numbers(self.classes, classes))
         return replace(self, labels=numbers[self.labels], classes=tuple(classes))
 
-    def batches(self, size: int = 512) -> Iterator[Tensor]:
-        """The whole set in order, as uint8 [B, C, H, W]."""
-        yield from self.pixels.split(size)
+    def batches(self, size: int = BATCH, *, progress: bool = False) -> Iterator[Tensor]:
+        """The whole set in order, as uint8 [B, C, H, W]; fewer than `size` at a time of large images.
+        progress: show a bar."""
+        count = len(self.pixels)
+        size = max(1, min(size, BATCH_BYTES // max(1, math.prod(self.shape))))
+        quiet = not (progress and first_process())
+        shown = Progress(count, 0, bar=progress, quiet=quiet, unit="image")
+        shown.say(f"reading the {count:,} images of {self.name} once")
+        try:
+            for first in range(0, count, size):
+                yield self.pixels[first : first + size]
+                shown.advance(min(size, count - first))
+        finally:
+            shown.close()
 
 
 def load_images(
@@ -91,18 +192,20 @@ def load_images(
     *,
     channels: int | None = None,
     need_labels: bool = False,
+    stream: bool = False,
 ) -> ImageSet:
     """The data set that `--data` names: anything that `sources.SOURCES` lists.
 
     image_size: (height, width), or one number for both; images are resized so that they just cover it, and
     cropped to its centre. Without it all images must have one size. channels: 1 (grey), 3 (RGB, alpha laid
     over black) or 4 (RGBA); without it what the images have in common. need_labels: refuse a source without
-    usable labels; otherwise it gives none, with a warning if it has labels that cannot be used. What is left
-    out is counted and named on standard error, by the first of several processes. Raises UserError, one
-    sentence, for anything that cannot be read.
+    usable labels; otherwise it gives none, with a warning if it has labels that cannot be used. stream: what
+    memory has no room for, and what `softdiff dataset` packed, stays on the disk; otherwise the one is
+    refused, and the other read into memory. What is left out is counted and named on standard error, by the
+    first of several processes. Raises UserError, one sentence, for anything that cannot be read.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    result = read_source(source, size=size, channels=channels)
+    result = read_source(source, size=size, channels=channels, stream=stream)
     labels = result.labels
     if need_labels:
         check_labels(source, labels)
@@ -110,12 +213,13 @@ def load_images(
     if labels.error or labels.note:
         unused = "; continuing without labels" if labels.error else ""
         remarks.append(f"warning: {labels.error or labels.note}{unused}")
-    if os.environ.get("RANK", "") in ("", "0"):
+    if first_process():
         for line in remarks:
             print(line, file=sys.stderr, flush=True)
     values = None if labels.values is None else torch.from_numpy(labels.values)
     unlabelled = labels.error or labels.absent
-    return ImageSet(torch.from_numpy(result.pixels), set_name(source), values, labels.classes, unlabelled)
+    pixels = torch.from_numpy(result.pixels) if isinstance(result.pixels, np.ndarray) else result.pixels
+    return ImageSet(pixels, set_name(source), values, labels.classes, unlabelled)
 
 
 class ImageOrder:

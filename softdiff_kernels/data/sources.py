@@ -4,6 +4,7 @@ line and a test of the docs derive from it. A new source is a reader here and an
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,8 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -24,17 +26,19 @@ from ..errors import UserError, need
 from ..files import HF
 from .decode import (
     MODES,
+    Array,
     DecodedImages,
-    OpenImage,
-    Pixels,
     ReadRequest,
     check_memory,
-    decode,
     from_array,
+    from_images,
     unreadable_reason,
 )
+from .kept import place_beside
 from .labels import Labels, from_folders, from_json, from_values
 from .names import IMAGE_ERRORS, SUFFIXES, Parts, by_parts, listed, suffix_of, why_not_image
+from .packed import PackedPixels, is_packed
+from .streamed import Files, decode_or_stream
 
 LABELS_FILE = "dataset.json"
 ENCRYPTED = 1
@@ -83,10 +87,10 @@ def read_folder(source: str, request: ReadRequest) -> ReadResult:
     source = str(folder)  # without a slash at its end
     names: list[tuple[str, str]] = []
     try:
-        for where, folders, files in os.walk(folder, onerror=_raise):
+        for where, folders, inside in os.walk(folder, onerror=_raise):
             above = os.path.relpath(where, folder)
             links = [name for name in folders if os.path.islink(os.path.join(where, name))]
-            names += [(f"{above}/{name}", os.path.join(where, name)) for name in (*files, *links)]
+            names += [(f"{above}/{name}", os.path.join(where, name)) for name in (*inside, *links)]
         paths, others = by_parts(names)
         text = Path(paths.pop((LABELS_FILE,))).read_bytes() if (LABELS_FILE,) in paths else None
     except OSError as error:
@@ -98,7 +102,18 @@ def read_folder(source: str, request: ReadRequest) -> ReadResult:
         else:
             images.append(parts)
     labels = _folder_labels(source, images, text)
-    return _decode_files(source, images, labels, others, lambda i: Path(paths[images[i]]), request)
+
+    def stamp(i: int) -> tuple[int, int]:
+        try:
+            stat = os.stat(paths[images[i]])
+        except OSError:  # a broken link is left out as an image that cannot be read
+            return -1, -1
+        return stat.st_size, stat.st_mtime_ns
+
+    files = Files(
+        _names(source, images, request), lambda i: Path(paths[images[i]]), stamp, place_beside(folder)
+    )
+    return _decode_files(source, files, labels, others, request)
 
 
 def _why_not_image_file(parts: Parts, path: str) -> str:
@@ -119,7 +134,8 @@ def read_zip(source: str, request: ReadRequest) -> ReadResult:
     that holds everything, if there is one. UserError, one sentence, for a file that is truncated or
     encrypted; damaged entries are left out and reported."""
     try:
-        with zipfile.ZipFile(source) as archive:
+        with ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(source))
             entries, others = zip_entries(archive)
             locked = {parts for parts, entry in entries.items() if entry.flag_bits & ENCRYPTED}
             if any(parts[-1] == LABELS_FILE or suffix_of(parts) in SUFFIXES for parts in locked):
@@ -143,26 +159,32 @@ def read_zip(source: str, request: ReadRequest) -> ReadResult:
             def open_image(i: int) -> io.BytesIO:
                 return io.BytesIO(archive.read(entries[images[i]]))
 
-            return _decode_files(source, images, labels, others, open_image, request)
+            def stamp(i: int) -> tuple[int, int]:  # reading an entry compares it with its checksum
+                return entries[images[i]].CRC, entries[images[i]].header_offset
+
+            files = Files(_names(source, images, request), open_image, stamp, place_beside(Path(source)))
+            result = _decode_files(source, files, labels, others, request)
+            if not isinstance(result.pixels, np.ndarray):
+                stack.pop_all()  # the archive stays open for as long as its images are used
+            return result
     except UserError:
         raise
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{source}: not a readable .zip file ({error})") from error
 
 
+def _names(where: str, images: list[Parts], request: ReadRequest) -> list[str]:
+    """The names of the images that are to be read, as messages give them."""
+    return [f"{where}/{'/'.join(parts)}" for parts in images[: request.limit]]
+
+
 def _decode_files(
-    where: str,
-    images: list[Parts],
-    labels: Labels,
-    others: dict[str, str],
-    open_image: OpenImage,
-    request: ReadRequest,
+    where: str, files: Files, labels: Labels, others: dict[str, str], request: ReadRequest
 ) -> ReadResult:
-    if not images:
+    if not files.names:
         among = f" among {len(others)} files: {listed(others)}" if others else ""
         raise UserError(f"{where}: expected images, found none{among}")
-    names = [f"{where}/{'/'.join(parts)}" for parts in images[: request.limit]]
-    return _with_labels(decode(names, open_image, request, where), labels, others)
+    return _with_labels(decode_or_stream(files, request, where), labels, others)
 
 
 def _folder_labels(where: str, images: list[Parts], text: bytes | None) -> Labels:
@@ -194,6 +216,31 @@ def read_npz(source: str, request: ReadRequest) -> ReadResult:
     return _from_images(array, labels, f"{source}: expected {name}", request)
 
 
+def read_packed(source: str, request: ReadRequest) -> ReadResult:
+    """A file or folder that `softdiff dataset` packed: images [N, C, H, W], and their labels. It is read from
+    the disk if the request allows it, whether memory has room for it or not."""
+    packed = PackedPixels(Path(source))
+    count, channels, height, width = packed.shape
+    labels = packed.labels
+    result = ReadResult(
+        packed, sizes=Counter({(width, height): count}), modes=Counter({MODES[channels]: count})
+    )
+    same = request.size in (None, (height, width)) and request.channels in (None, channels)
+    if request.stream and request.into is None and request.limit is None:
+        if not same:
+            raise UserError(
+                f"{source}: was packed as {channels} x {height} x {width} (channels, height, width); pack "
+                "the images again with another --image-size or --channels"
+            )
+        return replace(result, labels=labels)
+    if request.into is None:
+        check_memory(packed.shape.numel(), f"the images in {source}")
+    numbers = range(count)[: request.limit]
+    images = (packed[i : i + 1].numpy()[0].transpose(1, 2, 0) for i in numbers)
+    pixels = from_images(images, (len(numbers), height, width, channels), request)
+    return replace(result, pixels=pixels, labels=labels.take(slice(len(numbers))))
+
+
 def read_npy(source: str, request: ReadRequest) -> ReadResult:
     """An array of images as in an .npz file, without labels."""
     try:
@@ -201,9 +248,11 @@ def read_npy(source: str, request: ReadRequest) -> ReadResult:
         if not isinstance(array, np.ndarray):
             array.close()
             raise UserError(f"{source}: expected an .npy file, got an .npz file: rename it")
-        check_memory(array.nbytes, f"the images in {source}")
         labels = Labels(absent="an .npy file holds only images")
-        return _from_images(np.array(array), labels, f"{source}: expected an array", request)
+        if request.into is None:
+            check_memory(array.nbytes, f"the images in {source}")
+            array = np.array(array)
+        return _from_images(array, labels, f"{source}: expected an array", request)
     except UserError:
         raise
     except ARRAY_ERRORS as error:
@@ -217,7 +266,7 @@ def _array_damage(error: Exception) -> str:
     return "it holds Python objects, which are not read, or is another kind of file" if pickled else text
 
 
-def _from_images(array: Pixels, labels: Labels, expected: str, request: ReadRequest) -> ReadResult:
+def _from_images(array: Array, labels: Labels, expected: str, request: ReadRequest) -> ReadResult:
     expected = f"{expected} as uint8 [N, H, W] or [N, H, W, C] with C of 1 to 4"
     shape_fits = array.ndim == 3 or (array.ndim == 4 and 1 <= array.shape[3] <= 4)
     if array.dtype != np.uint8 or not shape_fits:
@@ -243,7 +292,7 @@ def _first(names: Sequence[str], archive: np.lib.npyio.NpzFile) -> str | None:
     return next((name for name in names if name in archive.files), None)
 
 
-def _array_labels(archive: np.lib.npyio.NpzFile, source: str, images: Pixels) -> Labels:
+def _array_labels(archive: np.lib.npyio.NpzFile, source: str, images: Array) -> Labels:
     name = _first(LABEL_NAMES, archive)
     if name is None or images.ndim == 0:
         return Labels()
@@ -304,7 +353,10 @@ def read_hf(source: str, request: ReadRequest) -> ReadResult:
         return Path(cell["path"]) if cell.get("bytes") is None else io.BytesIO(cell["bytes"])
 
     names = [f"{source} row {i}" for i in range(count)]
-    return _with_labels(decode(names, open_image, request, source), labels)
+    mark = int.from_bytes(hashlib.blake2b(str(table._fingerprint).encode(), digest_size=7).digest(), "big")
+    place = place_beside(Path(name)) if Path(name).exists() else None
+    files = Files(names, open_image, lambda i: (mark, i), place)
+    return _with_labels(decode_or_stream(files, request, source), labels)
 
 
 def _hf_table(datasets: Any, name: str, split: str, source: str) -> Any:
@@ -368,7 +420,11 @@ class Source:
 
 
 def _is_folder(source: str) -> bool:
-    return not source.startswith(HF) and Path(source).is_dir()
+    return not source.startswith(HF) and Path(source).is_dir() and not _is_packed(source)
+
+
+def _is_packed(source: str) -> bool:
+    return not source.startswith(HF) and is_packed(Path(source))
 
 
 def _is_file(suffix: str) -> Callable[[str], bool]:
@@ -394,7 +450,14 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source("zip", ".zip", _is_file(".zip"), read_zip, labels=_FOLDER_LABELS),
     Source("npz", ".npz", _is_file(".npz"), read_npz, labels="an array labels in an .npz file"),
-    Source("npy", ".npy", _is_file(".npy"), read_npy),
+    Source(
+        "packed",
+        "a set packed by softdiff dataset",
+        _is_packed,
+        read_packed,
+        labels="a packed set that had labels",
+    ),
+    Source("npy", ".npy", lambda source: _is_file(".npy")(source) and not _is_packed(source), read_npy),
     Source(
         "hf",
         "hf:NAME_OR_PATH[:SPLIT]",
@@ -437,7 +500,7 @@ def read_source(
     *,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
-    limit: int | None = None,
+    **options: Any,
 ) -> ReadResult:
     """What a source holds, and what of it is left out. The options are those of `ReadRequest`. Raises
     UserError, one sentence, for anything that cannot be read."""
@@ -447,7 +510,7 @@ def read_source(
     if kind is None:
         missing = "" if Path(source).exists() else "no such file or folder; "
         raise UserError(f"{source}: {missing}expected {SOURCE_LIST}")
-    return kind.read(source, ReadRequest(size, channels, limit))
+    return kind.read(source, ReadRequest(size, channels, **options))
 
 
 def check_labels(source: str, labels: Labels) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _arguments as args
+from ..images import Pixels
 from .blur import BlurCorruption
 from .corruption import Corruption
 from .mask import MaskCorruption
@@ -22,6 +24,7 @@ _PAPER_NOISE_STD_MAX = 0.1
 _IHDM_NOISE_STD = 0.02
 _BLURRING_STD_MAX = 20.0
 _FARTHEST_OF = 2000
+_FARTHEST_NUMBERS = 2**25
 
 
 class DataSet(Protocol):
@@ -30,7 +33,7 @@ class DataSet(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def pixels(self) -> Tensor: ...
+    def pixels(self) -> Pixels: ...
     @property
     def spectrum(self) -> PowerSpectrum: ...
 
@@ -110,11 +113,19 @@ class Named(NamedTuple):
     options: tuple[str, ...]
 
 
-def farthest(pixels: Tensor) -> float:
+def farthest(pixels: Pixels) -> float:
     """The largest distance between two of (at most 2000, evenly spaced) images in [-1, 1]; pixels: uint8."""
     chosen = torch.linspace(0, len(pixels) - 1, min(len(pixels), _FARTHEST_OF)).round().long()
-    flat = pixels[chosen].flatten(1).float() / 127.5
-    return float(torch.cdist(flat, flat).max())
+    blocks = chosen.split(max(1, _FARTHEST_NUMBERS // math.prod(pixels.shape[1:])))
+    # Large images are taken again and again, so that no more than two blocks are held.
+    pairs = (
+        torch.cdist(_flat(pixels[a]), _flat(pixels[b])) for i, a in enumerate(blocks) for b in blocks[i:]
+    )
+    return max(float(distances.max()) for distances in pairs)
+
+
+def _flat(pixels: Tensor) -> Tensor:
+    return pixels.flatten(1).float() / 127.5
 
 
 def _size(data: DataSet) -> tuple[int, int]:

@@ -79,7 +79,37 @@ class PowerSpectrum:
         return (self.power - self.mean.square()).clamp(min=0)
 
 
-@torch.no_grad()
+class SpectrumSums:
+    """The sums of a `power_spectrum`, for a pass over the images that computes more than that.
+
+    `add` takes float32 images [B, C, H, W] in [-1, 1], all of one size; `result` gives the moments of all.
+    """
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._squares: Tensor | None = None
+        self._count = 0
+
+    @torch.no_grad()
+    def add(self, images: Tensor) -> None:
+        """Adds a piece, transformed and squared in float32, summed in float64."""
+        spectrum = functional.dct2(images)
+        first = spectrum.sum(dim=0, dtype=torch.float64)
+        second = spectrum.square_().sum(dim=0, dtype=torch.float64)
+        self._total = first if self._total is None else self._total.add_(first)
+        self._squares = second if self._squares is None else self._squares.add_(second)
+        self._count += images.shape[0]
+
+    def result(self) -> PowerSpectrum:
+        """The moments; ValueError for no images, and for those that are not finite."""
+        if self._total is None or self._squares is None:
+            raise ValueError("power_spectrum: expected at least one image, got none")
+        if not bool(torch.isfinite(self._squares).all()):
+            raise ValueError("power_spectrum: expected finite images, got NaN or infinite values")
+        mean, power = self._total / self._count, self._squares / self._count
+        return PowerSpectrum(mean.cpu(), power.cpu(), self._count)
+
+
 def power_spectrum(batches: Iterable[Any]) -> PowerSpectrum:
     """Moments of the DCT over a stream of batches.
 
@@ -97,21 +127,10 @@ def power_spectrum(batches: Iterable[Any]) -> PowerSpectrum:
         >>> spectrum.count, spectrum.image_size, spectrum.channels
         (16, (8, 8), 1)
     """
-    total: Tensor | None = None
-    squares: Tensor | None = None
-    count = 0
+    sums = SpectrumSums()
     for images in pieces("power_spectrum", batches):
-        spectrum = functional.dct2(images)
-        first = spectrum.sum(dim=0, dtype=torch.float64)
-        second = spectrum.square_().sum(dim=0, dtype=torch.float64)
-        total = first if total is None else total.add_(first)
-        squares = second if squares is None else squares.add_(second)
-        count += images.shape[0]
-    if total is None or squares is None:
-        raise ValueError("power_spectrum: expected at least one image, got none")
-    if not bool(torch.isfinite(squares).all()):
-        raise ValueError("power_spectrum: expected finite images, got NaN or infinite values")
-    return PowerSpectrum((total / count).cpu(), (squares / count).cpu(), count)
+        sums.add(images)
+    return sums.result()
 
 
 def wasserstein_distances(

@@ -44,7 +44,7 @@ def saved_samples(source: str, load: Load) -> Samples:
     """The images in a folder or file, read by `load`. UserError, one sentence, for what cannot be read."""
     saved = read_samples(source, load)
     provenance = {name: saved.record[name] for name in PROVENANCE if saved.record.get(name) is not None}
-    pixels = saved.images.pixels
+    pixels = saved.images.tensor
     return Samples(len(pixels), saved.images.shape, source, lambda: pixels, provenance, saved.seeds)
 
 

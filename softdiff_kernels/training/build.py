@@ -6,11 +6,14 @@ The network is a U-Net of diffusers' blocks, fitted to the channels and the size
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,11 +42,12 @@ SMALLEST = 4
 ATTENTION_UP_TO = 16
 SCALE_NODES = 257
 SCALE_IMAGES = 128
+SCALE_NUMBERS = 2**22
 
 
 def load_data(config: TrainConfig) -> ImageSet:
     """The images of a run; UserError where they lack the labels or channels that the options ask for."""
-    images = load_images(config.data, config.size, need_labels=config.conditional)
+    images = load_images(config.data, config.size, need_labels=config.conditional, stream=True)
     channels = images.shape[0]
     if config.channels not in (None, channels):
         preset = f" (preset {config.preset})" if config.preset else ""
@@ -88,8 +92,19 @@ def make_corruption(config: TrainConfig, images: ImageSet) -> tuple[Corruption, 
 
 
 def fit_prior(name: str, images: ImageSet, corruption: Corruption) -> Prior:
-    """The prior of this name (in PRIORS), fitted to images."""
-    return PRIORS[name].fit(images.batches(), corruption)
+    """The prior of this name (in PRIORS), fitted to images. For images on the disk it is kept beside them."""
+    kept, kind = images.kept, PRIORS[name]
+    if kept is None:
+        return kind.fit(images.batches(), corruption)
+    described = json.dumps([name, corruption.to_dict()], sort_keys=True).encode()
+    key = f"prior-{hashlib.blake2b(described, digest_size=8).hexdigest()}"
+    if (known := kept.load(key)) is not None:
+        config = json.loads(str(known.pop("config")))
+        return prior_from_state(config, {part: torch.from_numpy(array) for part, array in known.items()})
+    prior = images.fit(lambda batches: kind.fit(batches, corruption))
+    state = {part: tensor.numpy() for part, tensor in prior.state_dict().items()}
+    kept.save(key, {"config": np.array(json.dumps(prior.config())), **state})
+    return prior
 
 
 def saved_spectrum(checkpoint: Checkpoint) -> PowerSpectrum | None:
@@ -237,9 +252,13 @@ def scales(images: ImageSet, corruption: Corruption) -> tuple[Tensor, Tensor]:
     shape = (1, *images.shape)
     noise = torch.stack([corruption.noise(float(at)).square().expand(shape).mean() for at in t])
     if corruption.basis == "dct":
-        gain, power = corruption.gain(t), images.spectrum.power
-        lost = ((1 - gain).square() * power).mean(dim=(1, 2, 3))
-        left = (gain.square() * power).mean(dim=(1, 2, 3))
+        power, parts = images.spectrum.power, []
+        # All t at once would take 2 GiB at 256 px.
+        for some_t in t.split(max(1, SCALE_NUMBERS // power.numel())):
+            gain = corruption.gain(some_t)
+            pair = ((1 - gain).square() * power, gain.square() * power)
+            parts.append(torch.stack([numbers.mean(dim=(1, 2, 3)) for numbers in pair]))
+        lost, left = torch.cat(parts, dim=1)
     else:
         count = min(len(images.pixels), SCALE_IMAGES)
         some = decode(images.pixels[torch.linspace(0, len(images.pixels) - 1, count).round().long()])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def train(config: TrainConfig) -> RunResult:
         if processes.first:
             remove_partial(folder)
             save_yaml(folder / "config.yaml", config.with_absolute_paths(Path.cwd()))
-        with stop_on_signals(quiet=not processes.first) as stop:
+        with closing(trainer), stop_on_signals(quiet=not processes.first) as stop:
             result = _run(trainer, folder, stop, state)
         processes.close()
         return result

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .. import functional
 from ..data import ImageOrder, ImageSet
+from ..data.prefetch import Prefetch
 from ..diffusion import (
     SAMPLING_SEED,
     Corruption,
@@ -92,7 +93,8 @@ class Trainer:
         self.shape = images.shape
         self.prior = prior
         self.device = device
-        self.pixels = images.pixels.to(device)
+        pixels = images.pixels
+        self.pixels = pixels.to(device) if isinstance(pixels, Tensor) else pixels
         self.classes: tuple[str, ...] = ()
         self.labels: Tensor | None = None
         if config.conditional:
@@ -105,6 +107,10 @@ class Trainer:
             "started_in": os.getcwd(),  # the folder of a relative --data and --schedule
         }
         self.order = ImageOrder(len(images.pixels), config.seed)
+        self.prefetch: Prefetch | None = None
+        if not isinstance(pixels, Tensor):
+            # A pass over a share of the batch is followed by that of the next pass, or of the next step.
+            self.prefetch = Prefetch(pixels, self.order, self.each * self.processes.world, device)
         scale: Tensor | None
         scale, input_scale = scales(images, corruption)
         self.data_std = data_std(images)
@@ -158,8 +164,11 @@ class Trainer:
     def batch(self, first: int, size: int) -> tuple[Tensor, NoiseKey, dict[str, Any]]:
         """The images at positions first, ... of the run, uint8 [size, C, H, W], their noise key, and further
         arguments of the network."""
-        index = self.order(first, size).to(self.device)
-        x0 = self.pixels[index]
+        if self.prefetch is None:
+            index = self.order(first, size).to(self.device)
+            x0 = self.pixels[index]
+        else:
+            index, x0 = (part.to(self.device, non_blocking=True) for part in self.prefetch(first, size))
         positions = torch.arange(first, first + size, dtype=torch.int64, device=self.device)
         key = NoiseKey(self.config.seed, stream=positions)
         if self.config.flip:
@@ -241,9 +250,16 @@ class Trainer:
                 on_step=at_step,
             )
 
+    def close(self) -> None:
+        """Ends the thread that reads images ahead, if there is one."""
+        if self.prefetch is not None:
+            self.prefetch.close()
+
     def corrupted_examples(self) -> Tensor:
         """A few images, each corrupted at SHOWN_TIMES: [images * times, C, H, W]."""
-        some = self.pixels[torch.linspace(0, len(self.pixels) - 1, SHOWN_IMAGES).round().long()]
+        some = self.pixels[torch.linspace(0, len(self.pixels) - 1, SHOWN_IMAGES).round().long()].to(
+            self.device
+        )
         key = NoiseKey(SAMPLING_SEED)
         columns = []
         for t in SHOWN_TIMES:

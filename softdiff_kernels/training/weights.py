@@ -41,7 +41,7 @@ class LoadedModel:
 
     def fit_prior(self, name: str, data: str) -> Prior:
         """Another prior (a name in PRIORS), fitted to the images that --data names."""
-        images = load_images(data, self.config.size)
+        images = load_images(data, self.config.size, stream=True)
         if images.shape != self.shape:
             channels = self.shape[0]
             advice = f"; `softdiff dataset --channels {channels}` converts them"

@@ -315,6 +315,6 @@ def test_a_set_that_is_too_large_is_refused_before_an_image_is_enlarged(
 ) -> None:
     # Rule: one image at this size takes 30 GB already; at the least each pixel is a byte.
     monkeypatch.setattr(data_decode, "available_memory", lambda: 10**9)
-    monkeypatch.setattr(data_decode, "_decode_image", lambda *_: pytest.fail("an image was decoded"))
+    monkeypatch.setattr(data_decode, "decode_image", lambda *_: pytest.fail("an image was decoded"))
     fill(tmp_path, {"a.png": random_pixels(1), "b.png": random_pixels(2)})
     assert "2 images of 100000 x 100000 need 20,000,000,000 bytes" in message(tmp_path, image_size=100_000)

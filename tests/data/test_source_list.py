@@ -12,6 +12,7 @@ import pytest
 from image_files import fill, message, pack, random_pixels
 
 from softdiff_kernels.cli import main
+from softdiff_kernels.commands.dataset import DatasetConfig, convert
 from softdiff_kernels.data import sources
 from softdiff_kernels.data.decode import ReadRequest
 from softdiff_kernels.data.sources import SOURCE_LIST, SOURCES, ReadResult, Source, find_source, set_name
@@ -25,10 +26,12 @@ def examples(tmp_path: Path) -> dict[str, str]:
     images = random_pixels(shape=(3, 4, 6))
     np.savez(tmp_path / "set.NPZ.npz", images=images)
     np.save(tmp_path / "set.npy", images)
+    convert(DatasetConfig(str(tmp_path / "set.npy"), out=str(tmp_path / "ready.npy")), say=lambda _: None)
     return {
         "folder": str(fill(tmp_path / "folder", {"a.png": random_pixels()})),
         "zip": str(pack(tmp_path / "set.ZIP", {"a.png": random_pixels()})),
         "npz": str(tmp_path / "set.NPZ.npz"),
+        "packed": str(tmp_path / "ready.npy"),
         "npy": str(tmp_path / "set.npy"),
         "hf": "hf:user/photos:test",
         "digits": "digits",
@@ -39,7 +42,7 @@ def test_each_value_is_recognised_by_one_source_alone(examples: dict[str, str]) 
     assert list(examples) == [source.name for source in SOURCES]
     for name, value in examples.items():
         assert [source.name for source in SOURCES if source.recognises(value)] == [name]
-    names = ["folder", "set", "set.NPZ", "set", "photos", "digits"]
+    names = ["folder", "set", "set.NPZ", "ready", "set", "photos", "digits"]
     assert [set_name(value) for value in examples.values()] == names
 
 

@@ -24,6 +24,7 @@ from softdiff_kernels.diffusion import (
     Corruption,
     CorruptionOptions,
     blur,
+    named,
     power_spectrum,
 )
 from softdiff_kernels.diffusion.named import farthest
@@ -371,7 +372,7 @@ def test_a_named_corruption_uses_the_options_that_it_says(name: str) -> None:
         assert (changed.to_dict() != c.to_dict()) == (field in uses), field
 
 
-def test_defaults_of_the_named_corruptions() -> None:
+def test_defaults_of_the_named_corruptions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: noise up to the paper's 0.1, or to noise_std_min where that is more; without blur up to the
     largest distance between two images; IHDM's 0.01 of images in [0, 1]."""
     for least, most in ((0.01, 0.1), (0.3, 0.3)):
@@ -382,6 +383,9 @@ def test_defaults_of_the_named_corruptions() -> None:
     flat = Blobs.pixels.flatten(1).double() / 127.5
     largest = max(float((a - b).norm()) for a in flat for b in flat)
     assert farthest(Blobs.pixels) == pytest.approx(largest, rel=1e-5)
+    with monkeypatch.context() as patch:  # in blocks of four images, as of large ones
+        patch.setattr(named, "_FARTHEST_NUMBERS", 4 * Blobs.pixels[0].numel() + 1)
+        assert farthest(Blobs.pixels) == pytest.approx(largest, rel=1e-5)
     made = {name: CORRUPTIONS[name].make(Blobs(), CorruptionOptions())[0] for name in ("noise", "ihdm")}
     assert made["noise"].noise(1.0) == farthest(Blobs.pixels)
     assert made["ihdm"].noise(0.0) == made["ihdm"].noise(1.0) == 0.02

@@ -33,6 +33,7 @@ from softdiff_kernels.errors import UserError
 from softdiff_kernels.images import tile, to_uint8
 from softdiff_kernels.noise import NoiseKey
 from softdiff_kernels.reference import decode
+from softdiff_kernels.training import build
 from softdiff_kernels.training.build import UNet, build_model, default_multipliers, scales
 from softdiff_kernels.training.checkpoint import load_checkpoint
 from softdiff_kernels.training.config import TrainConfig
@@ -185,11 +186,17 @@ def test_levels_follow_the_shorter_side() -> None:
     ],
     ids=lambda corruption: corruption.name,
 )
-def test_scales_are_the_deviations_of_the_residual_and_of_x_t(corruption: Corruption) -> None:
+def test_scales_are_the_deviations_of_the_residual_and_of_x_t(
+    corruption: Corruption, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (400, 2, 8, 6), dtype=torch.uint8, generator=generator)
     images: Any = SimpleNamespace(pixels=pixels, shape=(2, 8, 6), spectrum=power_spectrum([pixels]))
     scale, input_scale = scales(images, corruption)
+    with monkeypatch.context() as patch:  # a few t at a time, as of large images
+        patch.setattr(build, "SCALE_NUMBERS", 1000)
+        for whole, parts in zip((scale, input_scale), scales(images, corruption), strict=True):
+            assert torch.allclose(whole, parts, rtol=1e-6, atol=0)
     for node in (0, 37, 128, 256):
         noise = torch.randn(400, 2, 8, 6, generator=generator)
         x_t, residual = corruption.corrupt(pixels, node / 256, noise=noise, return_residual=True)
