@@ -17,6 +17,7 @@ from .errors import UserError
 
 PARTIAL = ".partial"
 HF = "hf:"
+DIGITS = "digits"
 PathText = Annotated[str, "path"]
 """The type of an option that names, or may name, a file or folder."""
 Options = TypeVar("Options")
@@ -124,8 +125,10 @@ def _is_path(hint: Any) -> bool:
 def seen_from(folder: Path, text: str) -> str:
     """The absolute path of what `text` names in `folder`; `text` itself where no such file or folder exists.
 
-    Of hf:FOLDER:SPLIT only the folder is looked up.
+    Of hf:FOLDER:SPLIT only the folder is looked up. The word digits is a data set, whatever lies there.
     """
+    if text == DIGITS:
+        return text
     prefix = HF if text.startswith(HF) else ""
     name, split = text.removeprefix(prefix), ""
     if prefix and not (folder / name).exists() and (match := re.fullmatch(r"(.+?)(:[^:]*)", name)):

@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import UserError, need
-from ..files import HF
+from ..files import DIGITS, HF
 from .decode import (
     MODES,
     Array,
@@ -399,7 +399,10 @@ def read_digits(source: str, request: ReadRequest) -> ReadResult:
     digits = datasets.load_digits()
     grey = digits.images.astype(np.float64) * (255 / 16)
     labels = Labels(digits.target.astype(np.int64), tuple(map(str, range(10))))
-    return _from_images(np.rint(grey).astype(np.uint8)[..., None], labels, source, request)
+    result = _from_images(np.rint(grey).astype(np.uint8)[..., None], labels, source, request)
+    if Path(source).exists():
+        result.others[source] = f"{source} names scikit-learn's set; write ./{source} for this one"
+    return result
 
 
 @dataclass(frozen=True)
@@ -420,11 +423,16 @@ class Source:
 
 
 def _is_folder(source: str) -> bool:
-    return not source.startswith(HF) and Path(source).is_dir() and not _is_packed(source)
+    return not _is_word(source) and Path(source).is_dir() and not is_packed(Path(source))
 
 
 def _is_packed(source: str) -> bool:
-    return not source.startswith(HF) and is_packed(Path(source))
+    return not _is_word(source) and is_packed(Path(source))
+
+
+def _is_word(source: str) -> bool:
+    """Whether it is no path."""
+    return source == DIGITS or source.startswith(HF)
 
 
 def _is_file(suffix: str) -> Callable[[str], bool]:
@@ -469,7 +477,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         "digits",
         "the word digits",
-        lambda source: source == "digits" and not Path(source).exists(),
+        lambda source: source == DIGITS,
         read_digits,
     ),
 )

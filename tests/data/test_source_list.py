@@ -15,7 +15,15 @@ from softdiff_kernels.cli import main
 from softdiff_kernels.commands.dataset import DatasetConfig, convert
 from softdiff_kernels.data import sources
 from softdiff_kernels.data.decode import ReadRequest
-from softdiff_kernels.data.sources import SOURCE_LIST, SOURCES, ReadResult, Source, find_source, set_name
+from softdiff_kernels.data.sources import (
+    SOURCE_LIST,
+    SOURCES,
+    ReadResult,
+    Source,
+    read_source,
+    set_name,
+)
+from softdiff_kernels.training.config import TrainConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -46,10 +54,18 @@ def test_each_value_is_recognised_by_one_source_alone(examples: dict[str, str]) 
     assert [set_name(value) for value in examples.values()] == names
 
 
-def test_a_file_of_that_name_is_no_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_word_digits_is_one_set_whatever_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: a run in a folder digits/ must not turn its own --data into that folder. So the word has one
+    meaning, with a remark; ./digits is the path."""
     monkeypatch.chdir(fill(tmp_path, {"digits/a.png": random_pixels()}))
-    source = find_source("digits")
-    assert source is not None and source.name == "folder"
+    remarks = list(read_source("digits").remarks())
+    assert len(remarks) == 1 and "write ./digits for this one" in remarks[0]
+    assert len(read_source("digits").pixels) == 1797
+    assert TrainConfig("digits").with_absolute_paths(tmp_path).data == "digits"
+    assert len(read_source("./digits").pixels) == 1
+    assert TrainConfig("./digits").with_absolute_paths(tmp_path).data == str(tmp_path / "digits")
 
 
 def test_errors_name_every_source(tmp_path: Path) -> None:
