@@ -23,6 +23,8 @@ pytest.importorskip("tyro")
 
 from training_runs import losses, small
 
+from softdiff_kernels.cli import parse
+from softdiff_kernels.commands.train import prepare
 from softdiff_kernels.errors import UserError
 from softdiff_kernels.training import loop as loop_module
 from softdiff_kernels.training.checkpoint import numbered
@@ -224,3 +226,62 @@ def test_processes_that_do_not_meet_are_a_sentence(monkeypatch: pytest.MonkeyPat
     said = r"expected 2 processes to meet at 127\.0\.0\.1, this one, number 0, met not all .* within 1 s"
     with pytest.raises(UserError, match=said):
         train(small(Path("unused.npz"), Path("unused"), timeout=1.0, device="cpu"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script for bash")
+@pytest.mark.parametrize("how", ["time limit", "done", "fails"])
+def test_the_slurm_script(how: str, tmp_path: Path) -> None:
+    """Rule: the agents get flags that torchrun and softdiff know. Before the time limit they get SIGTERM, and
+    when they have ended, and not before, the job is queued again; after any other end it is not."""
+    run = pytest.importorskip("torch.distributed.run")
+    statuses = {"time limit": 1, "done": 0, "fails": 7}
+    stand_ins = {
+        "srun": 'printf "%s\\n" "$@" > args\n'
+        + (
+            "trap 'echo ended >> log; exit 1' TERM\nsleep 30 & wait"
+            if how == "time limit"
+            else "exit $STATUS"
+        ),
+        "scontrol": '[[ $1 == show ]] && echo node7 && echo node8 || echo "$@" >> log',
+    }
+    for name, text in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2"}
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    process = subprocess.Popen(
+        [
+            "bash",
+            str(ROOT / "examples" / "slurm.sbatch"),
+            "run 1",
+            "--data",
+            "a b.zip",
+            "--preset",
+            "cifar10",
+        ],
+        cwd=tmp_path,
+        env={**ENVIRONMENT, **job, "PATH": path, "SLURM_GPUS_ON_NODE": "4", "STATUS": str(statuses[how])},
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "args").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if how == "time limit":
+        time.sleep(0.5)
+        process.send_signal(signal.SIGUSR1)
+    status = process.wait(timeout=30)
+    log = (tmp_path / "log").read_text().splitlines() if (tmp_path / "log").exists() else []
+    if how == "time limit":
+        assert log == ["ended", "requeue 123456"]
+    else:
+        assert log == [] and status == statuses[how]
+    words = (tmp_path / "args").read_text().splitlines()
+    torchrun, softdiff = words.index("torchrun"), words.index("train")
+    known = run.get_args_parser().parse_args(words[torchrun + 1 :])
+    assert (known.nnodes, known.nproc_per_node, known.rdzv_backend) == ("2", "4", "c10d")
+    assert (known.rdzv_endpoint, known.rdzv_id) == (f"node7:{20000 + 123456 % 20000}", "123456")
+    assert words[softdiff - 2 : softdiff] == ["-m", "softdiff_kernels"]
+    flags = words[softdiff + 1 :]
+    options = parse(loop_module.TrainConfig, "train", *prepare(flags))
+    assert (options.data, options.outdir, options.resume) == ("a b.zip", "run 1", "auto")
+    assert not options.progress
