@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from .. import _arguments as args
 from ..diffusion import BlurCorruption, Corruption, SoftDenoiser
-from ..diffusion.blur import interpolate, pieces
 
 _NODES = 2049
 _AT_ONCE = 64  # gains of so many times are in memory at once
@@ -52,10 +51,9 @@ class NoiseLevels:
     def __init__(self, op: str, corruption: Corruption) -> None:
         if not isinstance(corruption, Corruption):
             raise TypeError(f"{op}: expected a Corruption, got {type(corruption).__name__}")
-        even = torch.linspace(0.0, 1.0, _NODES, dtype=torch.float64)
-        t = even
+        t = torch.linspace(0.0, 1.0, _NODES, dtype=torch.float64, device="cpu")
         if isinstance(corruption, BlurCorruption):
-            t = torch.tensor(corruption.t, dtype=torch.float64)
+            t = torch.tensor(corruption.t, dtype=torch.float64, device="cpu")
         levels = [_levels(op, corruption, some) for some in t.split(_AT_ONCE)]
         mean, noise = (torch.cat(parts) for parts in zip(*levels, strict=True))
         sigma = noise / mean
@@ -67,20 +65,23 @@ class NoiseLevels:
             )
         self.op = op
         self.least, self.most = sigma[0].item(), sigma[-1].item()
-        self._nodes = torch.stack([t, mean, noise, sigma])
-        self._tables = torch.stack([pieces(t.tolist(), v.tolist(), t.device) for v in (mean, noise)])
-        # A copy of both for each device, 100 kB at most: a later one could not be captured in a graph.
-        self._there: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        # A copy for each device, 66 kB at most for a table of ours: a later one could not be captured in a
+        # graph.
+        self._nodes = {t.device: torch.stack([t, mean, noise, sigma])}
 
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._there:
-            self._there[device] = self._nodes.to(device), self._tables.to(device)
-        return self._there[device]
+    def _on(self, device: torch.device) -> Tensor:
+        if device not in self._nodes:
+            self._nodes[device] = self._nodes[torch.device("cpu")].to(device)
+        return self._nodes[device]
 
     def mean_and_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """a_t and sigma at t [B], in t's dtype and on its device."""
-        mean, noise = (interpolate(table, t.double()) for table in self._on(t.device)[1])
-        return mean.to(t.dtype), (noise / mean).to(t.dtype)
+        """a_t and sigma at t [B] in [0, 1], in t's dtype and on its device."""
+        nodes, mean, noise, _ = self._on(t.device)
+        exact = t.double()
+        piece = _piece(nodes, exact)
+        share = (exact - nodes[piece]) / (nodes[piece + 1] - nodes[piece])
+        a, s = (torch.lerp(values[piece], values[piece + 1], share) for values in (mean, noise))
+        return a.to(t.dtype), (s / a).to(t.dtype)
 
     def t(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """t at sigma [B], float64 and on its device, and which of the sigmas the corruption has, bool [B].
@@ -99,13 +100,18 @@ class NoiseLevels:
                 f"corruption, got {exact[row].item():.6g} for sample {row}; give the sampler sigmas in that "
                 "range (and 0 at the end), and no churn at its upper end"
             )
-        t, mean, noise, sigmas = self._on(sigma.device)[0]
-        piece = torch.searchsorted(sigmas, exact.contiguous(), right=True).sub_(1).clamp(0, len(t) - 2)
+        t, mean, noise, sigmas = self._on(sigma.device)
+        piece = _piece(sigmas, exact)
         # Mean and noise are linear in a piece: sigma = (s + u ds) / (a + u da), solved for u.
         a, s = mean[piece], noise[piece]
         da, ds = mean[piece + 1] - a, noise[piece + 1] - s
         share = ((exact * a - s) / (ds - exact * da)).clamp(0.0, 1.0)
         return torch.lerp(t[piece], t[piece + 1], share), known
+
+
+def _piece(nodes: Tensor, values: Tensor) -> Tensor:
+    """The number of the piece between two rising nodes that each value is in, or nearest to."""
+    return torch.searchsorted(nodes, values.contiguous(), right=True).sub_(1).clamp(0, len(nodes) - 2)
 
 
 def _levels(op: str, corruption: Corruption, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .. import _arguments as args
 from ..diffusion import Corruption
-from ..images import decode
 from ..noise import NoiseKey, uniforms
 
 
@@ -81,4 +80,4 @@ class RandomBlurCorrupt:
         x0 = image.as_subclass(Tensor)[None]  # not torchvision's Image
         x_t = self.corruption.corrupt(x0, t, key=key.at(draw + 1))
         assert isinstance(x_t, Tensor)
-        return x_t[0], decode(x0)[0], t[0], *rest
+        return x_t[0], x0[0] / 127.5 - 1, t[0], *rest
