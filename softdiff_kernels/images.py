@@ -73,11 +73,30 @@ def to_pil(pixels: Tensor) -> Image:
     return pil.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def save_png(path: Path, image: Image | Tensor) -> None:
-    """Writes an image, or uint8 pixels [C, H, W], as a PNG file: whole or not at all."""
+def png_bytes(image: Image | Tensor) -> bytes:
+    """An image, or uint8 pixels [C, H, W], as the bytes of a PNG file."""
     buffer = io.BytesIO()
     (to_pil(image) if isinstance(image, Tensor) else image).save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue(), sync=False)
+    return buffer.getvalue()
+
+
+def at_most(png: bytes, width: int) -> bytes:
+    """A PNG file, made smaller where it is wider. UserError for one that is cut short or something else."""
+    pil = need("PIL.Image", "reading PNG files")
+    try:
+        with pil.open(io.BytesIO(png), formats=("PNG",)) as image:
+            image.load()
+            if image.width <= width:
+                return png
+            height = max(1, round(image.height * width / image.width))
+            return png_bytes(image.resize((width, height), pil.Resampling.LANCZOS))
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
+        raise UserError(f"expected a whole PNG file, got another one ({error})") from error
+
+
+def save_png(path: Path, image: Image | Tensor) -> None:
+    """Writes an image, or uint8 pixels [C, H, W], as a PNG file: whole or not at all."""
+    write_atomically(path, png_bytes(image), sync=False)
 
 
 def tile(pixels: Tensor, columns: int | None = None, *, smallest: int = 48, gap: int = 2) -> Image:
@@ -102,12 +121,9 @@ def tile(pixels: Tensor, columns: int | None = None, *, smallest: int = 48, gap:
 
 def labelled(rows: Sequence[tuple[str, Image]], *, margin: int = 12, size: int = 18) -> Image:
     """Pictures below one another, each with its label above it, black on white."""
-    modules = ("PIL.Image", "PIL.ImageDraw", "PIL.ImageFont")
-    pil, draw, font = (need(name, "writing PNG files") for name in modules)
-    try:
-        face = font.load_default(size)
-    except (TypeError, OSError):  # Pillow before 10.1, or built without FreeType
-        face = font.load_default()
+    modules = ("PIL.Image", "PIL.ImageDraw")
+    pil, draw = (need(name, "writing PNG files") for name in modules)
+    face = _face(size)
     line = size + margin
     width = max(image.width for _, image in rows) + 2 * margin
     sheet = pil.new("RGB", (width, sum(image.height + line for _, image in rows) + margin), "white")
@@ -118,3 +134,51 @@ def labelled(rows: Sequence[tuple[str, Image]], *, margin: int = 12, size: int =
         sheet.paste(image.convert("RGB"), (margin, top + line - margin // 3))
         top += image.height + line
     return sheet
+
+
+def labelled_grid(
+    cells: Sequence[Sequence[Image]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    notes: Sequence[str] = (),
+    *,
+    margin: int = 14,
+    size: int = 18,
+) -> Image:
+    """Pictures of one size in rows and columns, black on white, with labels at the left and above.
+
+    notes: lines over all of it. A row's label may have several lines."""
+    modules = ("PIL.Image", "PIL.ImageDraw")
+    pil, draw = (need(name, "writing PNG files") for name in modules)
+    face, line = _face(size), size + margin // 2
+    ruler = draw.Draw(pil.new("L", (1, 1)))
+
+    def width(text: str) -> int:
+        return math.ceil(max((ruler.textlength(part, font=face) for part in text.split("\n")), default=0.0))
+
+    wide, high = cells[0][0].size
+    wide = max(wide, *(width(label) for label in columns)) + margin
+    high = max(high, *(line * len(label.split("\n")) for label in rows)) + margin
+    left = max(map(width, rows)) + 2 * margin
+    top = margin + line * (len(notes) + 1) + margin // 2
+    full = max(left + wide * len(columns), *(width(note) + 2 * margin for note in notes), 0)
+    sheet = pil.new("RGB", (full, top + high * len(rows)), "white")
+    pen = draw.Draw(sheet)
+    for place, note in enumerate(notes):
+        pen.text((margin, margin + place * line), note, fill="black", font=face)
+    for place, label in enumerate(columns):
+        pen.text((left + place * wide, top - line), label, fill="black", font=face)
+    for row, (label, images) in enumerate(zip(rows, cells, strict=True)):
+        for place, part in enumerate(label.split("\n")):
+            pen.text((margin, top + row * high + place * line), part, fill="black", font=face)
+        for place, image in enumerate(images):
+            sheet.paste(image.convert("RGB"), (left + place * wide, top + row * high))
+    return sheet
+
+
+def _face(size: int) -> Any:
+    font = need("PIL.ImageFont", "writing PNG files")
+    try:
+        return font.load_default(size)
+    except (TypeError, OSError):  # Pillow before 10.1, or built without FreeType
+        return font.load_default()

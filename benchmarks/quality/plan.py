@@ -47,6 +47,7 @@ LABELS = {
 LOSSES = [(loss, weight) for loss in ("soft", "plain", "increment") for weight in ("paper", "uniform")]
 BUDGETS = {375: "1/4 of the training", 6000: "4 times the training"}
 _NOISE = (*_SMALL, "--corruption", "noise", "--prior", "plain", "--loss", "plain")
+_DOUBLED = ("--noise-std-min", "0.02", "--noise-std-max", "0.2")
 _EDM = ("--prediction", "edm", "--weight", "edm", "--density", "log_normal")
 
 NETWORKS = {
@@ -61,8 +62,9 @@ NETWORKS = {
     "linear": _blur("linear schedule", "plain", "paper", "--schedule", "linear"),
     "geometric": _blur("geometric schedule", "plain", "paper", "--schedule", "geometric"),
     "features": _blur("Wasserstein in features", "plain", "paper", "--schedule", "features.json"),
-    "doubled": _blur(
-        "noise 0.02 to 0.2", "plain", "paper", "--noise-std-min", "0.02", "--noise-std-max", "0.2"
+    "doubled": _blur("noise 0.02 to 0.2", "plain", "paper", *_DOUBLED),
+    "doubled-linear": _blur(
+        "noise 0.02 to 0.2, linear schedule", "plain", "paper", *_DOUBLED, "--schedule", "linear"
     ),
     "preset": Network("--preset mnist", ("--preset", "mnist"), None),
     # Of docs/corruptions.md.
@@ -177,7 +179,10 @@ EXPERIMENTS = {
             Curve("linear", "multistep", FEW, spacing="w2"),
         ],
     ),
-    "E6": Experiment("Is the paper's noise meant for images in [0, 1]?", _by_both("plain-paper", "doubled")),
+    "E6": Experiment(
+        "Is the paper's noise meant for images in [0, 1]?",
+        _by_both("plain-paper", "doubled", "linear", "doubled-linear"),
+    ),
     "presets": Experiment(
         "What does the preset give?",
         [*_by_both("preset"), Curve("preset", "naive", FEW)],

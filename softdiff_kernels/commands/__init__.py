@@ -43,11 +43,16 @@ COMMANDS = {
     "evaluate": Command(
         "measure the distance of images from a reference data set", "evaluate", "EvaluateConfig"
     ),
+    "report": Command("write one HTML page about a run", *("report", "ReportConfig"), positional=True),
+    "compare-samplers": Command(
+        "show samplers by numbers of steps in one picture", "compare_samplers", "CompareSamplersConfig"
+    ),
     "dataset": Command(
         "report what a data set contains, and convert it to a .zip or .npz file",
         *("dataset", "DatasetConfig"),
         positional=True,
     ),
+    "export": Command("write a model as a folder for diffusers", "export", "ExportConfig", positional=True),
     "schedule": Command("compute the Wasserstein schedule of a data set", "schedule", "ScheduleConfig"),
     "bench": Command("time every op against alternatives on this machine", "bench", "BenchConfig"),
     "bench compare": Command(

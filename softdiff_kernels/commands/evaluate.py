@@ -16,7 +16,6 @@ from torch import Tensor
 from .._version import __version__
 from ..data import SOURCE_LIST, ImageSet, check_sides, height_and_width, load_images
 from ..data.choices import format_seeds, parse_seeds
-from ..diffusion import STEPS
 from ..errors import UserError, need
 from ..evaluation import METRICS, Classifier, load_classifier, train_classifier
 from ..evaluation.inception import INCEPTION_FILE, RELEASE, RESIZE, Inception, check_channels
@@ -70,7 +69,7 @@ class EvaluateConfig:
 
     sampler: SamplerName | None = None
     """For --weights, like the next three options: as in `softdiff sample`."""
-    steps: int = STEPS
+    steps: int | None = None
     """Sampler steps."""
     seeds: str = "0-999"
     """Seeds, one for each image."""

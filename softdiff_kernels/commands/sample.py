@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.choices import class_list, class_names, class_table, labels_of, parse_seeds
 from ..data.sample_folder import GRID, RECORD, check_npz, enter_folder, image_name, save_npz
-from ..diffusion import SPACINGS, STEPS, check_sampler, time_steps
+from ..diffusion import SPACINGS, check_sampler, time_steps
 from ..errors import UserError, need, user_errors
 from ..files import PathText, check_no_folder, save_json, write_atomically
 from ..images import save_png, tile
@@ -44,7 +44,7 @@ class SampleConfig:
     """Generate images from a weights file."""
 
     weights: PathText
-    """Weights file, or run folder (its newest weights)."""
+    """Weights file, run folder (its newest weights), or folder of `softdiff export`."""
     ema: float | None = None
     """Decay of the averaged weights to use, of those in a run folder. Default: the first."""
     outdir: PathText = "samples"
@@ -53,8 +53,8 @@ class SampleConfig:
     """Seeds: a range such as 0-63, a list such as 3,5,8-10, or one number. The image of a seed does not
     depend on the other seeds, on --batch or on the number of processes."""
     sampler: SamplerName | None = field(default=None, metadata={"help": SAMPLER_HELP})
-    steps: int = STEPS
-    """Sampler steps. Each evaluates the network once."""
+    steps: int | None = None
+    """Sampler steps. Each evaluates the network once. Default: the run's --sample-steps."""
     spacing: SpacingName = field(
         default="t", metadata={"help": f"What the steps are even in: {summaries(SPACINGS)}."}
     )
@@ -97,8 +97,9 @@ class SampleConfig:
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range, and for options that do not go together."""
         for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}: expected at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name}: expected at least 1, got {value}")
         if not 0 <= self.eta <= 1:
             raise UserError(f"--eta: expected a number in [0, 1], got {self.eta}")
         if not math.isfinite(self.guidance):
@@ -147,15 +148,17 @@ def sampler_options(config: SampleConfig) -> dict[str, Any]:
 
 
 def for_model(config: SampleConfig, model: LoadedModel) -> tuple[SampleConfig, Tensor]:
-    """The options with the best sampler for the model's corruption and the steps where none is given, and the
-    steps' times. UserError for a sampler or a spacing that makes no sense for it."""
+    """The options with the run's steps and the best sampler for them where none are given, and the steps'
+    times. UserError for a sampler or a spacing that makes no sense for the model's corruption."""
     corruption = model.denoiser.corruption
+    steps = model.config.sample_steps if config.steps is None else config.steps
+    config = replace(config, steps=steps)
     if config.sampler is None:
-        best = corruption.best_sampler(config.steps)
-        config.check_options_of(best, f"no --sampler, so {best} for {config.steps} steps")
+        best = corruption.best_sampler(steps)
+        config.check_options_of(best, f"no --sampler, so {best} for {steps} steps")
         config = replace(config, sampler=best)
     with user_errors("--spacing: "):
-        ts = time_steps(config.steps, config.spacing, corruption=corruption, spectrum=model.spectrum)
+        ts = time_steps(steps, config.spacing, corruption=corruption, spectrum=model.spectrum)
     with user_errors("--sampler: "):
         check_sampler(corruption, model.shape[0], config.sampler, ts, sampler_options(config))
     return config, ts
@@ -168,13 +171,27 @@ def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Pat
     set_precision(config.precision)
     processes, device = join(config.timeout, device)
     try:
-        model = load_model(config.weights, device, config.ema)
+        model = _load(config, device)
         files = _sample(config, seeds, model, processes, say if processes.first else lambda _: None)
         processes.close()
         return files
     except BaseException:
         leave_after_error()
         raise
+
+
+def _load(config: SampleConfig, device: torch.device) -> LoadedModel:
+    """The model in --weights, of whichever kind that is."""
+    # A pipeline's folder needs more packages than a weights file.
+    if not (Path(config.weights) / "model_index.json").is_file():
+        return load_model(config.weights, device, config.ema)
+    if config.ema is not None:
+        raise UserError(f"--ema: {config.weights} has one network, whose average was chosen in its export")
+    need("diffusers", "a pipeline's folder", "diffusers")
+    from ..integrations.diffusers import load_pipeline
+
+    with user_errors(f"{config.weights}: "):
+        return load_pipeline(config.weights, device)
 
 
 def _sample(

@@ -117,9 +117,9 @@ def _sample(
         if s == 0.0:
             x = x0_hat
         elif heun:
-            x = _heun_step(corruption, estimate, x, x0_hat, t, s)
+            x = heun_step(corruption, estimate, x, x0_hat, t, s)
         elif order == 2:
-            x, last = _second_order(name, rule, corruption, x, x0_hat, t, s, last), (t, x0_hat)
+            x, last = second_order(name, rule, corruption, x, x0_hat, t, s, last), (t, x0_hat)
         elif isinstance(rule, Rule):
             x = rule.step(corruption, x, x0_hat, t, s, key.at(i + 1))
         else:
@@ -127,7 +127,7 @@ def _sample(
     return x
 
 
-def _second_order(
+def second_order(
     name: str,
     rule: RuleFunction,
     corruption: Corruption,
@@ -150,7 +150,7 @@ def _second_order(
     return corruption.step(x, x0_hat, t, s, A, B)
 
 
-def _heun_step(
+def heun_step(
     corruption: Corruption,
     estimate: Callable[[Tensor, float], Tensor],
     x: Tensor,

@@ -53,7 +53,7 @@ def drawn_samples(
     seeds: list[int],
     *,
     sampler: str | None,
-    steps: int,
+    steps: int | None,
     batch: int,
     device: torch.device,
     say: Callable[[str], None],
@@ -62,6 +62,7 @@ def drawn_samples(
     default. The weights are loaded now; `pixels` draws, once all else has been checked."""
     model = load_model(weights, device)
     corruption = model.denoiser.corruption
+    steps = model.config.sample_steps if steps is None else steps
     why = ", chosen for this number of steps" if sampler is None else ""
     with user_errors("--sampler: "):
         sampler = check_sampler(corruption, model.shape[0], sampler, time_steps(steps))

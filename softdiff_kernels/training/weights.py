@@ -52,9 +52,10 @@ class LoadedModel:
         return fit_prior(name, images, self.denoiser.corruption)
 
     def generate(self, seeds: Sequence[int], prior: Prior | None = None, **options: Any) -> Tensor:
-        """Images, one per seed: uint8 [N, C, H, W]. options: as in `diffusion.generate`. prior: instead of
-        the one in the file."""
+        """Images, one per seed: uint8 [N, C, H, W]. options: as in `diffusion.generate`, but the run's
+        own number of steps where none is given. prior: instead of the one in the file."""
         start = self.prior if prior is None else prior
+        options = {"steps": self.config.sample_steps, **options}
         return generate(self.denoiser, start, seeds, **options)
 
 

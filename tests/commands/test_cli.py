@@ -28,9 +28,11 @@ from softdiff_kernels.backends import triton as backends_of_triton
 from softdiff_kernels.bench.config import BenchConfig, CompareConfig
 from softdiff_kernels.cli import main
 from softdiff_kernels.commands import COMMANDS, doctor
+from softdiff_kernels.commands.compare_samplers import CompareSamplersConfig
 from softdiff_kernels.commands.dataset import DatasetConfig
 from softdiff_kernels.commands.demo import SHOWN, DemoConfig
 from softdiff_kernels.commands.evaluate import EvaluateConfig
+from softdiff_kernels.commands.report import ReportConfig
 from softdiff_kernels.commands.sample import SampleConfig
 from softdiff_kernels.commands.schedule import ScheduleConfig
 from softdiff_kernels.training.config import TrainConfig
@@ -654,7 +656,7 @@ def test_every_option_of_text_is_a_path_or_known_to_be_none() -> None:
     }
     configs = (
         *(TrainConfig, SampleConfig, ScheduleConfig, DemoConfig, EvaluateConfig, DatasetConfig),
-        *(BenchConfig, CompareConfig),
+        *(BenchConfig, CompareConfig, ReportConfig, CompareSamplersConfig),
     )
     for config in configs:
         for name, hint in get_type_hints(config, include_extras=True).items():

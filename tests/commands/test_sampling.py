@@ -75,6 +75,19 @@ def test_everything_that_was_asked_for_is_written_and_agrees(weights: Path, tmp_
     assert json.loads(str(packed["record"])) == record
 
 
+def test_without_steps_the_runs_own_number_is_taken(weights: Path, tmp_path: Path) -> None:
+    """Rule: the steps of the run's grids, 64 for these options, and the best sampler for so many; whether
+    by the command or in Python."""
+    quiet(SampleConfig(str(weights), outdir=str(tmp_path / "out"), seeds="0-1"))
+    record = json.loads((tmp_path / "out" / "samples.json").read_text())
+    model = load_model(str(weights), CPU)
+    assert record["steps"] == model.config.sample_steps == 64
+    assert record["sampler"] == model.denoiser.corruption.best_sampler(64)
+    drawn = generate(model.denoiser, model.prior, [0, 1], steps=64, device=CPU)
+    assert torch.equal(model.generate([0, 1]), drawn)
+    assert np.array_equal(pixels(tmp_path / "out", range(2)), drawn[:, 0].numpy())
+
+
 def test_a_folder_holds_images_of_one_making(weights: Path, tmp_path: Path) -> None:
     """Rule: a second call adds its seeds to the record where it draws alike, and is refused where not."""
     once = SampleConfig(str(weights), outdir=str(tmp_path), seeds="0-3", steps=3)

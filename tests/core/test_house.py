@@ -22,7 +22,7 @@ backends _autograd _ops functional - diffusion data training evaluation integrat
 commands cli __main__
 """
 PARTS = _ORDER.split()
-MOST_IMPORTS = 410  # 400 before EDM, NCSN++ and features had theirs
+MOST_IMPORTS = 470  # 410 before the diffusers and k-diffusion adapters, packed data and reports had theirs
 MOST_SMALL_FILES, SMALL = 22, 75
 MOST_BENCHMARK_LINES = 6000  # 5700 before experiments had three trainings and an exact denoiser
 
