@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any, TypeVar, get_args, get_type_hints
@@ -61,10 +61,11 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Writes bytes to a file, completely or not at all."""
+def write_atomically(path: Path, data: bytes | Iterable[bytes | memoryview], *, sync: bool = True) -> None:
+    """Writes bytes, or pieces of them, to a file, completely or not at all."""
     with whole_file(path, sync=sync) as file:
-        file.write(data)
+        for piece in [data] if isinstance(data, bytes) else data:
+            file.write(piece)
 
 
 def save_text(path: Path, text: str) -> None:

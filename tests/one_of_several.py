@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process of a training run, for tests that let it fail: `python one_of_several.py DATA OUTDIR FAULT`.
-
-FAULT, of process 1 before its third step: none, dies (without a word), sleeps (for ever).
-"""
+"""One of two processes of a training run, of which number 1 stops answering before its third step:
+`python one_of_several.py DATA OUTDIR`."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,15 +15,12 @@ from softdiff_kernels.training.loop import train
 from softdiff_kernels.training.trainer import Trainer
 
 
-def main(data: str, outdir: str, fault: str) -> None:
+def main(data: str, outdir: str) -> None:
     real = Trainer.advance
 
     def faulty(trainer: Trainer) -> Any:
         if trainer.processes.rank == 1 and trainer.step == 2:
-            if fault == "dies":
-                os._exit(9)
-            if fault == "sleeps":
-                time.sleep(600)
+            time.sleep(600)
         return real(trainer)
 
     Trainer.advance = faulty  # type: ignore[method-assign]

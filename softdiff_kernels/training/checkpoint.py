@@ -7,6 +7,8 @@ A checkpoint is one safetensors file with all tensors, and everything else as JS
 shape. `state-*.safetensors` contains what resuming needs in addition: raw weights, optimiser moments and
 counters. A file gets its name only when it is complete and on the disk; a full disk or a kill before that
 leaves the previous file untouched. A digest of the content detects later damage.
+
+`Saver` writes them from a thread while the training goes on.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -44,8 +48,45 @@ def _digest(meta: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The elements of a contiguous tensor on the CPU, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+_DTYPES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
+    **{torch.uint8: "U8", torch.bool: "BOOL"},
+}
+
+
+def _safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """The content of a safetensors file in pieces: the length of the header, the header, each tensor.
+
+    `safetensors.torch.save` makes one copy of it all, and lets no other thread run meanwhile: 2.9 s for 0.7
+    GB on a busy machine. Wide elements come first and the header is padded, so that all are aligned.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for name in names:
+        yield _bytes(tensors[name])
 
 
 class DamagedCheckpoint(UserError):
@@ -81,7 +122,22 @@ class Checkpoint:
             "softdiff": meta,
             "digest": _digest(meta, plain),
         }
-        write_atomically(path, need("safetensors.torch", "a checkpoint").save(plain, metadata))
+        write_atomically(path, _safetensors(plain, metadata))
+
+    def copied(self, copies: dict[Any, Tensor]) -> Checkpoint:
+        """The same content, with tensors on the CPU that nothing else writes into.
+
+        copies: those made already, by their place in memory. The averaged weights of a state and of its
+        weights file are the same tensors, and are copied once.
+        """
+        tensors = {}
+        for name, tensor in self.tensors.items():
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+            if place not in copies:
+                plain = tensor.detach()
+                copies[place] = plain.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            tensors[name] = copies[place]
+        return Checkpoint(self.kind, json.loads(json.dumps(self.meta)), tensors)
 
 
 def load_checkpoint(path: Path, kind: str) -> Checkpoint:
@@ -233,6 +289,61 @@ def remove_after(folder: Path, step: int) -> list[Path]:
     for path in later:
         path.unlink(missing_ok=True)
     return later
+
+
+class Saver:
+    """Writes the checkpoints of a run from a thread, in order, one at a time; for a `with` statement.
+
+    Training waits only for the copies in memory, not for the digests and the disk. What the thread raises,
+    such as a full disk, is raised again by the next call. At the end of the `with` statement, however it
+    ends, the last checkpoint is complete or its error is raised.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, files: Mapping[Path, Checkpoint]) -> None:
+        """Begins to write the files, in this order; then all but the newest `keep` checkpoints are
+        removed. Waits for the files before."""
+        self.wait()
+        copies: dict[Any, Tensor] = {}
+        pending = [(path, checkpoint.copied(copies)) for path, checkpoint in files.items()]
+        # A daemon, so that a third Ctrl-C ends the program even if the disk does not answer.
+        self._thread = threading.Thread(target=self._write, args=(pending,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _write(self, pending: list[tuple[Path, Checkpoint]]) -> None:
+        try:
+            for path, checkpoint in pending:
+                checkpoint.save(path)
+            prune(self.folder, self.keep)
+        except BaseException as error:
+            self._error = error
+
+    def check(self) -> None:
+        """Raises the error of the thread if it has failed. Does not wait."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last files are written. Raises the error of the thread."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wait()
 
 
 def _kinds_in(folder: Path) -> set[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -142,6 +142,19 @@ class Processes:
         dist.all_gather_object(everyone, mine, group=self.control)
         return everyone
 
+    def agree(self, mine: Mapping[str, Any]) -> None:
+        """UserError, in all processes, where one has other values than the first: its command line or its
+        files differ, and each would train another network."""
+        everyone = self.gather(dict(mine))
+        for number, theirs in enumerate(everyone):
+            other = [name for name, value in everyone[0].items() if theirs[name] != value]
+            if other:
+                shown = (f"{n}: {_short(everyone[0][n])} and {_short(theirs[n])}" for n in other)
+                raise UserError(
+                    f"expected the same options and images in all processes, got others in process {number} "
+                    f"than in process 0 ({'; '.join(shown)})"
+                )
+
     def close(self) -> None:
         """Leaves the group, after all processes have finished."""
         if self.world > 1:
@@ -175,9 +188,46 @@ def join(timeout: float, device: torch.device) -> tuple[Processes, torch.device]
         device = torch.device("cuda", gpu)
         torch.cuda.set_device(device)
     limit = timedelta(seconds=timeout)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
-    control = dist.new_group(backend="gloo", timeout=limit) if cuda else None
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
+        control = dist.new_group(backend="gloo", timeout=limit) if cuda else None
+    except (RuntimeError, ValueError) as error:
+        leave_after_error()
+        raise UserError(
+            f"expected {world_size()} processes to meet at {os.environ['MASTER_ADDR']}, this one, number "
+            f"{rank()}, met not all of them within {timeout:g} s ({_cause(error)}); see their messages, and "
+            "whether the machines reach each other"
+        ) from error
     return Processes(dist.get_rank(), dist.get_world_size(), control), device
+
+
+_LOST = re.compile(
+    r"gloo.*(closed|reset|broken pipe|timed? ?out|timeout|unreachable|no route|refused)", re.I | re.S
+)
+"""Messages of gloo for a process that is gone or does not answer; those of NCCL and the store have types."""
+_LOST_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of torch's message, without the place in its source."""
+    line = re.sub(r"^\[[^\]]*\]\s*", "", (str(error).splitlines() or [""])[0])
+    return _short(line.partition(". This is typically")[0])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def lost_process(error: BaseException) -> str | None:
+    """A sentence about the process that an error of torch.distributed says is lost; None for other errors."""
+    known = type(error).__name__ in _LOST_ERRORS
+    if not known and not (isinstance(error, RuntimeError) and _LOST.search(str(error))):
+        return None
+    return (
+        f"another process of the run ended, or did not answer in time ({_cause(error)}); see the message of "
+        "the one that ended first, and continue with softdiff train --resume"
+    )
 
 
 def leave_after_error() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from ..images import save_png, tile, to_uint8
 from ..progress import Progress, StopFlag, stop_on_signals
 from .build import check_data_exists, fit_prior, load_data, make_corruption, saved_process
 from .checkpoint import (
+    Saver,
     checkpoint_name,
     find,
     load_checkpoint,
@@ -25,14 +27,22 @@ from .checkpoint import (
     new_folder,
     newest_readable,
     next_run_folder,
-    prune,
     remove_after,
     remove_partial,
     weights_kind,
 )
 from .config import TrainConfig, check_resumed
 from .config_file import save_yaml, to_yaml
-from .distributed import Processes, join, leave_after_error, pick_device, rank, set_precision, world_size
+from .distributed import (
+    Processes,
+    join,
+    leave_after_error,
+    lost_process,
+    pick_device,
+    rank,
+    set_precision,
+    world_size,
+)
 from .metrics import Log, Meter, drop_stats_after, rename_old_stats
 from .trainer import SHOWN_TIMES, Trainer
 
@@ -52,21 +62,26 @@ class RunResult:
 def train(config: TrainConfig) -> RunResult:
     """Trains to the last step, or until a signal; either way the run ends with a checkpoint.
 
-    Under torchrun each process takes its share of every batch.
+    Under torchrun each process takes its share of every batch. Only the first one writes files.
     """
     device = pick_device(config.device)
     set_precision(config.precision)
     processes, device = join(config.timeout, device)
+    folder: Path | None = None
     try:
         state = processes.from_first(lambda: state_to_resume(config.resume, config.outdir))
         if state is not None:
+            _check_seen(state, processes)
             check_resumed(options_of(state), config)
         config = config.resolved()
         config.batch_split(processes.world)  # a batch that cannot be divided is refused before any work
+        processes.agree({n: v for n, v in vars(config).items() if n not in OF_ONE_MACHINE})
         if state is None:
             trainer, folder = _start(config, device, processes)
         else:
             trainer, folder = _resume(config, state, device, processes)
+        corruption = trainer.denoiser.corruption.to_dict()
+        processes.agree({"corruption": corruption, "digest of the images": trainer.data["digest"]})
         if processes.first:
             remove_partial(folder)
             save_yaml(folder / "config.yaml", config.with_absolute_paths(Path.cwd()))
@@ -74,9 +89,34 @@ def train(config: TrainConfig) -> RunResult:
             result = _run(trainer, folder, stop, state)
         processes.close()
         return result
-    except BaseException:
+    except BaseException as error:
         leave_after_error()
+        if (lost := lost_process(error)) is not None:
+            kept = "" if folder is None else f"; the checkpoints are in {folder}"
+            raise UserError(lost + kept) from error
         raise
+
+
+OF_ONE_MACHINE = frozenset(
+    ("data", "outdir", "resume", "config", "preset", "desc", "schedule", "corruption", "device", "progress")
+)
+"""Options that may differ between the processes of a run. Of the files that they name the content is
+compared."""
+
+
+_SHARED = (
+    "to resume, keep the run on a file system that all machines share, or copy its folder to each of them"
+)
+
+
+def _check_seen(state: Path, processes: Processes) -> None:
+    """UserError, in all processes, where some do not see the state: their machine has another file system."""
+    seen = processes.gather((state.is_file(), socket.gethostname()))
+    blind = [f"process {number} on {host}" for number, (sees, host) in enumerate(seen) if not sees]
+    if blind:
+        raise UserError(
+            f"{state}: expected a file that all processes see, not seen by {', '.join(blind)}; {_SHARED}"
+        )
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -108,6 +148,10 @@ def state_to_resume(resume: str | None, outdir: str | None, *, options_only: boo
     """
     if resume is None:
         return None
+    if resume != "auto" and rank() > 0 and not Path(resume).exists():
+        raise UserError(
+            f"{resume}: process {rank()} on {socket.gethostname()} sees no such file or folder; {_SHARED}"
+        )
     warn, read = (lambda _: None, load_meta) if options_only else (_warn, load_checkpoint)
     if resume == "auto":
         if outdir is None:
@@ -222,38 +266,42 @@ def _run(trainer: Trainer, folder: Path, stop: StopFlag, state: Path | None) -> 
         progress.say(str(warm))
     meter = Meter(trainer)
     saved_step = -1
-    if state is not None and state.parent.resolve() == folder.resolve():
-        saved_step = trainer.step
-        if processes.first and not all(path.exists() for path in _weights_files(trainer, folder)):
-            _save(trainer, folder)
     log = Log(folder, trainer)
     stopped = failed = False
     try:
-        while trainer.step < config.steps and not stopped:
-            meter.add(trainer.advance())
-            progress.advance()
-            stopped = processes.any(stop.signal is not None)
-            last = trainer.step == config.steps or stopped
-            save = trainer.step % config.save_every == 0 or last
-            if trainer.step % config.log_every == 0 or save:
-                line = meter.line(saved_step)
-                if processes.first:
-                    log.write(line)
-                text = f"loss {line['loss']:.4g}, {line['images_per_second']:.0f} images/s"
-                progress.numbers(text, f"step {trainer.step}/{config.steps}: {text}")
-            with meter.paused():
-                if save:
+        with Saver(folder, config.keep) as saver:
+            if state is not None and state.parent.resolve() == folder.resolve():
+                saved_step = trainer.step
+                if processes.first and not all(path.exists() for path in _weights_files(trainer, folder)):
+                    _save(trainer, folder, saver)
+            while trainer.step < config.steps and not stopped:
+                meter.add(trainer.advance())
+                progress.advance()
+                saver.check()
+                stopped = processes.any(stop.signal is not None)
+                last = trainer.step == config.steps or stopped
+                save = trainer.step % config.save_every == 0 or last
+                if trainer.step % config.log_every == 0 or save:
+                    line = meter.line(saved_step)
                     if processes.first:
-                        _save(trainer, folder)
-                    saved_step = trainer.step
-                draw = trainer.step % config.sample_every == 0 or last
-                if config.sample_count and draw and not stopped:
-                    grid = _sample_grid(trainer, folder, log, stop)
-                    stopped = grid is None
-                    if grid is not None:
-                        progress.say(f"samples in {grid}, from the {trainer.prior.describe()}")
-        if saved_step != trainer.step and processes.first:
-            _save(trainer, folder)
+                        log.write(line)
+                    text = f"loss {line['loss']:.4g}, {line['images_per_second']:.0f} images/s"
+                    progress.numbers(text, f"step {trainer.step}/{config.steps}: {text}")
+                with meter.paused():
+                    if save:
+                        if processes.first:
+                            _save(trainer, folder, saver)
+                        saved_step = trainer.step
+                    draw = trainer.step % config.sample_every == 0 or last
+                    if config.sample_count and draw and not stopped:
+                        grid = _sample_grid(trainer, folder, log, stop)
+                        stopped = grid is None
+                        if grid is not None:
+                            progress.say(f"samples in {grid}, from the {trainer.prior.describe()}")
+            if saved_step != trainer.step and processes.first:
+                _save(trainer, folder, saver)
+        # No process ends before the last checkpoint is written: torchrun ends a job with its first process.
+        processes.any(False)
     except BaseException:
         failed = True
         raise
@@ -285,12 +333,12 @@ def _weights_files(trainer: Trainer, folder: Path) -> list[Path]:
     return [folder / checkpoint_name(kind, trainer.step) for kind in kinds]
 
 
-def _save(trainer: Trainer, folder: Path) -> None:
+def _save(trainer: Trainer, folder: Path, saver: Saver) -> None:
     # The state first: after a kill before the weights the run can be resumed, and then writes them.
-    trainer.state().save(folder / checkpoint_name("state", trainer.step))
+    files = {folder / checkpoint_name("state", trainer.step): trainer.state()}
     for number, path in enumerate(_weights_files(trainer, folder)):
-        trainer.weights(number).save(path)
-    prune(folder, trainer.config.keep)
+        files[path] = trainer.weights(number)
+    saver.save(files)
 
 
 class _Stopped(Exception):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +22,6 @@ pytest.importorskip("tyro")
 
 from training_runs import losses, make_trainer, small, tensors
 
-from softdiff_kernels.training.checkpoint import load_checkpoint
 from softdiff_kernels.training.loop import train
 
 pytestmark = pytest.mark.skipif(
@@ -109,33 +107,7 @@ def test_accumulation_makes_the_same_gradient(blobs: Path) -> None:
             assert float((a - b).norm()) <= 1e-5 * float(torch.cat([g.flatten() for g in first]).norm())
 
 
-def test_a_signal_to_torchrun_stops_all_with_one_checkpoint(blobs: Path, tmp_path: Path) -> None:
-    """Rule: as a batch system stops a job: the processes end after one and the same step, which is saved."""
-    run = tmp_path / "run"
-    flags = "--width 8 --blocks 1 --batch 6 --schedule paper --sample-count 0 --log-every 1 --steps 100000"
-    argv = ["train", "--data", str(blobs), "--outdir", str(run), *flags.split(), "--save-every", "100000"]
-    command = [*LAUNCH, "-m", "softdiff_kernels", *argv]
-    process = subprocess.Popen(
-        command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("step 3/"):
-                break
-        process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=150)
-    finally:
-        process.kill()
-    (state,) = run.glob("state-*.safetensors")
-    step = load_checkpoint(state, "state").meta["step"]
-    assert step >= 3 and losses(run)[-1][0] == step and len(list(run.glob("weights-*"))) == 1
-    for line in ("stopping with a checkpoint", "resume with: softdiff train --resume"):
-        assert said.count(line) == 1
-
-
-@pytest.mark.parametrize("fault", ["dies", "sleeps"])
-def test_a_lost_process_ends_the_run_in_bounded_time(fault: str, blobs: Path, tmp_path: Path) -> None:
+def test_a_process_that_does_not_answer_ends_the_run(blobs: Path, tmp_path: Path) -> None:
     """Rule: the process that is left ends with an error, at most --timeout after it begins to wait."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -146,7 +118,7 @@ def test_a_lost_process_ends_the_run_in_bounded_time(fault: str, blobs: Path, tm
         told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(script), str(blobs), str(tmp_path / "run"), fault],
+                [sys.executable, str(script), str(blobs), str(tmp_path / "run")],
                 env={**ENVIRONMENT, **told, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -158,7 +130,7 @@ def test_a_lost_process_ends_the_run_in_bounded_time(fault: str, blobs: Path, tm
         _, said = processes[0].communicate(timeout=150)
         assert processes[0].returncode not in (0, None)
         assert time.monotonic() - begun < 120
-        assert "Error" in said
+        assert "UserError: another process of the run ended, or did not answer in time (Timed out" in said
     finally:
         for process in processes:
             process.kill()
