@@ -22,7 +22,6 @@ from softdiff_kernels.data import ImageSet, load_images
 from softdiff_kernels.diffusion import PowerSpectrum, SoftDenoiser, generate, time_steps
 from softdiff_kernels.evaluation import Classifier, load_classifier, train_classifier
 from softdiff_kernels.images import save_png, tile
-from softdiff_kernels.training.checkpoint import checkpoint_name
 from softdiff_kernels.training.weights import load_model
 
 from .mixture import Mixture
@@ -102,14 +101,13 @@ class Lab:
     def _train(self, network: str, training: int, folder: Path) -> None:
         flags = [str(self.out / flag) if flag == FEATURES else flag for flag in NETWORKS[network].flags]
         steps = NETWORKS[network].steps
-        if steps is not None and (folder / checkpoint_name("weights", steps)).exists():
-            return
         if str(self.out / FEATURES) in flags and not (self.out / FEATURES).exists():
             schedule = ["--features", str(self.out / CLASSIFIER), "--out", str(self.out / FEATURES)]
             _softdiff("schedule", "--data", self.data, *schedule)
         argv = ["--data", self.data, "--outdir", str(folder), "--resume", "auto", *flags]
         argv += ["--seed", str(training), "--sample-count", "0"]
         argv += [] if steps is None else ["--steps", str(steps), "--save-every", str(steps)]
+        # Of a finished run, too: it ends at once, and refuses a network that was trained with other options.
         begun = time.monotonic()
         _softdiff("train", *argv)
         print(f"{folder.name}: {time.monotonic() - begun:.0f} s")

@@ -89,7 +89,7 @@ def test_exact_samples_have_the_mixtures_mean_and_variance() -> None:
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: an experiment that was stopped continues: no second training, and no line twice; another
-    experiment with the same curve finds its lines, too."""
+    experiment with the same curve finds its lines, too. A run of other options is refused."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (260, 12, 12), dtype=np.uint8), np.arange(260) % 2
     for name in ("train", "test"):
@@ -116,6 +116,13 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert run("one", 0) == 3 + 1 + 3 and len(trained) == 1
     assert run("one", 0) == run("two", 0) == 7 and len(trained) == 1
     assert run("one", 1) == 7 + 2 and len(trained) == 2
+    # Weights of other options are not taken for those of the plan.
+    monkeypatch.setitem(NETWORKS, "tiny", Network("tiny", (*flags[:-1], "2"), 2))
+    monkeypatch.setitem(EXPERIMENTS, "one", Experiment("one", [Curve("tiny", "ddim", (1,))], (0, 1), 80))
+    with pytest.raises(SystemExit, match="softdiff train failed"):
+        run("one", 0)
+    assert len(measure.read(out)) == 9
+    monkeypatch.setitem(EXPERIMENTS, "one", EXPERIMENTS["two"])
     text = report.report(out, tmp_path, ["one"])
     assert "80 images each" in text and (tmp_path / "distances-one.png").exists()
 
