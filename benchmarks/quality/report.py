@@ -28,6 +28,7 @@ Distances = dict[tuple[str, int], dict[tuple[int, int], float]]
 def report(out: Path, plots: Path, names: Iterable[str]) -> str:
     """The tables of experiments as Markdown; writes their plots and pictures into `plots`."""
     parts = []
+    plots.mkdir(parents=True, exist_ok=True)
     for name in names:
         experiment = EXPERIMENTS[name]
         distances = distances_of(out, experiment)
