@@ -37,8 +37,8 @@ RUNS = Path("runs")
 RUN_KINDS = ("weights", "state")
 """The kinds of checkpoint that a run writes, numbers and prunes."""
 _WRITTEN = re.compile(
-    r"(state|weights)-.*\.safetensors|(samples-\d+|real|corruption)\.png|config\.yaml|schedule\.json|stats\.jsonl"
-    r"|wandb-id\.txt"
+    r"(state|weights)-.*\.safetensors|(samples-\d+|real|corruption|samplers)\.png|config\.yaml|schedule\.json"
+    r"|stats\.jsonl|wandb-id\.txt|report\.html"
 )
 
 
