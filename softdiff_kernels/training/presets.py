@@ -125,7 +125,7 @@ _PAPER = {
         "data": _ours("digits"),
         "channels": _ours(1),
         "width": _ours(16),
-        # In batches of 128 two CPU cores train so narrow a network on 1.4 times as many images a second as of 64.
+        # Two CPU cores train so narrow a network on 1.4 times as many images a second as in batches of 64.
         "steps": _ours(1250),
         "batch": _ours(128),
         "lr": _ours(4e-3),
