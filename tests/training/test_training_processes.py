@@ -39,7 +39,12 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 def torchrun(*argv: str) -> subprocess.CompletedProcess[str]:
     command = [*LAUNCH, "-m", "softdiff_kernels", *argv]
-    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    for _ in range(2):
+        done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        # In one of 31 runs a worker ended so, by the C++ runtime. The cause is not found; twice is a failure.
+        if "terminate called without an active exception" not in done.stderr:
+            break
+    return done
 
 
 def error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], part: str) -> float:
