@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -280,15 +281,23 @@ def _writing(out: Path) -> Iterator[None]:
 def sole_writer(out: Path) -> Iterator[Path]:
     """An empty folder `OUT.packing` beside the output, for this process alone until the block ends.
 
-    UserError where another process has it, and for a disk that is full or cannot be written; the folder goes
-    away, and the output stays as it was. A folder that a killed process left is taken over.
+    UserError where another process has it or it holds other files, and for a disk that is full or cannot be
+    written; the folder goes away, and the output stays as it was. A folder that a killed process left is
+    taken over.
     """
     folder = out.with_name(out.name + ".packing")
     lock, mine = None, False
     try:
         with _writing(out):
             folder.mkdir(exist_ok=True)
-            lock, mine = _locked(folder, out), True
+            lock = _locked(folder, out)
+            others = {p.name: "" for p in folder.iterdir() if p.suffix not in (".npy", ".json")}
+            if others:
+                raise UserError(
+                    f"{folder}: expected no such folder, or what a killed process left in it, got other "
+                    f"files: {listed(others)}; move it, or choose another --out"
+                )
+            mine = True
             for old in folder.iterdir():
                 old.unlink()
             yield folder
@@ -329,10 +338,10 @@ def _locked(folder: Path, out: Path) -> int | None:
 def publish(folder: Path, out: Path) -> None:
     """Moves what was packed in `folder` to its place: a file and then its index, or the folder itself."""
     if (folder / FOLDER_INDEX).exists():
-        old = out.with_name(out.name + ".replaced")
-        shutil.rmtree(old, ignore_errors=True)
+        # A folder of its own name, so that none of the user's is deleted.
+        old = Path(tempfile.mkdtemp(prefix=f"{out.name}.replaced-", dir=out.parent))
         if out.exists():
-            os.rename(out, old)
+            os.rename(out, old / out.name)
         os.rename(folder, out)
         shutil.rmtree(old, ignore_errors=True)
     else:

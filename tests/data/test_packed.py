@@ -273,9 +273,18 @@ def test_a_folder_of_other_files_is_never_replaced(pets: Path, tmp_path: Path) -
     assert len(list(pets.rglob("*.png"))) == 7
     folder = packed(pets, tmp_path / "many", limit=2)
     assert "--overwrite" in refusal(DatasetConfig(str(pets), out=str(folder)))
+    mine = tmp_path / f"{folder.name}.replaced" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
     packed(pets, folder, overwrite=True)
     assert len(load_images(str(folder)).pixels) == 7
-    assert not [p.name for p in tmp_path.iterdir() if "replaced" in p.name or "packing" in p.name]
+    left = [p.name for p in tmp_path.iterdir() if "replaced" in p.name or "packing" in p.name]
+    assert left == [mine.parent.name] and mine.read_text() == "mine"
+    taken = tmp_path / "other.npy.packing" / "mine.txt"
+    taken.parent.mkdir()
+    taken.write_text("mine")
+    said = refusal(DatasetConfig(str(pets), out=str(tmp_path / "other.npy")))
+    assert "mine.txt" in said and "choose another --out" in said and taken.read_text() == "mine"
 
 
 def _hold(out: str, held: object, done: object) -> None:
