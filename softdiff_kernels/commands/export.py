@@ -66,6 +66,12 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Path:
         raise UserError(f"cannot write {out}: there is no folder {out.parent}")
     results = _results(config.evaluation)
     model = load_model(config.weights, torch.device("cpu"), config.ema)
+    for result in results:
+        if result.get("weights_digest", model.digest) != model.digest:
+            raise UserError(
+                f"--evaluation: {config.evaluation}: expected results of {model.file}, got those of other "
+                f"weights ({result.get('weights', 'not recorded')}); evaluate these"
+            )
     meta = load_meta(Path(model.file), "weights")
     data = str(meta.get("data", {}).get("name", ""))
     with user_errors("--sampler: "):
@@ -127,7 +133,8 @@ def model_card(
         "prior": model.prior.describe(),
     }
     for result in results:
-        notes = "; ".join(result.get("notes", ()))
+        unknown = () if "weights_digest" in result else ("not recorded of which weights",)
+        notes = "; ".join((*result.get("notes", ()), *unknown))
         rows[str(result["metric"])] = f"{result['value']:.4g}" + (f" ({notes})" if notes else "")
     if not results:
         rows["distance"] = "not evaluated"

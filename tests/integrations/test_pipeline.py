@@ -305,12 +305,15 @@ def test_the_model_card(weights: Path, folder: Path, tmp_path: Path) -> None:
         assert line in text, line
     assert "| distance | not evaluated |" in text
     results = tmp_path / "results.json"
-    results.write_text(json.dumps([{"metric": "FID", "value": 12.345, "notes": ["few images"]}]))
+    digest = load_model(str(weights), CPU).digest
+    known = {"metric": "FID", "value": 12.35, "notes": ["few images"], "weights_digest": digest}
+    results.write_text(json.dumps([known, {"metric": "KID", "value": 0.5}]))
     out = tmp_path / "card"
     options = ["--evaluation", str(results), "--sampler", "ddim"]
     assert main(["export", "--weights", str(weights), *options, str(out)]) == 0
     card = (out / "README.md").read_text()
-    assert "| FID | 12.35 (few images) |" in card or "| FID | 12.34 (few images) |" in card
+    assert "| FID | 12.35 (few images) |" in card
+    assert "| KID | 0.5 (not recorded of which weights) |" in card
     assert "| sampler | ddim |" in card and "not evaluated" not in card
 
 
@@ -393,6 +396,10 @@ def test_export_over_something_that_exists(
     results.write_text("[1]")
     command = ["export", "--weights", str(weights), "--evaluation", str(results), str(tmp_path / "out")]
     assert main(command) == 2 and "results of `softdiff evaluate" in capsys.readouterr().err
+    # The distance of another model is not put on the card.
+    results.write_text(json.dumps([{"metric": "FID", "value": 1.0, "weights_digest": "another"}]))
+    assert main(command) == 2 and "got those of other weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     assert main(["sample", "--weights", str(folder), "--ema", "0.5"]) == 2
     assert "--ema:" in capsys.readouterr().err
 
