@@ -25,7 +25,7 @@ from softdiff_kernels.images import save_png, tile
 from softdiff_kernels.training.weights import load_model
 
 from .mixture import Mixture
-from .plan import EXPERIMENTS, MIXTURE, NETWORKS, Curve
+from .plan import EXPERIMENTS, MIXTURE, NETWORKS, Curve, Experiment
 
 LINES = "lines.jsonl"
 CLASSIFIER = "classifier.safetensors"
@@ -80,6 +80,8 @@ class Lab:
             if self.done.issuperset(wanted):
                 continue
             source = self.source(network, training)
+            new = {**source.record, "training": training, "classifier": self.classifier.describe()}
+            check_together([*lines_of(self.out, experiment), new])
             for sampling in sorted({d[2] for d in drawings}):
                 self._floor(floor, source, sampling, experiment.images)
             for n, curve, sampling in drawings:
@@ -171,6 +173,26 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The lines in a folder, none if there is no file yet."""
     path = folder / LINES
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def lines_of(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
+    """The lines in a folder that an experiment's table may show."""
+    lines = read(folder)
+    return [x for x in lines if x["images"] == experiment.images and x["training"] in experiment.trainings]
+
+
+def check_together(lines: list[dict[str, Any]]) -> None:
+    """SystemExit if lines of one table are by two classifiers, or of two trainings of one name, as
+    after continuing on a machine that rounds otherwise: such distances do not compare."""
+    seen: dict[str, str] = {}
+    for line in lines:
+        samples = f"samples of {line.get('network')}-s{line['training']}"
+        for what, of in (("classifier", "distances"), ("weights", samples)):
+            if what in line and seen.setdefault(of, line[what]) != line[what]:
+                raise SystemExit(
+                    f"expected {of} by the same {what}, got {seen[of]} and {line[what]}: remove the lines of "
+                    f"one from {LINES}, or work in a new folder"
+                )
 
 
 def grid_name(curve: Curve, n: int) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from softdiff_kernels.images import labelled, save_png
 
-from .measure import REAL, grid_name, read
+from .measure import REAL, check_together, grid_name, lines_of
 from .plan import EXPERIMENTS, MIXTURE, NETWORKS, Curve, Experiment
 
 COLOURS = ("#0b5fa5", "#c8553d", "#3f8f5f", "#e09f3e", "#7d5ba6", "#111111", "#8fc0a5")
@@ -40,12 +40,12 @@ def report(out: Path, plots: Path, names: Iterable[str]) -> str:
 
 
 def distances_of(out: Path, experiment: Experiment) -> Distances:
-    """The distances that belong to an experiment."""
+    """The distances that belong to an experiment. SystemExit if they do not compare with each other."""
     distances: Distances = defaultdict(dict)
-    for line in read(out):
-        if line["images"] == experiment.images and line["training"] in experiment.trainings:
-            where = line["training"], line["sampling"]
-            distances[line["curve"], line["evaluations"]][where] = line["distance"]
+    lines = lines_of(out, experiment)
+    check_together(lines)
+    for line in lines:
+        distances[line["curve"], line["evaluations"]][line["training"], line["sampling"]] = line["distance"]
     return distances
 
 

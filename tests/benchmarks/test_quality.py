@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,32 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(SystemExit, match="softdiff train failed"):
         run("one", 0)
     assert len(measure.read(out)) == 9
+    # Nor weights trained anew for those whose samples are there, nor another classifier.
+    monkeypatch.setitem(NETWORKS, "tiny", Network("tiny", flags, 2))
+    lines = (out / measure.LINES).read_text()
+    for what in ("weights", "classifier"):
+        changed = [json.dumps({**line, what: "0"} if what in line else line) for line in measure.read(out)]
+        (out / measure.LINES).write_text("\n".join(changed) + "\n")
+        with pytest.raises(SystemExit, match=f"by the same {what}, got 0 and"):
+            run("one", 0)
+        (out / measure.LINES).write_text(lines)
     monkeypatch.setitem(EXPERIMENTS, "one", EXPERIMENTS["two"])
     text = report.report(out, tmp_path, ["one"])
     assert "80 images each" in text and (tmp_path / "distances-one.png").exists()
+
+
+def test_distances_that_do_not_compare_share_no_table() -> None:
+    """Rule: one classifier for a table, and one digest of weights for the samples of a training; other
+    trainings have other weights, and what is real has none."""
+    real = {"training": 0, "classifier": "a"}
+    drawn = {**real, "network": "plain", "weights": "1"}
+    measure.check_together([real, drawn, {**drawn, "training": 1, "weights": "2"}, drawn])
+    for other, message in (
+        ({"classifier": "b"}, "by the same classifier, got a and b"),
+        ({"weights": "2"}, "1 and 2"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            measure.check_together([real, drawn, {**drawn, **other}])
 
 
 def test_the_pages_show_what_the_lines_say() -> None:
