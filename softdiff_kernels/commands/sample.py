@@ -26,7 +26,6 @@ from ..training.distributed import (
     Processes,
     autocast,
     join,
-    leave_after_error,
     pick_device,
     set_precision,
 )
@@ -170,14 +169,9 @@ def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Pat
     device = pick_device(config.device)
     set_precision(config.precision)
     processes, device = join(config.timeout, device)
-    try:
+    with processes:
         model = _load(config, device)
-        files = _sample(config, seeds, model, processes, say if processes.first else lambda _: None)
-        processes.close()
-        return files
-    except BaseException:
-        leave_after_error()
-        raise
+        return _sample(config, seeds, model, processes, say if processes.first else lambda _: None)
 
 
 def _load(config: SampleConfig, device: torch.device) -> LoadedModel:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -89,14 +90,34 @@ def local_rank() -> int:
     return _variable("LOCAL_RANK", 0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Processes:
-    """This process is number `rank` of `world`. control: a gloo group for decisions of the host; gradients
-    use the default group."""
+    """This process is number `rank` of `world`; for a `with` statement, which leaves the others at its end.
+
+    control: a gloo group for decisions of the host; gradients use the default group, also where it is one of
+    gloo. advice: what to do where another process is lost; the statement makes a UserError of that.
+    """
 
     rank: int = 0
     world: int = 1
     control: Any = None
+    advice: str = "start it again"
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.world == 1:
+            return
+        # The last reference: with it the threads of the group end. One that lived on could still have to free
+        # a tensor of Python's when the interpreter ends, and C++ terminates the process for that. The default
+        # group is no substitute: DistributedDataParallel keeps it for good (torch 2.13).
+        self.control = None
+        _leave()
+        if error is not None and (lost := lost_process(error)) is not None:
+            raise UserError(f"{lost}; {self.advice}") from error
 
     @property
     def first(self) -> bool:
@@ -155,11 +176,6 @@ class Processes:
                     f"than in process 0 ({'; '.join(shown)})"
                 )
 
-    def close(self) -> None:
-        """Leaves the group, after all processes have finished."""
-        if self.world > 1:
-            dist.destroy_process_group()
-
 
 def join(timeout: float, device: torch.device) -> tuple[Processes, torch.device]:
     """The processes that torchrun started, or this one alone; and the device of this process.
@@ -190,9 +206,9 @@ def join(timeout: float, device: torch.device) -> tuple[Processes, torch.device]
     limit = timedelta(seconds=timeout)
     try:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
-        control = dist.new_group(backend="gloo", timeout=limit) if cuda else None
+        control = dist.new_group(backend="gloo", timeout=limit)
     except (RuntimeError, ValueError) as error:
-        leave_after_error()
+        _leave()
         raise UserError(
             f"expected {world_size()} processes to meet at {os.environ['MASTER_ADDR']}, this one, number "
             f"{rank()}, met not all of them within {timeout:g} s ({_cause(error)}); see their messages, and "
@@ -226,12 +242,12 @@ def lost_process(error: BaseException) -> str | None:
         return None
     return (
         f"another process of the run ended, or did not answer in time ({_cause(error)}); see the message of "
-        "the one that ended first, and continue with softdiff train --resume"
+        "the one that ended first"
     )
 
 
-def leave_after_error() -> None:
-    """Leaves the group without waiting for the other processes."""
-    if dist.is_available() and dist.is_initialized():
+def _leave() -> None:
+    """Leaves the groups without waiting for the other processes."""
+    if dist.is_initialized():
         with suppress(Exception):
             dist.destroy_process_group()

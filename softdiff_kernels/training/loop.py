@@ -36,8 +36,6 @@ from .config_file import save_yaml, to_yaml
 from .distributed import (
     Processes,
     join,
-    leave_after_error,
-    lost_process,
     pick_device,
     rank,
     set_precision,
@@ -67,8 +65,7 @@ def train(config: TrainConfig) -> RunResult:
     device = pick_device(config.device)
     set_precision(config.precision)
     processes, device = join(config.timeout, device)
-    folder: Path | None = None
-    try:
+    with processes:
         state = processes.from_first(lambda: state_to_resume(config.resume, config.outdir))
         if state is not None:
             _check_seen(state, processes)
@@ -80,21 +77,14 @@ def train(config: TrainConfig) -> RunResult:
             trainer, folder = _start(config, device, processes)
         else:
             trainer, folder = _resume(config, state, device, processes)
+        processes.advice = f"continue with softdiff train --resume; the checkpoints are in {folder}"
         corruption = trainer.denoiser.corruption.to_dict()
         processes.agree({"corruption": corruption, "digest of the images": trainer.data["digest"]})
         if processes.first:
             remove_partial(folder)
             save_yaml(folder / "config.yaml", config.with_absolute_paths(Path.cwd()))
         with closing(trainer), stop_on_signals(quiet=not processes.first) as stop:
-            result = _run(trainer, folder, stop, state)
-        processes.close()
-        return result
-    except BaseException as error:
-        leave_after_error()
-        if (lost := lost_process(error)) is not None:
-            kept = "" if folder is None else f"; the checkpoints are in {folder}"
-            raise UserError(lost + kept) from error
-        raise
+            return _run(trainer, folder, stop, state)
 
 
 OF_ONE_MACHINE = frozenset(

@@ -146,7 +146,7 @@ def test_a_signal_to_one_agent_and_the_loss_of_one(blobs: Path, tmp_path: Path, 
     assert done.step == newest + 1 and [step for step, _ in losses(run)] == list(range(1, newest + 2))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Several(Processes):
     """A process of two, and what the other one says."""
 
