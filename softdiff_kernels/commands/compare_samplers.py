@@ -17,7 +17,8 @@ from ..errors import UserError, need, with_nearest
 from ..files import PathText, check_no_folder
 from ..images import labelled_grid, save_png, tile
 from ..training.distributed import pick_device
-from ..training.weights import LoadedModel, load_model
+from ..training.weights import LoadedModel
+from .sample import open_model
 
 MOST_SEEDS = 64
 PICTURE = "samplers.png"
@@ -28,7 +29,7 @@ class CompareSamplersConfig:
     """Draw the same seeds by several samplers, each in several numbers of steps, as one picture."""
 
     weights: PathText
-    """Weights file, or run folder (its newest weights)."""
+    """Weights file, run folder (its newest weights), or folder of `softdiff export`."""
     ema: float | None = None
     """As in `softdiff sample`."""
     samplers: tuple[str, ...] = field(
@@ -82,7 +83,7 @@ def compare(config: CompareSamplersConfig, say: Callable[[str], Any] = print) ->
     check_no_folder("--out", out)
     if not out.parent.is_dir():
         raise UserError(f"--out: cannot write {out}: there is no folder {out.parent}")
-    model = load_model(config.weights, pick_device(config.device), config.ema)
+    model = open_model(config.weights, pick_device(config.device), config.ema)
     labels = labels_of(seeds, class_list(config.classes, model.classes))
     samplers, refused = suitable(model, config.samplers or tuple(SAMPLERS), config.steps)
     for name, why in refused.items():

@@ -44,7 +44,7 @@ class EvaluateConfig:
         },
     )
     weights: PathText | None = None
-    """Weights file or run folder to draw the images from, instead of --images."""
+    """Weights file, run folder, or folder of `softdiff export` to draw images from, instead of --images."""
     metric: str = field(
         default="classifier",
         metadata={"help": f"One of {_METRIC_HELP}, or several with commas: fid,kid."},
@@ -179,16 +179,16 @@ def samples(config: EvaluateConfig, say: Say) -> Samples:
     # Only here, because it needs safetensors: options are parsed, and --help is printed, without it.
     from ..evaluation.samples import drawn_samples, saved_samples
     from ..training.checkpoint import numbered
+    from .sample import open_model
 
     if config.images is None:
         assert config.weights is not None
         measured = drawn_samples(
-            config.weights,
+            open_model(config.weights, pick_device(config.device)),
             parse_seeds(config.seeds)[: config.num],
             sampler=config.sampler,
             steps=config.steps,
             batch=config.batch,
-            device=pick_device(config.device),
             say=say,
         )
         channels, *size = measured.shape

@@ -33,7 +33,8 @@ from ..images import decode, labelled, save_png, tile, to_uint8
 from ..noise import NoiseKey
 from ..training.config import SamplerName, summaries
 from ..training.distributed import pick_device
-from ..training.weights import LoadedModel, load_model
+from ..training.weights import LoadedModel
+from .sample import open_model
 
 RECORD = "restored.json"
 SHOWN = 10
@@ -49,7 +50,7 @@ class RestoreConfig:
     """Deblur and denoise images, or fill in their hidden pixels, with a trained model."""
 
     weights: PathText
-    """Weights file, or run folder (its newest weights)."""
+    """Weights file, run folder (its newest weights), or folder of `softdiff export`."""
     images: PathText = field(metadata={"help": f"Images to restore, of the model's size: {SOURCE_LIST}."})
     blur_std: float = 0.0
     """Standard deviation of the images' Gaussian blur, in pixels; 0 for images that are only noisy."""
@@ -136,7 +137,7 @@ def restore_images(config: RestoreConfig, say: Callable[[str], None] = print) ->
     """Writes the restored images, a picture and restored.json; returns what restored.json holds."""
     if config.reference is not None or config.degrade:
         need("skimage.metrics", "measuring PSNR and SSIM", "restore")
-    model = load_model(config.weights, pick_device(config.device), config.ema)
+    model = open_model(config.weights, pick_device(config.device), config.ema)
     corruption = model.denoiser.corruption
     config = replace(config, sampler=config.sampler or natural_sampler(corruption))
     given = _load("--images", config.images, model.shape)[: config.num]

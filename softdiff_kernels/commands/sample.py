@@ -170,22 +170,23 @@ def sample(config: SampleConfig, say: Callable[[str], None] = print) -> list[Pat
     set_precision(config.precision)
     processes, device = join(config.timeout, device)
     with processes:
-        model = _load(config, device)
+        model = open_model(config.weights, device, config.ema)
         return _sample(config, seeds, model, processes, say if processes.first else lambda _: None)
 
 
-def _load(config: SampleConfig, device: torch.device) -> LoadedModel:
-    """The model in --weights, of whichever kind that is."""
+def open_model(weights: str, device: torch.device, ema: float | None = None) -> LoadedModel:
+    """The model that --weights names, of whichever kind: a weights file, a run's folder, a pipeline's folder.
+    ema: the decay of the average, of those in a run's folder."""
     # A pipeline's folder needs more packages than a weights file.
-    if not (Path(config.weights) / "model_index.json").is_file():
-        return load_model(config.weights, device, config.ema)
-    if config.ema is not None:
-        raise UserError(f"--ema: {config.weights} has one network, whose average was chosen in its export")
+    if not (Path(weights) / "model_index.json").is_file():
+        return load_model(weights, device, ema)
+    if ema is not None:
+        raise UserError(f"--ema: {weights} has one network, whose average was chosen in its export")
     need("diffusers", "a pipeline's folder", "diffusers")
     from ..integrations.diffusers import load_pipeline
 
-    with user_errors(f"{config.weights}: "):
-        return load_pipeline(config.weights, device)
+    with user_errors(f"{weights}: "):
+        return load_pipeline(weights, device)
 
 
 def _sample(

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..data.choices import class_list, labels_of
 from ..data.sample_folder import Load, read_samples
 from ..diffusion import check_sampler, time_steps
 from ..errors import user_errors
-from ..training.weights import load_model
+from ..training.weights import LoadedModel
 
 PROVENANCE = ("weights", "weights_digest", "step", "prior", "sampler", "steps", "seeds", "guidance", "class")
 """What may be known of how images were made, in the order of the results."""
@@ -49,18 +48,16 @@ def saved_samples(source: str, load: Load) -> Samples:
 
 
 def drawn_samples(
-    weights: str,
+    model: LoadedModel,
     seeds: list[int],
     *,
     sampler: str | None,
     steps: int | None,
     batch: int,
-    device: torch.device,
     say: Callable[[str], None],
 ) -> Samples:
-    """Images to draw from a weights file or run folder, one for each seed, as `softdiff sample` draws them by
-    default. The weights are loaded now; `pixels` draws, once all else has been checked."""
-    model = load_model(weights, device)
+    """Images to draw, one for each seed, as `softdiff sample` draws them by default. `pixels` draws, once all
+    else has been checked."""
     corruption = model.denoiser.corruption
     steps = model.config.sample_steps if steps is None else steps
     why = ", chosen for this number of steps" if sampler is None else ""

@@ -22,7 +22,15 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from .. import _arguments as args
-from ..diffusion import PRIORS, SAMPLING_SEED, STEPS, Prior, SoftDenoiser, prior_from_state
+from ..diffusion import (
+    PRIORS,
+    SAMPLING_SEED,
+    STEPS,
+    PowerSpectrum,
+    Prior,
+    SoftDenoiser,
+    prior_from_state,
+)
 from ..noise import NoiseKey
 from ..training.build import UNet
 from ..training.config import TrainConfig
@@ -51,6 +59,7 @@ __all__ = [
 ]
 
 PRIOR_FILE = "prior.safetensors"
+SPECTRUM, MOMENTS = "spectrum", ("mean", "power")
 INDEX = "model_index.json"
 
 
@@ -125,6 +134,8 @@ class SoftPrior(SchedulerMixin):
 
     Args:
         prior: A prior of `softdiff_kernels.diffusion`.
+        spectrum: That of the training images, for a sampler's steps even in W2 and for restoring by Wiener's
+            filter.
 
     Examples:
         >>> scheduler = SoftDiffusionScheduler(image_size=(8, 8))
@@ -133,10 +144,11 @@ class SoftPrior(SchedulerMixin):
         torch.Size([2, 1, 8, 8])
     """
 
-    def __init__(self, prior: Prior) -> None:
+    def __init__(self, prior: Prior, spectrum: PowerSpectrum | None = None) -> None:
         if not isinstance(prior, Prior):
             raise TypeError(f"SoftPrior: expected a Prior, got {args.describe(prior)}")
         self.prior = prior
+        self.spectrum = spectrum
 
     @classmethod
     def fit(
@@ -161,7 +173,11 @@ class SoftPrior(SchedulerMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         metadata = {"format": "softdiff-prior", "prior": json.dumps(self.prior.config())}
-        safetensors.torch.save_file(self.prior.state_dict(), folder / PRIOR_FILE, metadata)
+        tensors = dict(self.prior.state_dict())
+        if self.spectrum is not None:
+            metadata["images"] = str(self.spectrum.count)
+            tensors |= {f"{SPECTRUM}.{name}": getattr(self.spectrum, name) for name in MOMENTS}
+        safetensors.torch.save_file(tensors, folder / PRIOR_FILE, metadata)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
@@ -178,10 +194,14 @@ class SoftPrior(SchedulerMixin):
             )
         try:
             with safetensors.safe_open(file, framework="pt") as content:
-                config = json.loads((content.metadata() or {}).get("prior", "null"))
+                metadata = content.metadata() or {}
                 tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-            return cls(prior_from_state(config, tensors))
-        except (safetensors.SafetensorError, ValueError) as error:
+            spectrum = None
+            if "images" in metadata:
+                mean, power = (tensors.pop(f"{SPECTRUM}.{name}") for name in MOMENTS)
+                spectrum = PowerSpectrum(mean, power, int(metadata["images"]))
+            return cls(prior_from_state(json.loads(metadata.get("prior", "null")), tensors), spectrum)
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise ValueError(f"{file}: expected a whole prior, got another file ({error})") from None
 
 
@@ -459,7 +479,7 @@ def pipeline_of(model: LoadedModel, rule: str | None = AUTO, data: str = "") -> 
         "classes": list(model.classes),
         "digest": model.digest,
     }
-    return SoftDiffusionPipeline(unet.eval(), scheduler, SoftPrior(model.prior), run)
+    return SoftDiffusionPipeline(unet.eval(), scheduler, SoftPrior(model.prior, model.spectrum), run)
 
 
 class _InTimes(nn.Module):
@@ -476,7 +496,7 @@ class _InTimes(nn.Module):
 
 
 def load_pipeline(path: str, device: torch.device) -> LoadedModel:
-    """A pipeline folder as a model for `softdiff sample`; of any network that the pipeline can have."""
+    """A pipeline folder as a model for softdiff's commands; of any network that the pipeline can have."""
     pipeline = SoftDiffusionPipeline.from_pretrained(path)
     unet, scheduler, prior = pipeline.unet, pipeline.scheduler, pipeline.prior.prior
     own = isinstance(unet, SoftUNet2DModel)
@@ -490,6 +510,6 @@ def load_pipeline(path: str, device: torch.device) -> LoadedModel:
     classes = tuple(run.get("classes") or (str(i) for i in range(count)))
     shape = (prior.channels, *scheduler.image_size)
     denoiser = denoiser.to(device).eval()
-    return LoadedModel(
-        denoiser, prior, shape, config, run.get("step", 0), classes, run.get("digest"), file=path
-    )
+    model = LoadedModel(denoiser, prior, shape, config, run.get("step", 0), classes, run.get("digest"), path)
+    model.spectrum = pipeline.prior.spectrum
+    return model

@@ -27,6 +27,7 @@ from training_runs import CPU, small
 
 import softdiff_kernels as sk
 from softdiff_kernels.cli import main
+from softdiff_kernels.commands.evaluate import EvaluateConfig, samples
 from softdiff_kernels.diffusion import (
     BlurCorruption,
     GaussianDCTPrior,
@@ -117,6 +118,33 @@ def test_softdiff_sample_draws_from_the_folder(weights: Path, folder: Path, tmp_
         assert (record["step"], record["sampler"]) == (40, "multistep")
     assert pictures[0].std() > 10
     assert np.array_equal(pictures[0], pictures[1]) and np.array_equal(pictures[0], pictures[2])
+
+
+def test_the_other_commands_take_the_folder(
+    weights: Path, folder: Path, blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: restore, compare-samplers and evaluate give from the folder what they give from the run, bit for
+    bit; the spectrum of the training images, which Wiener's filter and steps even in W2 need, is in it."""
+    results = []
+    for source in (weights, folder):
+        outs = {name: str(tmp_path / f"{source.name}-{name}") for name in ("r", "c.png", "s")}
+        degraded = ["--images", str(blobs), "--degrade", "--blur-std", "1", "--num", "3", "--steps", "3"]
+        spaced = ["--seeds", "0-1", "--steps", "3", "--spacing", "w2"]
+        of = ["--weights", str(source)]
+        for argv in (
+            ["restore", *of, *degraded, "--outdir", outs["r"]],
+            ["sample", *of, *spaced, "--outdir", outs["s"]],
+            ["compare-samplers", *of, "--seeds", "0-1", "--steps", "2", "--out", outs["c.png"]],
+        ):
+            assert main(argv) == 0, capsys.readouterr().err
+        restored = json.loads((Path(outs["r"]) / "restored.json").read_text())["results"]
+        assert "Wiener" in restored
+        config = EvaluateConfig(str(blobs), weights=str(source), seeds="0-3", steps=3)
+        measured = samples(config, print).pixels()
+        assert measured.float().std() > 10
+        pictures = [Path(outs["s"]) / "grid.png", Path(outs["r"]) / "grid.png"]
+        results.append((restored, measured.tolist(), [path.read_bytes() for path in pictures]))
+    assert results[0] == results[1]
 
 
 def test_a_conditional_run_of_noise_alone(tmp_path: Path) -> None:
