@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .. import _arguments as args
 from .. import functional
+from ..caches import Tables
 from ..files import save_json
 from ..images import decode
 from ..noise import NoiseKey, fresh_key
@@ -259,7 +260,7 @@ class Corruption(ABC):
             B: Likewise, of at least 0.
             key: Of the noise n. None takes a fresh key from torch's default generator.
         """
-        keep = A.to(x_t.device, torch.float64) if isinstance(A, Tensor) else A
+        keep = _on_device(A, x_t.device, torch.float64) if isinstance(A, Tensor) else A
         gain_t, gain_s = (self.gain(_there("Corruption.step", time, x_t)) for time in (t, s))
         moved = gain_s - keep * gain_t
         return self.mix([x_t, x0_hat], [keep, moved], noise_mask=B, key=key)
@@ -419,4 +420,25 @@ def _mask(factor: Factor, x: Tensor) -> Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if not isinstance(factor, Tensor):
         return torch.full((1, 1, 1, 1), factor, dtype=dtype, device=x.device)
-    return factor.to(device=x.device, dtype=dtype)
+    return _on_device(factor, x.device, dtype)
+
+
+def _on_device(mask: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A mask on a device. Rules make theirs in host memory, where they also decide by them. A copy in each
+    step would make the host wait for the GPU, so copies are kept, by content; not those of masks for each
+    image, such as an observation's, which come once and fill the cache."""
+    there = mask.device.type != "cpu" or device.type == "cpu"
+    if there or mask.shape[:1] != (1,) or torch.compiler.is_compiling():
+        return mask.to(device=device, dtype=dtype)
+    args.no_derivative("Corruption", "a mask", mask, "masks")
+    if torch._C._functorch.is_functorch_wrapped_tensor(mask):
+        return mask.to(device=device, dtype=dtype)
+    content = mask.to(dtype).contiguous()
+    return _kept_masks(content.numpy().tobytes(), tuple(mask.shape), dtype, device)
+
+
+def _make_mask(content: bytes, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=dtype).view(shape).to(device)
+
+
+_kept_masks = Tables("masks of steps", _make_mask, copied=True, share=2)
