@@ -139,8 +139,10 @@ class Trainer:
         self.loss: Any = TrainingLoss(self.denoiser)
         if self.processes.world > 1:
             gpu = [device.index] if device.type == "cuda" else None
-            # The buffers never change, so they need not be sent before each step.
-            self.loss = DistributedDataParallel(self.loss, device_ids=gpu, broadcast_buffers=False)
+            self.loss = DistributedDataParallel(self.loss, device_ids=gpu)
+            # The buffers never change, so they need not be sent before each step. As an argument, torch 2.13
+            # warns of it, and earlier ones do not know the argument that is to take its place.
+            self.loss.broadcast_buffers = False
         self.averages = [
             AveragedModel(self.model, multi_avg_fn=partial(self._average, decay)) for decay in config.ema
         ]
