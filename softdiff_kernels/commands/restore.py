@@ -26,7 +26,7 @@ from ..diffusion import (
     start_time,
     wiener,
 )
-from ..diffusion.restore import RULES, natural_sampler
+from ..diffusion.restore import ORDERED_RULES, natural_sampler
 from ..errors import UserError, need, user_errors
 from ..files import PathText, save_json
 from ..images import decode, labelled, save_png, tile, to_uint8
@@ -70,8 +70,8 @@ class RestoreConfig:
     sampler: SamplerName | None = field(
         default=None,
         metadata={
-            "help": f"Sampler: {summaries({name: SAMPLERS[name] for name in RULES})}. Default: ddim, and "
-            "ancestral for a model of blurring."
+            "help": f"Sampler: {summaries({name: SAMPLERS[name] for name in ORDERED_RULES})}. Default: "
+            "ddim, and ancestral for a model of blurring."
         },
     )
     steps: int = 8
@@ -103,8 +103,8 @@ class RestoreConfig:
             if not 0 <= value < float("inf"):
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag}: expected a finite number of at least 0, got {value}")
-        if self.sampler not in (None, *RULES):
-            raise UserError(f"--sampler: expected one of {', '.join(RULES)}, got {self.sampler}")
+        if self.sampler not in (None, *ORDERED_RULES):
+            raise UserError(f"--sampler: expected one of {', '.join(ORDERED_RULES)}, got {self.sampler}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed: expected in [0, 2^63), got {self.seed}")
         if self.degrade and self.reference is not None:
@@ -284,7 +284,7 @@ def _restored(
     power: Tensor | None,
 ) -> Tensor:
     """uint8 [N, C, H, W]. Images that start at the same t together, so that none depends on the others."""
-    rule, order = RULES[config.sampler or ""]
+    rule, order = ORDERED_RULES[config.sampler or ""]
     options: dict[str, Any] = {"rule": rule, "order": order, "steps": config.steps}
     out = torch.empty_like(y)
     starts = times.expand(len(y))

@@ -33,7 +33,7 @@ from .. import functional, spectrum
 from ..images import decode
 from ..noise import NoiseKey, fresh_key
 from .corruption import Corruption
-from .rules import DDIM, IHDM, Ancestral, Langevin, Momentum, Naive, Rule, RuleFunction, TACoS
+from .rules import RULES, Rule, RuleFunction
 from .samplers import sample
 from .shortest_path import PowerSpectrum
 
@@ -45,15 +45,8 @@ _ROUNDING = 1e-9
 _HIDDEN = (1e-6, 0.1)
 _LEAST_GAIN = 1e-3
 
-RULES: dict[str, tuple[Rule, int]] = {
-    "naive": (Naive(), 1),
-    "momentum": (Momentum(), 1),
-    "ddim": (DDIM(), 1),
-    "tacos": (TACoS(), 1),
-    "ancestral": (Ancestral(), 1),
-    "ihdm": (IHDM(), 1),
-    "langevin": (Langevin(), 1),
-    "multistep": (DDIM(), 2),
+ORDERED_RULES: dict[str, tuple[Rule, int]] = {
+    name: (rule(), 2 if name == "multistep" else 1) for name, rule in RULES.items() if name != "heun"
 }
 """Rule and order of the samplers, by their names in SAMPLERS; not of heun, whose steps look ahead."""
 
@@ -252,7 +245,7 @@ def restore(
             f"{op}: expected noise_std over 0 for gains under {_LEAST_GAIN}, got 0; that of 8 bits is 0.0023"
         )
     times = _times(op, start_time(corruption, seen, std), steps, ts)
-    chosen = RULES[natural_sampler(corruption)][0] if rule is None else rule
+    chosen = ORDERED_RULES[natural_sampler(corruption)][0] if rule is None else rule
     key = fresh_key() if key is None else key
     work = clean.to(torch.float64 if y.dtype == torch.float64 else torch.float32)
     if corruption.basis == "pixels":

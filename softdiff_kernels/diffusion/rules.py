@@ -233,6 +233,20 @@ class Langevin(Rule):
         return _kept(0.5, corruption, t, s), _scaled(_level(corruption, s), corruption, s)
 
 
+RULES: dict[str, type[Rule]] = {
+    "naive": Naive,
+    "momentum": Momentum,
+    "ddim": DDIM,
+    "tacos": TACoS,
+    "ancestral": Ancestral,
+    "ihdm": IHDM,
+    "langevin": Langevin,
+    "multistep": DDIM,
+    "heun": DDIM,
+}
+"""The rule of each sampler in SAMPLERS; of the last two in a step of second order."""
+
+
 def _is_zero(noise: Factor) -> bool:
     return not isinstance(noise, Tensor) and noise == 0.0
 

@@ -26,38 +26,19 @@ from torch import Tensor
 
 from .. import _arguments as args
 from ..diffusion import (
-    DDIM,
-    IHDM,
     SAMPLING_SEED,
-    Ancestral,
     BlurCorruption,
     Corruption,
-    Langevin,
-    Momentum,
-    Naive,
-    Rule,
     SoftDenoiser,
-    TACoS,
     check_sampler,
     time_steps,
 )
+from ..diffusion.rules import RULES
 from ..diffusion.samplers import heun_step, second_order
 from ..noise import NoiseKey
 
 FORMAT_VERSION = 1
 """Of scheduler_config.json. A larger one is of a later version of this module, and is refused."""
-RULES: dict[str, type[Rule]] = {
-    "naive": Naive,
-    "momentum": Momentum,
-    "ddim": DDIM,
-    "tacos": TACoS,
-    "ancestral": Ancestral,
-    "ihdm": IHDM,
-    "langevin": Langevin,
-    "multistep": DDIM,
-    "heun": DDIM,
-}
-"""The rule of each step of the samplers in SAMPLERS."""
 AUTO = "auto"
 PREDICTION_TYPES = {"residual": "residual", "sample": "sample", "epsilon": "noise", "edm": "edm"}
 """diffusers' names, and the names in PREDICTIONS that they stand for."""

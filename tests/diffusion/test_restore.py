@@ -30,7 +30,7 @@ from softdiff_kernels.diffusion import (
     start_time,
     wiener,
 )
-from softdiff_kernels.diffusion.restore import RULES, natural_sampler
+from softdiff_kernels.diffusion.restore import ORDERED_RULES, natural_sampler
 
 SIZE = (6, 8)
 KEY = sk.NoiseKey(3, stream=50)
@@ -347,12 +347,12 @@ def test_wiener_is_the_best_factor() -> None:
 
 
 def test_every_sampler_has_its_rule() -> None:
-    assert set(RULES) == set(SAMPLERS) - {"heun"}  # two evaluations a step
+    assert set(ORDERED_RULES) == set(SAMPLERS) - {"heun"}  # two evaluations a step
     natural = {name: natural_sampler(corruption) for name, corruption in CORRUPTIONS.items()}
     assert natural == {"paper": "ddim", "ihdm": "ddim", "noise": "ddim", "blurring": "ancestral"}
     y, gain = sk.corrupt(data(2), 1.0, 0.02, key=sk.NoiseKey(1)), blur_gain(SIZE, 1.0)
     for name, corruption in CORRUPTIONS.items():
-        rule, _ = RULES[natural[name]]
+        rule, _ = ORDERED_RULES[natural[name]]
         got = [restore(gaussian(corruption), y, gain, 0.02, rule=r, key=KEY) for r in (None, rule)]
         assert torch.equal(*got)
 
