@@ -26,6 +26,17 @@ from on_gpu import (
 )
 
 import softdiff_kernels as sk
+from softdiff_kernels.diffusion import (
+    BlurCorruption,
+    MaskCorruption,
+    SoftDenoiser,
+    SpectralCorruption,
+    power_spectrum,
+    sample_ancestral,
+    sample_momentum,
+    sample_multistep,
+    time_steps,
+)
 
 pytestmark = marks
 
@@ -114,6 +125,24 @@ def test_a_training_step_never_waits(backend):
                 loss = sk.soft_score_loss(sk.blur(x, std), y, std, weight=std)
                 loss.backward()
     assert bool(x.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["paper", "equal_snr", "mask"])
+def test_a_trajectory_never_waits(backend, name):
+    # The first makes the tables and masks that are kept on the device, the second reads and copies nothing.
+    corruption = {
+        "paper": lambda: BlurCorruption.paper((8, 8)),
+        "equal_snr": lambda: SpectralCorruption.equal_snr(power_spectrum([torch.rand(8, 1, 8, 8)])),
+        "mask": lambda: MaskCorruption((8, 8)),
+    }[name]()
+    x, ts = image(2, 1, 8, 8), time_steps(3)
+    model = SoftDenoiser(lambda x_t, t: 0.5 * x_t, corruption)
+    with sk.use_backend(backend):
+        for sample in (sample_momentum, sample_ancestral, sample_multistep):
+            for attempt in range(2):
+                with without_synchronising() if attempt else torch.no_grad():
+                    got = sample(model, x, ts, disable=True, key=KEY)
+            assert bool(got.isfinite().all())
 
 
 @pytest.mark.parametrize("op", OPS)
