@@ -16,11 +16,11 @@ pytest.importorskip("diffusers")
 
 from benchmarks.quality import measure, report
 from benchmarks.quality.mixture import COMPONENTS, Mixture
-from benchmarks.quality.plan import EXPERIMENTS, MIXTURE, NETWORKS, Curve, Experiment, Network
+from benchmarks.quality.plan import EXPERIMENTS, IMAGES, MIXTURE, NETWORKS, Curve, Experiment, Network
 from softdiff_kernels import dct2
 from softdiff_kernels.cli import main
 from softdiff_kernels.diffusion import SAMPLERS, SPACINGS, BlurCorruption
-from softdiff_kernels.evaluation import train_classifier
+from softdiff_kernels.evaluation import load_classifier, train_classifier
 from softdiff_kernels.training.presets import PRESETS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -151,16 +151,19 @@ def test_distances_that_do_not_compare_share_no_table() -> None:
             measure.check_together([real, drawn, {**drawn, **other}])
 
 
-def test_the_pages_show_what_the_lines_say() -> None:
-    """Rule: every table of an experiment in the documentation is the one that `report` prints from the
-    committed lines, to the digit, and every experiment that has lines has its table."""
-    page = (REPOSITORY / "docs" / "experiments.md").read_text() + (
-        REPOSITORY / "docs" / "corruptions.md"
-    ).read_text()
-    for experiment in EXPERIMENTS.values():
-        distances = report.distances_of(RESULTS, experiment)
-        if report.has_results(experiment, distances):
-            assert report.table(experiment, distances) in page, experiment.question
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_pages_show_what_the_lines_say(name: str) -> None:
+    """Rule: every experiment has committed lines, and its table in the documentation is the one that `report`
+    prints from them, to the digit."""
+    pages = [(REPOSITORY / "docs" / f"{page}.md").read_text() for page in ("experiments", "corruptions")]
+    table = report.table(EXPERIMENTS[name], report.distances_of(RESULTS, EXPERIMENTS[name]))
+    assert any(table in page for page in pages), table
+
+
+def test_the_lines_can_be_added_to() -> None:
+    """Rule: the classifier by which the networks were measured is committed beside their lines."""
+    described = load_classifier(RESULTS / measure.CLASSIFIER).describe()
+    assert all(line["classifier"] == described for line in measure.read(RESULTS) if line["images"] == IMAGES)
 
 
 def test_what_a_preset_calls_measured_is_an_experiment_with_results() -> None:
