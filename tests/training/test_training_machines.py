@@ -243,7 +243,8 @@ def test_the_slurm_script(how: str, tmp_path: Path) -> None:
             if how == "time limit"
             else "exit $STATUS"
         ),
-        "scontrol": '[[ $1 == show ]] && echo node7 && echo node8 || echo "$@" >> log',
+        # More names than a pipe takes at once: who reads the first alone ends the one who writes them.
+        "scontrol": '[[ $1 == show ]] && printf "node%s\\n" {7..20000} || echo "$@" >> log',
     }
     for name, text in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
@@ -265,7 +266,7 @@ def test_the_slurm_script(how: str, tmp_path: Path) -> None:
     )
     deadline = time.monotonic() + 30
     while not (tmp_path / "args").exists():
-        assert time.monotonic() < deadline
+        assert process.poll() in (None, statuses[how]) and time.monotonic() < deadline
         time.sleep(0.02)
     if how == "time limit":
         time.sleep(0.5)
