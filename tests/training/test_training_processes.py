@@ -54,6 +54,9 @@ def threads():
     tasks = os.listdir("/proc/self/task")
     return sum("gloo_runloop" in open(f"/proc/self/task/{task}/comm").read() for task in tasks)
 
+def say(line):
+    os.write(1, f"{line}\\n".encode())  # in one piece; print's pieces mix with the other process's
+
 processes, _ = join(60.0, torch.device("cpu"))
 try:
     with processes:
@@ -67,8 +70,8 @@ try:
         if sys.argv[1] == "fails":
             processes.gather(None)
 except UserError as error:
-    print(error, flush=True)
-print(f"threads {both} {threads()}", flush=True)
+    say(error)
+say(f"threads {both} {threads()}")
 """
 
 
