@@ -428,7 +428,8 @@ def _on_device(mask: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor
     step would make the host wait for the GPU, so copies are kept, by content; not those of masks for each
     image, such as an observation's, which come once and fill the cache."""
     there = mask.device.type != "cpu" or device.type == "cpu"
-    if there or mask.shape[:1] != (1,) or torch.compiler.is_compiling():
+    for_each = mask.dim() == 4 and mask.shape[0] != 1
+    if there or for_each or torch.compiler.is_compiling():
         return mask.to(device=device, dtype=dtype)
     args.no_derivative("Corruption", "a mask", mask, "masks")
     if torch._C._functorch.is_functorch_wrapped_tensor(mask):

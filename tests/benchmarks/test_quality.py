@@ -163,7 +163,7 @@ def test_the_pages_show_what_the_lines_say(name: str) -> None:
 def test_the_lines_can_be_added_to() -> None:
     """Rule: the classifier by which the networks were measured is committed beside their lines."""
     described = load_classifier(RESULTS / measure.CLASSIFIER).describe()
-    assert all(line["classifier"] == described for line in measure.read(RESULTS) if line["images"] == IMAGES)
+    assert {x["classifier"] for x in measure.read(RESULTS) if x["images"] == IMAGES} == {described}
 
 
 def test_what_a_preset_calls_measured_is_an_experiment_with_results() -> None:

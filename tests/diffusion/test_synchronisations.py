@@ -136,6 +136,8 @@ def test_masks_are_kept_by_content() -> None:
     assert held() == 2 * once
     step(mask.expand(4, -1, -1, -1))  # one for each image is not kept
     assert held() == 2 * once
+    step(mask[0] + 1)
+    assert held() == 3 * once
     content = mask.numpy().tobytes()
     made = corruption_module._make_mask(content, tuple(mask.shape), mask.dtype, torch.device("cpu"))
     assert torch.equal(made, mask)

@@ -34,6 +34,7 @@ ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK
 ENVIRONMENT = {**ALONE, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
 
 
+SOFTDIFF = ["-m", "softdiff_kernels"]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
@@ -44,7 +45,7 @@ def torchrun(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 LEAVING = """
-import collections, os, sys
+import os, sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from softdiff_kernels.errors import UserError
@@ -106,19 +107,8 @@ def test_a_run_goes_from_one_process_to_two_and_back(blobs: Path, tmp_path: Path
     whole, run = tmp_path / "whole", tmp_path / "run"
     train(small(blobs, whole, steps=3, save_every=1, keep=0))
     train(small(blobs, run, steps=1, save_every=1, keep=0))
-    done = torchrun(
-        "-m",
-        "softdiff_kernels",
-        "train",
-        "--resume",
-        str(run),
-        "--steps",
-        "2",
-        "--batch-gpu",
-        "1",
-        "--sample-count",
-        "1",
-    )
+    resumed = ["train", "--resume", str(run), "--steps", "2", "--batch-gpu", "1", "--sample-count", "1"]
+    done = torchrun(*SOFTDIFF, *resumed)
     assert done.returncode == 0, done.stderr[-3000:]
     # One process says it, and the batch of 6 is 2 processes x 1 image x 3 rounds.
     assert done.stdout.count("resuming ") == 1 and "global batch 6 = 2 x 1 x 3" in done.stdout
@@ -137,11 +127,9 @@ def test_a_run_goes_from_one_process_to_two_and_back(blobs: Path, tmp_path: Path
     # The images of a seed are the same at any number of processes.
     weights = str(run / "weights-00000003.safetensors")
     argv = ["sample", "--weights", weights, "--seeds", "4-8", "--steps", "2", "--outdir"]
-    several = torchrun(
-        "-m", "softdiff_kernels", *argv, str(tmp_path / "several"), "--npz", str(tmp_path / "several.npz")
-    )
+    several = torchrun(*SOFTDIFF, *argv, str(tmp_path / "several"), "--npz", str(tmp_path / "several.npz"))
     assert several.returncode == 0, several.stderr[-3000:]
-    command = [sys.executable, "-m", "softdiff_kernels", *argv, str(tmp_path / "one")]
+    command = [sys.executable, *SOFTDIFF, *argv, str(tmp_path / "one")]
     subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True, timeout=200)
     names = sorted(p.name for p in (tmp_path / "one").iterdir())
     assert names == sorted(p.name for p in (tmp_path / "several").iterdir())
